@@ -1,11 +1,14 @@
 """Files that are there whole or not at all: a commit is a directory rename, and a manifest says what is in it."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import shutil
+import signal
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,8 @@ from data.errors import EnvironmentProblem, IntegrityError
 
 MANIFEST = "manifest.json"
 _UNFINISHED = ".tmp-"
+_ASIDE = _UNFINISHED + "old-"
+_fault_hits: Counter[str] = Counter()
 
 
 def sha256_file(path: Path) -> str:
@@ -30,18 +35,23 @@ def committed_directory(target: Path) -> Iterator[Path]:
     A process killed at any moment leaves either the old directory or the new one, and at most a scratch directory
     that `remove_unfinished` clears.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = target.parent / f"{_UNFINISHED}{target.name}-{uuid.uuid4().hex}"
-    scratch.mkdir()
+    scratch = target.parent / f"{_UNFINISHED}new-{uuid.uuid4().hex}"
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch.mkdir()
         yield scratch
+        faultpoint("commit.before_manifest")
         _write_manifest(scratch)
+        faultpoint("commit.after_manifest")
         _swap(scratch, target)
     except OSError as error:
+        needed = _bytes_in(scratch)
         shutil.rmtree(scratch, ignore_errors=True)
+        if not _is_about(error, target.parent):
+            raise
         raise EnvironmentProblem(
-            f"Could not write {target}: {error.strerror or error}. "
-            f"Free {_free(target.parent)}. Make room or choose another directory; the last commit is untouched."
+            f"Could not write {target}: {error.strerror or error}. It needs {needed} bytes or more, free are "
+            f"{_free(target.parent)}. Make room or choose another directory; what was committed before is intact."
         ) from error
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -72,32 +82,43 @@ def is_committed(directory: Path) -> bool:
 
 
 def remove_unfinished(parent: Path) -> None:
-    """Clear scratch directories that killed processes left in `parent`; put back what a kill between renames hid."""
+    """Clear scratch directories that killed processes left in `parent`; put back what a kill between renames hid.
+
+    Only for the one who may write in `parent`: it would also clear the scratch of a living writer.
+    """
     if not parent.is_dir():
         return
-    for entry in parent.iterdir():
-        if entry.name.startswith(_UNFINISHED + "old-"):
-            target = parent / entry.name[len(_UNFINISHED + "old-"):].rsplit("-", 1)[0]
-            if not target.exists():
-                entry.rename(target)
-                continue
-        if entry.name.startswith(_UNFINISHED):
+    entries = list(parent.iterdir())
+    for aside in (entry for entry in entries if entry.name.startswith(_ASIDE)):
+        for hidden in aside.iterdir():
+            if not (parent / hidden.name).exists():
+                hidden.rename(parent / hidden.name)
+    for entry in (entry for entry in entries if entry.name.startswith(_UNFINISHED)):
+        if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
     """Replace a JSON file atomically; keys sorted, so equal values give equal bytes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f"{_UNFINISHED}{path.name}-{uuid.uuid4().hex}")
+    scratch = path.with_name(f"{_UNFINISHED}{uuid.uuid4().hex}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with scratch.open("w", encoding="utf-8") as file:
             json.dump(value, file, indent=1, sort_keys=True, allow_nan=False)
             file.flush()
             os.fsync(file.fileno())
+        faultpoint("json.before_rename")
         scratch.replace(path)
+        _sync(path.parent)
     except OSError as error:
-        scratch.unlink(missing_ok=True)
-        raise EnvironmentProblem(f"Could not write {path}: {error.strerror or error}. Free {_free(path.parent)}.") from error
+        with contextlib.suppress(OSError):
+            scratch.unlink()
+        raise EnvironmentProblem(
+            f"Could not write {path}: {error.strerror or error}. Free are {_free(path.parent)}. "
+            "Make room or choose another directory; the file that was there before is intact."
+        ) from error
     except BaseException:
         scratch.unlink(missing_ok=True)
         raise
@@ -111,6 +132,23 @@ def read_json(path: Path) -> Any:
         raise IntegrityError(f"{path} is not valid JSON: {error}. It was damaged or edited.") from error
 
 
+def faultpoint(site: str) -> None:
+    """A place where a test can make this process fail; does nothing unless the environment asks for it.
+
+    DICESCOPE_FAULT="site:n:kill" kills the process at the n-th visit of the site, "site:n:enospc" fills its disk.
+    """
+    wanted = os.environ.get("DICESCOPE_FAULT")
+    if not wanted:
+        return
+    name, visit, action = wanted.split(":")
+    _fault_hits[site] += 1
+    if site != name or _fault_hits[site] != int(visit):
+        return
+    if action == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 def _write_manifest(scratch: Path) -> None:
     files = {}
     for path in sorted(p for p in scratch.rglob("*") if p.is_file()):
@@ -122,14 +160,24 @@ def _write_manifest(scratch: Path) -> None:
 
 
 def _swap(scratch: Path, target: Path) -> None:
-    if target.exists():
-        aside = target.parent / f"{_UNFINISHED}old-{target.name}-{uuid.uuid4().hex}"
-        target.rename(aside)
+    if not target.exists():
         scratch.rename(target)
-        shutil.rmtree(aside, ignore_errors=True)
-    else:
+        faultpoint("commit.after_rename")
+        _sync(target.parent)
+        return
+    aside = target.parent / f"{_ASIDE}{uuid.uuid4().hex}"
+    aside.mkdir()
+    target.rename(aside / target.name)
+    try:
+        faultpoint("commit.between_renames")
         scratch.rename(target)
+    except BaseException:
+        (aside / target.name).rename(target)
+        aside.rmdir()
+        raise
+    faultpoint("commit.after_rename")
     _sync(target.parent)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:
@@ -141,4 +189,20 @@ def _sync(path: Path) -> None:
 
 
 def _free(directory: Path) -> str:
-    return f"{shutil.disk_usage(directory).free / 1e6:.0f} MB at {directory}"
+    while not directory.exists() and directory != directory.parent:
+        directory = directory.parent
+    return f"{shutil.disk_usage(directory).free} bytes at {directory}"
+
+
+def _bytes_in(directory: Path) -> int:
+    with contextlib.suppress(OSError):
+        return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+    return 0
+
+
+def _is_about(error: OSError, parent: Path) -> bool:
+    # An error that names a file elsewhere (a scan that is missing) is not about writing here.
+    if not isinstance(error.filename, str):
+        return True
+    named = Path(error.filename).resolve()
+    return named.is_relative_to(parent.resolve()) or parent.resolve().is_relative_to(named)

@@ -1,0 +1,309 @@
+"""Start, follow and stop a command of `cli.py` as a process whose life does not depend on the browser.
+
+`runs/.jobs/<job_id>/` holds job.json (what was asked), log.txt, supervisor.json and child.json (who runs), and
+returncode.json (how it ended). A small supervisor outlives the server that started it and writes the last one.
+"""
+
+import contextlib
+import datetime
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from core.lock import is_alive, process_started, this_process
+from core.store import claim_sequence
+from data.errors import BadInput, EnvironmentProblem, IntegrityError
+from data.files import read_json, write_json
+
+PROJECT = Path(__file__).resolve().parent.parent
+CLI = PROJECT / "cli.py"
+NICENESS = 10
+"""The dashboard stays quick while a job computes on the same cores."""
+_ENDINGS = {
+    0: "Finished.",
+    2: "Bad input: something that was given cannot be used.",
+    3: "The environment stood in the way: disk, memory or permission.",
+    4: "A file is not what its manifest says.",
+    5: "Interrupted. The same command resumes it.",
+    6: "A bug of this program.",
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One started command, as it stood when it was read."""
+
+    job_id: str
+    argv: tuple[str, ...]
+    """The verb of cli.py and its flags."""
+    pid: int | None
+    """Of the child, which leads its own process group."""
+    process_started: str | None
+    created: str
+    sequence: int
+    run_id: str | None
+    """The run it works on, once it has said so."""
+    log: Path
+    status: str
+    """waiting, running, finished, failed, stopped or killed."""
+    returncode: int | None
+    diagnosis: str
+    """In words: how it ended and what to do."""
+
+    @property
+    def active(self) -> bool:
+        """Whether it still waits or runs."""
+        return self.status in ("waiting", "running")
+
+
+def start_job(runs: Path, argv: Sequence[str], *, token: str | None = None) -> Job:
+    """Start `python cli.py ARGV` in the background. The same `token` again (a double click) gives the same job.
+
+    No shell is involved. The child is told no more than its arguments.
+    """
+    if not argv or not argv[0] or argv[0].startswith("-") or any("\0" in part for part in argv):
+        raise BadInput(f"{list(argv)!r} is no command. Give a verb and its flags, such as ['demo', '--seed', '1'].")
+    key = uuid.uuid4().hex if token is None else hashlib.sha256(token.encode()).hexdigest()
+    root = runs.absolute() / ".jobs"
+    directory = root / f"job-{key[:12]}"
+    if directory.is_dir():
+        return _read(directory)
+    scratch = root / f".tmp-{uuid.uuid4().hex}"
+    write_json(
+        scratch / "job.json",
+        {
+            "argv": list(argv),
+            "command": [sys.executable, str(CLI), *argv],
+            "cwd": str(Path.cwd()),
+            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "sequence": claim_sequence(root),
+            "starter": this_process(),
+        },
+    )
+    (scratch / "log.txt").touch()
+    try:
+        scratch.rename(directory)
+    except OSError:  # the other click was quicker
+        shutil.rmtree(scratch, ignore_errors=True)
+        return _read(directory)
+    _start_supervisor(directory)
+    return _read(directory)
+
+
+def list_jobs(runs: Path) -> list[Job]:
+    """All jobs, newest first. One with a damaged record is listed as failed and hides no other."""
+    try:
+        names = [name for name in os.listdir(runs / ".jobs") if name.startswith("job-")]
+    except OSError:
+        return []
+    jobs = [_read(runs.absolute() / ".jobs" / name) for name in names]
+    return sorted(jobs, key=lambda job: job.sequence, reverse=True)
+
+
+def read_job(runs: Path, job_id: str) -> Job:
+    """The job with this id, as it stands now. BadInput when there is none."""
+    root = runs.absolute() / ".jobs"
+    names = sorted(n for n in os.listdir(root) if n.startswith("job-")) if root.is_dir() else []
+    if job_id not in names:
+        raise BadInput(f"No job {job_id!r}. There are: {', '.join(names[:8]) or 'none yet'}.")
+    return _read(root / job_id)
+
+
+def log_tail(job: Job, n_lines: int = 50) -> str:
+    """The last lines of what the job printed; reads at most 200 bytes per line from the end of the log."""
+    try:
+        with job.log.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - max(200 * n_lines, 4096)))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return ""
+    return "\n".join(text.splitlines()[-n_lines:])
+
+
+def follow_job(runs: Path, job_id: str, every_seconds: float = 0.5) -> Iterator[str]:
+    """What the job prints, piece by piece, until it has ended."""
+    position = 0
+    while True:
+        job = read_job(runs, job_id)
+        with contextlib.suppress(OSError), job.log.open("rb") as file:
+            file.seek(position)
+            piece = file.read()
+            position += len(piece)
+            if piece:
+                yield piece.decode(errors="replace")
+        if not job.active:
+            return
+        time.sleep(every_seconds)
+
+
+def stop_job(job: Job) -> Job:
+    """Ask a job to stop (SIGTERM to its own process group); asked a second time, it is killed.
+
+    Nothing is signalled unless process number *and* start time are still those of the job.
+    """
+    directory = job.log.parent
+    now = _read(directory)
+    if not now.active:
+        return now
+    asked_before = (directory / "stop.json").exists()
+    write_json(directory / "stop.json", {"times": 2 if asked_before else 1})
+    if now.pid is not None and process_started(now.pid) == now.process_started:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(now.pid, signal.SIGKILL if asked_before else signal.SIGTERM)
+    return _read(directory)
+
+
+def _read(directory: Path) -> Job:
+    ended = _json(directory / "returncode.json")  # first: files only appear, so later reads are never older
+    record = _json(directory / "job.json")
+    child = _json(directory / "child.json")
+    if not ended:
+        ended = _json(directory / "returncode.json")
+    status, diagnosis = _judge(directory, record, child, ended)
+    return Job(
+        job_id=directory.name,
+        argv=tuple(str(part) for part in record.get("argv", ())),
+        pid=child.get("pid"),
+        process_started=child.get("process_started"),
+        created=str(record.get("created", "")),
+        sequence=int(record.get("sequence", 0)),
+        run_id=_json(directory / "run.json").get("run_id"),
+        log=directory / "log.txt",
+        status=status,
+        returncode=ended.get("returncode"),
+        diagnosis=diagnosis,
+    )
+
+
+def _judge(directory: Path, record: dict[str, Any], child: dict[str, Any], ended: dict[str, Any]) -> tuple[str, str]:
+    if not record:
+        return "failed", f"{directory / 'job.json'} is missing or damaged. Delete {directory} and start again."
+    if "returncode" in ended:
+        return _ending(directory, ended)
+    if child and is_alive(child):
+        return "running", "Running."
+    guardian = _json(directory / "supervisor.json") or record["starter"]
+    if is_alive(guardian):
+        return "waiting", "Starting."
+    if (ended := _json(directory / "returncode.json")) and "returncode" in ended:
+        return _ending(directory, ended)
+    if child:
+        return "killed", (
+            "It ended without a word: the machine was restarted, or the process and its supervisor were killed. "
+            "Run the same command again; finished stages are used again."
+        )
+    return "failed", "It never started: the server ended first. Start it again."
+
+
+def _ending(directory: Path, ended: dict[str, Any]) -> tuple[str, str]:
+    code = int(ended["returncode"])
+    stopped = (directory / "stop.json").exists()
+    if code == 0:
+        return "finished", _ENDINGS[0]
+    if code == 5 or (stopped and code < 0):
+        return "stopped", "Stopped on request. The same command resumes it; finished stages are used again."
+    last = _last_line(directory / "log.txt")
+    if code == -signal.SIGKILL:
+        total = psutil.virtual_memory().total / 1e6
+        return "killed", (
+            f"Killed by the system, probably memory: peak RSS {ended.get('peak_mb', 0):.0f} MB of {total:.0f} MB on "
+            "this machine. Use a coarser spacing, fewer layers or fewer subjects, then run the same command again; "
+            "finished stages are used again."
+        )
+    if code < 0:
+        return "killed", f"Ended by signal {-code} ({_signal_name(-code)}) from outside. Last line: {last}"
+    return "failed", f"{_ENDINGS.get(code, f'Ended with code {code}.')} Last line: {last}"
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = read_json(path)
+    except (OSError, IntegrityError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _last_line(log: Path) -> str:
+    with contextlib.suppress(OSError), log.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 4096))
+        lines = [line for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+        return lines[-1].strip()[:500] if lines else "(nothing was printed)"
+    return "(the log is gone)"
+
+
+def _signal_name(number: int) -> str:
+    with contextlib.suppress(ValueError):
+        return signal.Signals(number).name
+    return "unknown"
+
+
+def _start_supervisor(directory: Path) -> None:
+    # The process started here forks and ends at once, so nothing of ours is the supervisor's parent for long.
+    command = [sys.executable, "-m", "core.jobs", "--supervise", str(directory)]
+    with (directory / "log.txt").open("ab") as log:
+        done = subprocess.run(
+            command, cwd=PROJECT, stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=False, timeout=60
+        )
+    if done.returncode != 0:
+        write_json(directory / "returncode.json", {"returncode": 3, "peak_mb": 0.0})
+        raise EnvironmentProblem(f"The job could not be started: {_last_line(directory / 'log.txt')}")
+
+
+def _supervise(directory: Path) -> None:
+    """Run the job's command to its end and write down how it ended."""
+    if os.fork():
+        os._exit(0)
+    os.setsid()
+    for name in (signal.SIGHUP, signal.SIGINT):
+        signal.signal(name, signal.SIG_IGN)
+    write_json(directory / "supervisor.json", this_process())
+    record = json.loads((directory / "job.json").read_text())
+    if (directory / "stop.json").exists():
+        write_json(directory / "returncode.json", {"returncode": 5, "peak_mb": 0.0})
+        return
+    os.nice(NICENESS)
+    with (directory / "log.txt").open("ab") as log:
+        child = subprocess.Popen(
+            record["command"],
+            cwd=record["cwd"],
+            env=os.environ | {"DICESCOPE_JOB": str(directory), "PYTHONUNBUFFERED": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    signal.signal(signal.SIGTERM, lambda *_: os.killpg(child.pid, signal.SIGTERM))
+    started = this_process() | {"pid": child.pid, "process_started": process_started(child.pid)}
+    write_json(directory / "child.json", started)
+    if (directory / "stop.json").exists():  # asked to stop before the child was known
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGTERM)
+    # The child stays a zombie until its group is cleared, so its number cannot be anyone else's yet.
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(child.pid, signal.SIGKILL)
+    _, status, usage = os.wait4(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)
+    per_unit = 1 if sys.platform == "darwin" else 1024
+    ended = {"returncode": child.returncode, "peak_mb": round(usage.ru_maxrss * per_unit / 1e6, 1)}
+    write_json(directory / "returncode.json", ended)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3 or sys.argv[1] != "--supervise":
+        sys.exit("This is started by the dashboard: python -m core.jobs --supervise DIRECTORY")
+    _supervise(Path(sys.argv[2]))

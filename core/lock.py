@@ -1,0 +1,221 @@
+"""One writer per directory: a lock that survives network file systems, and that a dead process cannot keep.
+
+`lock/000007/owner.json` names the holder of generation 7. A generation is taken by renaming a prepared directory
+to its number, which the file system grants to one process only; the highest number is the current one, and the
+next may be taken once the current is released or its holder is dead. The number is also the fencing token: a writer
+that was thought dead and comes back finds a higher one and may no longer commit.
+"""
+
+import contextlib
+import datetime
+import os
+import platform
+import shutil
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from data.errors import BadInput, EnvironmentProblem, IntegrityError, Interrupted
+from data.files import read_json, write_json
+
+HEARTBEAT_SECONDS = 5.0
+SILENT_BEATS = 3
+"""A holder that cannot be asked is taken for dead after this many missed heartbeats, and only on request."""
+
+
+@contextlib.contextmanager
+def hold_lock(directory: Path, take_over: bool = False, heartbeat_seconds: float = HEARTBEAT_SECONDS) -> Iterator[int]:
+    """Be the one writer of `directory` for the length of the block; yields the generation (the fencing token).
+
+    The lock of a dead process on this machine is taken over. `take_over` also takes the lock of a process that cannot
+    be asked (another machine, or stopped), after three heartbeats of silence.
+    BadInput when somebody else is writing; it says since when, which process and where.
+    """
+    locks = directory / "lock"
+    while (generation := _try_to_take(locks, take_over, heartbeat_seconds)) is None:
+        time.sleep(0.01)
+    mine = locks / f"{generation:06d}"
+    ended = threading.Event()
+    beating = threading.Thread(target=_beat, args=(mine / "heartbeat", heartbeat_seconds, ended), daemon=True)
+    beating.start()
+    try:
+        yield generation
+    finally:
+        ended.set()
+        beating.join()
+        with contextlib.suppress(OSError):
+            (mine / "owner.json").rename(mine / "released.json")
+
+
+def lock_holder(directory: Path) -> dict[str, Any] | None:
+    """Who writes in `directory` now (pid, host, since, ...), or None when nobody does or the holder is dead."""
+    generation = _highest(directory / "lock")
+    owner = _owner(directory / "lock" / f"{generation:06d}")
+    return None if owner is None or _certainly_dead(owner) else owner
+
+
+def check_fence(directory: Path, generation: int) -> None:
+    """Raise Interrupted when somebody has taken over the lock since `generation` was given."""
+    now = _highest(directory / "lock")
+    if now != generation:
+        raise Interrupted(
+            f"Another process took over {directory} (lock {now}, ours was {generation}). "
+            "Nothing of this one is committed any more. Follow the other one, or start a new run."
+        )
+
+
+def process_started(pid: int) -> str | None:
+    """When a process began, as a text that identifies it even if its number is used again; None when it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return None if fields[0] in "ZX" else f"{fields[19]} ticks"
+    except FileNotFoundError:
+        if Path("/proc/self/stat").exists():
+            return None
+    except (OSError, IndexError):
+        return None
+    try:
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else f"{process.create_time():.2f} s"
+    except psutil.Error:
+        return None
+
+
+def this_process() -> dict[str, Any]:
+    """What identifies this process: number, start, machine, and which boot of it."""
+    return {
+        "pid": os.getpid(),
+        "process_started": process_started(os.getpid()),
+        "host": platform.node(),
+        "boot": _boot(),
+        "pid_namespace": _pid_namespace(),
+    }
+
+
+def is_alive(process: dict[str, Any]) -> bool:
+    """Whether a process described by `this_process` still runs on this machine."""
+    return (
+        process.get("host") == platform.node()
+        and process.get("boot") == _boot()
+        and process_started(int(process["pid"])) == process.get("process_started")
+    )
+
+
+def _try_to_take(locks: Path, take_over: bool, heartbeat_seconds: float) -> int | None:
+    """The generation when it is ours; None when the race was lost and must be looked at again."""
+    current = _highest(locks)
+    owner = _owner(locks / f"{current:06d}")
+    if owner is not None and not _certainly_dead(owner):
+        if not take_over:
+            raise BadInput(_refusal(locks.parent, owner))
+        _watch_silence(locks / f"{current:06d}", owner)
+    prepared = _prepare(locks, heartbeat_seconds)
+    wanted = locks / f"{current + 1:06d}"
+    try:
+        prepared.rename(wanted)
+    except OSError:
+        shutil.rmtree(prepared, ignore_errors=True)
+        return None
+    if _highest(locks) != current + 1:  # older generations are pruned: ours may be a reused, outdated number
+        shutil.rmtree(wanted, ignore_errors=True)
+        return None
+    _prune(locks, below=current + 1)
+    return current + 1
+
+
+def _prepare(locks: Path, heartbeat_seconds: float) -> Path:
+    prepared = locks / f".new-{uuid.uuid4().hex}"
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    try:
+        prepared.mkdir(parents=True)
+        (prepared / "heartbeat").write_bytes(b"0".rjust(20))
+    except OSError as error:
+        raise EnvironmentProblem(
+            f"Cannot write in {locks.parent}: {error.strerror}. Choose another directory, or make this one writable."
+        ) from error
+    write_json(prepared / "owner.json", this_process() | {"since": now, "heartbeat_seconds": heartbeat_seconds})
+    return prepared
+
+
+def _highest(locks: Path) -> int:
+    try:
+        return max((int(name) for name in os.listdir(locks) if name.isdecimal()), default=0)
+    except OSError:
+        return 0
+
+
+def _owner(generation: Path) -> dict[str, Any] | None:
+    """Who holds it; None when it is released (or nobody ever held it)."""
+    try:
+        owner = read_json(generation / "owner.json")
+    except (OSError, IntegrityError):
+        return None
+    return owner if isinstance(owner, dict) and isinstance(owner.get("pid"), int) else None
+
+
+def _certainly_dead(owner: dict[str, Any]) -> bool:
+    if owner.get("host") != platform.node():
+        return False
+    if owner.get("boot") != _boot():
+        return True
+    return owner.get("pid_namespace") == _pid_namespace() and not is_alive(owner)
+
+
+def _refusal(directory: Path, owner: dict[str, Any]) -> str:
+    here = owner.get("host") == platform.node()
+    return (
+        f"{directory.name} is being written: running since {owner.get('since')}, process {owner['pid']} on "
+        f"{owner.get('host')}. Attach to it (open the run in the dashboard), or start a new run"
+        + ("." if here else "; if that machine is gone, repeat the command with --take-over.")
+    )
+
+
+def _watch_silence(generation: Path, owner: dict[str, Any]) -> None:
+    # The change of the counter is watched, not a clock: clocks of two machines differ, and jump.
+    before = _heartbeat(generation)
+    deadline = time.monotonic() + SILENT_BEATS * float(owner.get("heartbeat_seconds", HEARTBEAT_SECONDS))
+    while time.monotonic() < deadline:
+        time.sleep(min(0.2, max(deadline - time.monotonic(), 0.0)))
+        if _heartbeat(generation) != before:
+            raise BadInput(_refusal(generation.parent.parent, owner) + " It gives signs of life: not taken over.")
+
+
+def _heartbeat(generation: Path) -> bytes:
+    try:
+        return (generation / "heartbeat").read_bytes()
+    except OSError:
+        return b""
+
+
+def _beat(heartbeat: Path, seconds: float, ended: threading.Event) -> None:
+    count = 0
+    while not ended.wait(seconds):
+        count += 1
+        # Same length in place: needs no room on a full disk.
+        with contextlib.suppress(OSError), heartbeat.open("r+b") as file:
+            file.write(str(count).encode().rjust(20))
+
+
+def _prune(locks: Path, below: int) -> None:
+    for name in os.listdir(locks):
+        if name.isdecimal() and int(name) < below:
+            shutil.rmtree(locks / name, ignore_errors=True)
+
+
+def _boot() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return f"{psutil.boot_time():.0f}"
+
+
+def _pid_namespace() -> str:
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""

@@ -1,0 +1,422 @@
+"""Run directories: the only contract between a process that computes and everything that shows its results.
+
+A run is a folder with `run.json` (what was asked, what came of it), `events.jsonl` (the journal) and one committed
+directory per stage. Runs are ordered by a sequence number, never by a clock.
+"""
+
+import contextlib
+import dataclasses
+import datetime
+import os
+import re
+import shutil
+import time
+import unicodedata
+import uuid
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+from core.journal import JOURNAL, append_line, read_lines
+from core.lock import HEARTBEAT_SECONDS, check_fence, hold_lock, lock_holder
+from core.provenance import environment as environment
+from core.provenance import fingerprint as fingerprint
+from core.provenance import git_commit as git_commit
+from core.provenance import peak_memory_mb, plain, reset_peak_memory
+from data.errors import BadInput, EnvironmentProblem, IntegrityError
+from data.files import (
+    committed_directory,
+    is_committed,
+    read_json,
+    remove_unfinished,
+    verify_directory,
+    write_json,
+)
+
+RUNS_DEFAULT = Path("runs")
+SCHEMA = 1
+STATUSES = ("running", "finished", "failed", "interrupted")
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run directory and what its run.json said when it was read."""
+
+    directory: Path
+    record: dict[str, Any]
+    generation: int | None = None
+    """The fencing token of `lock`, when this process holds it."""
+
+    @property
+    def run_id(self) -> str:
+        """Name of the run, unique in its runs directory."""
+        return str(self.record["run_id"])
+
+    @property
+    def kind(self) -> str:
+        """What it made: encoder, detector, demo."""
+        return str(self.record["kind"])
+
+    @property
+    def name(self) -> str:
+        """What the user called it."""
+        return str(self.record["name"])
+
+    @property
+    def status(self) -> str:
+        """running, finished, failed or interrupted, as written; `current_status` also asks whether it is alive."""
+        return str(self.record["status"])
+
+    @property
+    def sequence(self) -> int:
+        """Place in the order of creation."""
+        return int(self.record["sequence"])
+
+
+def create_run(
+    runs: Path,
+    *,
+    kind: str,
+    name: str,
+    recipe: Mapping[str, Any],
+    settings: Mapping[str, Any] | None = None,
+    cohort: Mapping[str, Any] | None = None,
+    split: Mapping[str, Any] | None = None,
+    preprocessing: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    parents: Mapping[str, str] | None = None,
+    run_id: str | None = None,
+) -> Run:
+    """A new run with status "running". Its id is date, name and a hash of the recipe: 2026-11-21_padim_3f9a.
+
+    EnvironmentProblem when `runs` cannot be written, before anything is computed.
+    """
+    if run_id is not None and not _ID.fullmatch(run_id):
+        raise BadInput(
+            f"{run_id!r} cannot name a run. Use up to 100 letters, digits, '.', '_' and '-', "
+            "beginning with a letter or digit."
+        )
+    now = datetime.datetime.now(datetime.UTC)
+    record = {
+        "schema": SCHEMA,
+        "kind": kind,
+        "name": name,
+        "created": now.isoformat(timespec="seconds"),
+        "sequence": claim_sequence(runs),
+        "status": "running",
+        "error": None,
+        "recipe": plain(recipe),
+        "settings": plain(settings or {}),
+        "cohort": plain(cohort or {}),
+        "split": plain(split or {}),
+        "preprocessing": plain(preprocessing or {}),
+        "seed": seed,
+        "versions": environment(),
+        "git_commit": git_commit(),
+        "parents": plain(parents or {}),
+        "stages": {},
+    }
+    stem = run_id or f"{now:%Y-%m-%d}_{_slug(name)}_{fingerprint(recipe)[:4]}"
+    run = _claim_directory(runs, stem, record, exact=run_id is not None)
+    _announce(run)
+    return run
+
+
+def update_run(
+    run: Run,
+    *,
+    status: str | None = None,
+    error: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    cohort: Mapping[str, Any] | None = None,
+    split: Mapping[str, Any] | None = None,
+    preprocessing: Mapping[str, Any] | None = None,
+    parents: Mapping[str, str] | None = None,
+    stages: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Run:
+    """Replace the named fields of run.json in one step; stages are merged. The error text goes when work resumes."""
+    if status is not None and status not in STATUSES:
+        raise BadInput(f"No status {status!r}. There are: {', '.join(STATUSES)}.")
+    _check_writer(run)
+    record = _read_record(run.directory)
+    given = {
+        "status": status,
+        "error": error,
+        "settings": settings,
+        "cohort": cohort,
+        "split": split,
+        "preprocessing": preprocessing,
+        "parents": parents,
+    }
+    record |= {key: plain(value) for key, value in given.items() if value is not None}
+    if status in ("running", "finished") and error is None:
+        record["error"] = None
+    record["stages"] = record.get("stages", {}) | plain(stages or {})
+    write_json(run.directory / "run.json", record)
+    return dataclasses.replace(run, record=record)
+
+
+def open_run(runs: Path, which: str, kind: str | None = None) -> Run:
+    """The run that a user means: an id, the beginning of one, a path to it, or "latest" (optionally of one kind).
+
+    Names are matched against the folders that exist and never joined to a path. BadInput lists what there is.
+    """
+    names = _run_names(runs)
+    if not names:
+        raise BadInput(f"No runs in {_shown(runs)} yet. Make one: python cli.py demo")
+    if which == "latest":
+        found, problems = list_runs(runs)
+        fitting = [run for run in found if kind in (None, run.kind)]
+        if not fitting:
+            raise BadInput(
+                f"No run of kind {kind!r} in {_shown(runs)}. "
+                f"It has: {', '.join(sorted({run.kind for run in found})) or 'none that can be read'}. "
+                + " ".join(problems[:3])
+            )
+        return fitting[0]
+    name = _match(runs, names, which)
+    run = Run(runs / name, _read_record(runs / name))
+    if kind is not None and run.kind != kind:
+        raise BadInput(f"Run {name} is of kind {run.kind!r}; here {kind!r} is needed. Try: latest")
+    return run
+
+
+def list_runs(runs: Path) -> tuple[list[Run], list[str]]:
+    """All runs, newest first, and in words what is wrong with the folders that could not be read."""
+    found: list[Run] = []
+    problems: list[str] = []
+    for name in _run_names(runs):
+        try:
+            found.append(Run(runs / name, _read_record(runs / name)))
+        except (BadInput, IntegrityError, OSError) as error:
+            if (runs / name).exists():  # a run that was deleted just now is no problem
+                problems.append(str(error))
+    return sorted(found, key=lambda run: (run.sequence, run.run_id), reverse=True), problems
+
+
+def current_status(run: Run) -> str:
+    """The status, except that a run whose process is gone is "interrupted" however its record still reads."""
+    if run.status == "running" and lock_holder(run.directory) is None and (run.directory / "lock").is_dir():
+        return "interrupted"
+    return run.status
+
+
+@contextlib.contextmanager
+def lock(run: Run, take_over: bool = False, heartbeat_seconds: float = HEARTBEAT_SECONDS) -> Iterator[Run]:
+    """Be the only writer of a run: `with lock(run) as run:`. Repairs what a killed predecessor left unfinished.
+
+    BadInput when another process is writing; it says since when, which process, on which machine.
+    """
+    if not run.directory.is_dir():
+        raise BadInput(f"Run {run.run_id} is no longer at {run.directory}: it was deleted or renamed.")
+    with hold_lock(run.directory, take_over, heartbeat_seconds) as generation:
+        for parent in (run.directory, *(entry for entry in run.directory.iterdir() if _is_stage_parent(entry))):
+            remove_unfinished(parent)
+        held = Run(run.directory, _read_record(run.directory), generation)
+        _announce(held)
+        yield held
+
+
+@contextlib.contextmanager
+def stage(run: Run, name: str) -> Iterator[Path]:
+    """A scratch directory that is committed as `run/name` when the block ends; seconds and peak memory are recorded.
+
+    `name` may be nested ("scores/sub-01"). A process that has lost the lock in the meantime commits nothing.
+    """
+    target = stage_directory(run, name)
+    reset_peak_memory()
+    began = time.perf_counter()
+    with committed_directory(target) as scratch:
+        yield scratch
+        _check_writer(run)
+    seconds = round(time.perf_counter() - began, 3)
+    update_run(run, stages={name: {"seconds": seconds, "peak_mb": peak_memory_mb()}})
+
+
+def stage_done(run: Run, name: str, verify: bool = False) -> bool:
+    """Whether a stage is committed; with `verify` also whether every byte is what its manifest says."""
+    directory = stage_directory(run, name)
+    if not is_committed(directory):
+        return False
+    if verify:
+        try:
+            verify_directory(directory)
+        except IntegrityError:
+            return False
+    return True
+
+
+def stage_directory(run: Run, name: str) -> Path:
+    """Where a stage lies. BadInput for a name that would leave the run directory."""
+    parts = PurePath(name).parts
+    if (
+        not parts
+        or PurePath(name).is_absolute()
+        or any(p == ".." or p.startswith(".tmp-") for p in parts)
+        or "\0" in name
+    ):
+        raise BadInput(f"{name!r} cannot name a stage. Use a name inside the run, such as scores/sub-01.")
+    directory = run.directory.joinpath(*parts)
+    if not directory.resolve().is_relative_to(run.directory.resolve()):
+        raise BadInput(f"{name!r} leads out of the run directory through a link. Remove the link.")
+    return directory
+
+
+def check_same(run: Run, asked: Mapping[str, Any], may_change: Collection[str] = ()) -> None:
+    """Raise BadInput, showing every difference, unless `asked` agrees with what the run was started with.
+
+    `asked` maps fields of run.json (recipe, settings, cohort, preprocessing, seed, ...) to their values now;
+    `may_change` names keys that do not affect results, such as "settings.workers".
+    """
+    differences = [
+        f"{key}: {before!r} -> {now!r}"
+        for field, value in asked.items()
+        for key, before, now in _differences(field, run.record.get(field), plain(value))
+        if key not in may_change
+    ]
+    if differences:
+        raise BadInput(
+            f"Run {run.run_id} was started otherwise: {'; '.join(differences[:8])}"
+            f"{' and more' if len(differences) > 8 else ''}. Repeat the command as it was, or start a new run."
+        )
+
+
+def append_event(run: Run, kind: str, values: Mapping[str, Any]) -> bool:
+    """Append one event to the run's journal; False (and one warning a minute) when the disk refuses it."""
+    return append_line(run.directory / JOURNAL, kind, values)
+
+
+def read_events(run: Run, after: int = 0) -> list[dict[str, Any]]:
+    """Events of the journal behind byte `after`; each carries `offset`, to be given as the next `after`."""
+    return read_lines(run.directory / JOURNAL, after)
+
+
+def claim_sequence(root: Path) -> int:
+    """The next number of a directory, given to one caller only: an empty file that can be created once is the claim."""
+    claims = root / ".sequence"
+    try:
+        claims.mkdir(parents=True, exist_ok=True)
+        number = max((int(name) for name in os.listdir(claims) if name.isdecimal()), default=0)
+        if not number:
+            number = max((run.sequence for run in list_runs(root)[0]), default=0)
+        while True:
+            number += 1
+            with contextlib.suppress(FileExistsError):
+                os.close(os.open(claims / f"{number:08d}", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
+                return number
+    except OSError as error:
+        raise EnvironmentProblem(
+            f"Cannot write in {_shown(root)}: {error.strerror}. Choose another directory, or make this one writable."
+        ) from error
+
+
+def _claim_directory(runs: Path, stem: str, record: dict[str, Any], exact: bool) -> Run:
+    scratch = runs / f".tmp-run-{uuid.uuid4().hex}"
+    for attempt in range(1, 1000):
+        run_id = stem if attempt == 1 else f"{stem}-{attempt}"
+        record["run_id"] = run_id
+        write_json(scratch / "run.json", record)
+        try:
+            scratch.rename(runs / run_id)
+        except OSError as error:
+            if not (runs / run_id).exists():
+                shutil.rmtree(scratch, ignore_errors=True)
+                raise EnvironmentProblem(f"Cannot write {runs / run_id}: {error.strerror}.") from error
+            if exact:
+                break
+            continue
+        return Run(runs / run_id, record)
+    shutil.rmtree(scratch, ignore_errors=True)
+    raise BadInput(f"There is a run {stem!r} in {_shown(runs)} already. Choose another name, or resume that one.")
+
+
+def _run_names(runs: Path) -> list[str]:
+    try:
+        with os.scandir(runs) as entries:
+            names = [e.name for e in entries if not e.name.startswith(".") and e.is_dir(follow_symlinks=False)]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise EnvironmentProblem(f"Cannot read {_shown(runs)}: {error.strerror}.") from error
+    return sorted(names)
+
+
+def _match(runs: Path, names: list[str], which: str) -> str:
+    if which in names:
+        return which
+    if "/" in which or os.sep in which or which in (".", ".."):
+        return _match_path(runs, names, which)
+    beginning = [name for name in names if which and name.startswith(which)]
+    if len(beginning) == 1:
+        return beginning[0]
+    problem = "fits several runs" if beginning else f"is not in {_shown(runs)}"
+    choices = (beginning or names)[-8:]
+    more = "" if len(choices) == len(beginning or names) else " and more"
+    raise BadInput(f"Run {which!r} {problem}. There are: {', '.join(choices)}{more}. Or say: latest")
+
+
+def _match_path(runs: Path, names: list[str], which: str) -> str:
+    try:
+        path = Path(which).resolve()
+    except (OSError, ValueError):
+        path = Path("/")
+    if path.parent == runs.resolve() and path.name in names:
+        return path.name
+    raise BadInput(f"{which!r} is no run in {_shown(runs)}. Give the id of a run there, or another --runs directory.")
+
+
+def _read_record(directory: Path) -> dict[str, Any]:
+    path = directory / "run.json"
+    try:
+        record = read_json(path)
+    except FileNotFoundError:
+        reason = "has no run.json: it is not a run" if directory.is_dir() else "is not there: it was deleted or renamed"
+        raise BadInput(f"{directory} {reason}. List the runs: python cli.py runs") from None
+    except (OSError, RecursionError) as error:
+        raise IntegrityError(f"{path} cannot be read: {error}.") from error
+    wanted = {"run_id": str, "kind": str, "name": str, "status": str, "sequence": int, "schema": int, "stages": dict}
+    wrong = [
+        key for key, type_ in wanted.items() if not isinstance(record, dict) or not isinstance(record.get(key), type_)
+    ]
+    if wrong:
+        raise IntegrityError(f"{path} is damaged: {', '.join(wrong)} missing or of the wrong type. Delete {directory}.")
+    if record["schema"] > SCHEMA:
+        raise BadInput(f"{path} was written by a newer version (schema {record['schema']}, this one reads {SCHEMA}).")
+    return dict(record) | {"run_id": directory.name}
+
+
+def _check_writer(run: Run) -> None:
+    if not run.directory.is_dir():
+        raise BadInput(f"Run {run.run_id} is no longer at {run.directory}: it was deleted or renamed.")
+    if run.generation is not None:
+        check_fence(run.directory, run.generation)
+
+
+def _is_stage_parent(entry: Path) -> bool:
+    return entry.is_dir() and not entry.is_symlink() and not entry.name.startswith(".") and entry.name != "lock"
+
+
+def _announce(run: Run) -> None:
+    # A job that started this process wants to know which run it works on.
+    job = os.environ.get("DICESCOPE_JOB")
+    if job and Path(job).is_dir():
+        write_json(Path(job) / "run.json", {"run_id": run.run_id})
+
+
+def _differences(key: str, before: Any, now: Any) -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        for name in sorted(before.keys() | now.keys()):
+            yield from _differences(f"{key}.{name}", before.get(name), now.get(name))
+    elif before != now:
+        yield key, before, now
+
+
+def _slug(name: str) -> str:
+    ascii_name = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
+    return re.sub(r"[^a-z0-9]+", "-", ascii_name.lower()).strip("-")[:40].strip("-") or "run"
+
+
+def _shown(directory: Path) -> str:
+    return str(directory) if directory.is_absolute() else f"./{directory}"
