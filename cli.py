@@ -1,0 +1,619 @@
+"""The terminal's front door: one verb per use-case, the same functions as the pages. `main` returns the exit code.
+
+0 ok · 2 bad input · 3 environment (disk, memory, permission) · 4 integrity · 5 interrupted, resumable · 6 our bug.
+"""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from core import demo, evaluation, experiment
+from core.detectors import CATALOGUE, DESCRIPTIONS, AnyDetector, FeatureGaussian, make, recipe_json
+from core.export import export_maps
+from core.progress import open_progress
+from core.recipes import as_json
+from core.simclr import SimclrSettings
+from core.store import Run, current_status, list_runs, open_run
+from core.summary import layer_table, run_summary
+from data.errors import BadInput, EnvironmentProblem, IntegrityError, Interrupted
+from data.preprocessing import Preprocessing
+
+EXIT_OK, EXIT_BAD_INPUT, EXIT_ENVIRONMENT, EXIT_INTEGRITY, EXIT_INTERRUPTED, EXIT_BUG = 0, 2, 3, 4, 5, 6
+RUNS = Path("runs")
+
+
+@dataclass(frozen=True)
+class DemoVerb:
+    """Build the demo study: synthetic brains, a SimCLR encoder, detectors, evaluation. Finished work is reused.
+
+    Example: python cli.py demo --runs runs
+    """
+
+    runs: Path = RUNS
+    """Directory that holds the runs."""
+
+
+@dataclass(frozen=True)
+class AppVerb:
+    """Serve the dashboard on this machine only.
+
+    Example: python cli.py app --port 8501
+    """
+
+    runs: Path = RUNS
+    """Directory that holds the runs."""
+    port: int = 8501
+    """TCP port on 127.0.0.1."""
+
+
+@dataclass(frozen=True)
+class CheckVerb:
+    """Read every scan of a cohort strictly, name the bad ones with cause and remedy; exit 2 if there is any.
+
+    Example: python cli.py check scans/cohort.csv
+    """
+
+    cohort: tyro.conf.Positional[Path]
+    """A table (CSV, TSV) or a folder (BIDS, IXI, BraTS)."""
+    layout: str = "auto"
+    """table, bids, ixi, brats, or auto."""
+    contrasts: tuple[str, ...] = ()
+    """Contrasts to read; all of the first subject when not given."""
+    json: bool = False
+    """Print JSON."""
+
+
+@dataclass(frozen=True)
+class _Scans:
+    cohort: tyro.conf.Positional[Path]
+    """A table (CSV, TSV) or a folder (BIDS, IXI, BraTS)."""
+    runs: Path = RUNS
+    """Directory that holds the runs."""
+    layout: str = "auto"
+    """table, bids, ixi, brats, or auto."""
+    split: Path | None = None
+    """JSON with the lists train, calibration, validation, test; else the table's roles, else a seeded draw."""
+    split_seed: int = 0
+    """Seed of the drawn split."""
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    json: bool = False
+    """Print JSON."""
+
+
+@dataclass(frozen=True)
+class PrepareVerb(_Scans):
+    """Register, resample and normalise every scan into the cache; later verbs reuse it.
+
+    Example: python cli.py prepare scans/cohort.csv --preprocessing.contrasts T1 --preprocessing.registration affine
+    """
+
+    workers: int = 2
+    """Processes."""
+
+
+@dataclass(frozen=True)
+class PretrainVerb(_Scans):
+    """Train an encoder by SimCLR on the healthy training scans. Repeat the command with its --run-id to resume.
+
+    Example: python cli.py pretrain scans/cohort.csv --run-id simclr-1 --simclr.steps 500
+    """
+
+    name: str = "simclr"
+    """What to call the run."""
+    run_id: str | None = None
+    """Folder of the run; an existing one with the same settings is resumed."""
+    simclr: SimclrSettings = field(default_factory=SimclrSettings)
+
+
+@dataclass(frozen=True)
+class FitVerb(_Scans):
+    """Fit a detector of the catalogue to the healthy training scans.
+
+    Example: python cli.py fit scans/cohort.csv --detector gaussian --encoder latest --layers stage0 stage1 stage2
+    """
+
+    detector: str = "gaussian"
+    """Name in the catalogue: python cli.py detectors."""
+    name: str = ""
+    """What to call the run; the detector's name when empty."""
+    run_id: str | None = None
+    """Folder of the run; an existing one with the same settings is resumed."""
+    encoder: str = "random"
+    """An encoder run (id, path, latest), a safetensors file, or random."""
+    layers: tuple[str, ...] = ()
+    """Layers to model; 'input' is the intensity itself. The recipe's own when not given."""
+    grid: str | None = None
+    """Feature grid: millimetres such as 4mm, or a layer's name."""
+    reduction: Literal["none", "draw", "pca"] | None = None
+    """How channels become fewer."""
+    max_channels: int | None = None
+    """Channels kept per layer when reduced."""
+    form: Literal["auto", "dual", "primal"] | None = None
+    """Form of the Gaussian; auto chooses by subjects and features."""
+    covariance: Literal["full", "diagonal", "shared"] | None = None
+    """Covariance of the Gaussian."""
+    shrinkage: Literal["ridge", "ledoit_wolf", "oas"] | None = None
+    """Shrinkage rule. It changes the ranking of voxels, not only the conditioning."""
+    ridge: float | None = None
+    """Added to the diagonal of the covariance (feature units squared)."""
+    smoothing_mm: float | None = None
+    """Standard deviation of the smoothing of score maps, mm."""
+    median_voxels: int | None = None
+    """Edge of the median filter of score maps, working-grid voxels."""
+    memory: float | None = None
+    """Peak memory for fitting and scoring, GB."""
+    width: int | None = None
+    """Channels of the first stage of a random encoder."""
+
+
+@dataclass(frozen=True)
+class _OneRun:
+    run: tyro.conf.Positional[str] = "latest"
+    """Run id, the beginning of one, a path, or latest."""
+    runs: Path = RUNS
+    """Directory that holds the runs."""
+    json: bool = False
+    """Print JSON."""
+
+
+@dataclass(frozen=True)
+class ScoreVerb(_OneRun):
+    """Score the calibration, validation and test scans of a fitted run, under every layer set.
+
+    Example: python cli.py score latest --export maps
+    """
+
+    export: Path | None = None
+    """Also write score maps (and segmentations at the label-free threshold once evaluated) as NIfTI in the scans' own
+    space into this directory."""
+    layers: str = ""
+    """Layer set to export, joined by +; the headline's, or all layers when not evaluated."""
+
+
+@dataclass(frozen=True)
+class EvaluateVerb(_OneRun):
+    """Metrics of a scored run under every threshold protocol, with intervals.
+
+    Example: python cli.py evaluate latest --quantile 0.99
+    """
+
+    quantile: float = 0.99
+    """Share of healthy calibration voxels below the label-free threshold."""
+    fp_ml: float | None = None
+    """Instead: false-positive millilitres per healthy scan that the label-free threshold may cost."""
+    workers: int = 2
+    """Processes."""
+
+
+@dataclass(frozen=True)
+class CompareLayersVerb(_OneRun):
+    """Every combination of the fitted layers, best first, on the working grid.
+
+    Example: python cli.py compare-layers latest
+    """
+
+
+@dataclass(frozen=True)
+class PlantVerb:
+    """Plant lesions of given shapes into healthy scans; writes NIfTI files and a table that is read like any cohort.
+
+    Example: python cli.py plant healthy.csv shapes/ planted/ --seed 1
+    """
+
+    cohort: tyro.conf.Positional[Path]
+    """Healthy scans: a table or a folder."""
+    shapes: tyro.conf.Positional[Path]
+    """Folder of lesion masks in MNI space (NIfTI)."""
+    out: tyro.conf.Positional[Path]
+    """Folder to write."""
+    layout: str = "auto"
+    """table, bids, ixi, brats, or auto."""
+    contrast: str = "T1"
+    """Contrast to plant into."""
+    seed: int = 0
+    """Of shapes, strengths and places."""
+    workers: int = 2
+    """Processes."""
+
+
+@dataclass(frozen=True)
+class RunsVerb:
+    """The runs with their numbers under every threshold protocol: healthy, validation, oracle.
+
+    Example: python cli.py runs --json
+    """
+
+    runs: Path = RUNS
+    """Directory that holds the runs."""
+    json: bool = False
+    """Print JSON."""
+
+
+@dataclass(frozen=True)
+class DetectorsVerb:
+    """The catalogue of detectors and their settings.
+
+    Example: python cli.py detectors --json
+    """
+
+    json: bool = False
+    """Print JSON."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one verb; returns the exit code and never raises for what a user can cause."""
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_overview())
+        return EXIT_OK
+    if argv[0] not in VERBS:
+        print(f"No verb {argv[0]!r}. There are: {', '.join(VERBS)}. Try: python cli.py --help", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    kind, action = VERBS[argv[0]]
+    try:
+        arguments = tyro.cli(kind, args=list(argv[1:]), prog=f"python cli.py {argv[0]}")
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        return action(arguments)
+    except BadInput as error:
+        return _complain(error, EXIT_BAD_INPUT)
+    except EnvironmentProblem as error:
+        return _complain(error, EXIT_ENVIRONMENT)
+    except (MemoryError, PermissionError) as error:
+        return _complain(f"{type(error).__name__}: {error}. Give less memory, other rights or another directory.", 3)
+    except IntegrityError as error:
+        return _complain(error, EXIT_INTEGRITY)
+    except (Interrupted, KeyboardInterrupt) as error:
+        return _complain(str(error) or "Interrupted. Repeat the command to go on.", EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        return EXIT_OK
+    except Exception:
+        traceback.print_exc()
+        return _complain("This is a bug of Dicescope. Please report the lines above.", EXIT_BUG)
+
+
+def _demo(arguments: DemoVerb) -> int:
+    runs = demo.build_demo(arguments.runs, open_progress())
+    _print_runs(arguments.runs, [run.run_id for run in runs])
+    print("Serve it: python cli.py app" + ("" if arguments.runs == RUNS else f" --runs {arguments.runs}"))
+    return EXIT_OK
+
+
+def _app(arguments: AppVerb) -> int:
+    if not 0 < arguments.port < 65536:
+        raise BadInput(f"Port {arguments.port} is not a TCP port. Allowed: 1 to 65535, for example 8501.")
+    root = Path(__file__).resolve().parent
+    command = [
+        *(sys.executable, "-m", "streamlit", "run", str(root / "asgi.py")),
+        *("--server.address", "127.0.0.1", "--server.port", str(arguments.port), "--server.headless", "true"),
+    ]
+    environment = {**os.environ, "DICESCOPE_RUNS": str(arguments.runs.resolve())}
+    print(f"Dicescope on http://127.0.0.1:{arguments.port}  (Ctrl-C ends it)", flush=True)
+    server = subprocess.Popen(command, env=environment, cwd=root)
+    try:
+        return EXIT_OK if server.wait() in (0, -signal.SIGTERM, -signal.SIGINT) else EXIT_ENVIRONMENT
+    except (KeyboardInterrupt, Interrupted):
+        return EXIT_OK
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def _check(arguments: CheckVerb) -> int:
+    from data.layout import read_cohort
+    from data.reading import check_cohort
+
+    cohort = read_cohort(arguments.cohort, arguments.layout)
+    contrasts = arguments.contrasts or tuple(cohort.subjects[0].scans)
+    with open_progress().task("Reading scans", len(cohort.subjects)) as advance:
+        check = check_cohort(cohort, contrasts, monitor=lambda number, text: advance(1, text))
+    if arguments.json:
+        _print_json(as_json(check))
+    else:
+        print(f"{len(check.facts)} of {check.n_total} subjects can be read ({', '.join(contrasts)}).")
+        for note in cohort.notes:
+            print(f"note: {note}")
+        for one in check.set_aside:
+            print(f"set aside: {one.subject_id} [{one.code}] {one.reason}")
+        for first, second in check.duplicates:
+            print(f"duplicate: {first} and {second} hold the same voxels. Remove one of them.")
+    return EXIT_BAD_INPUT if check.set_aside or check.duplicates else EXIT_OK
+
+
+def _prepare(arguments: PrepareVerb) -> int:
+    study = experiment.prepare(arguments.runs, _source(arguments), open_progress(), workers=arguments.workers)
+    counts = {role: len(getattr(study.split, role)) for role in ("train", "calibration", "validation", "test")}
+    aside = [as_json(s) for s in study.prepared.set_aside]
+    if arguments.json:
+        _print_json(
+            {
+                "prepared": len(study.prepared.keys),
+                "of": len(study.cohort.subjects),
+                "split": counts,
+                "set_aside": aside,
+            }
+        )
+    else:
+        print(
+            f"{len(study.prepared.keys)} of {len(study.cohort.subjects)} subjects are prepared: "
+            + ", ".join(f"{n} {role}" for role, n in counts.items())
+            + "."
+        )
+        for one in study.prepared.set_aside:
+            print(f"set aside: {one.subject_id} [{one.code}] {one.reason}")
+    return EXIT_OK
+
+
+def _pretrain(arguments: PretrainVerb) -> int:
+    run = experiment.pretrain(
+        arguments.runs,
+        _source(arguments),
+        arguments.simclr,
+        open_progress(),
+        name=arguments.name,
+        run_id=arguments.run_id,
+    )
+    return _report(run, arguments.json, f"Fit a detector on it: python cli.py fit COHORT --encoder {run.run_id}")
+
+
+def _fit(arguments: FitVerb) -> int:
+    detector, encoder_run = _detector(arguments)
+    run = experiment.fit(
+        arguments.runs,
+        _source(arguments),
+        detector,
+        open_progress(),
+        name=arguments.name or arguments.detector,
+        run_id=arguments.run_id,
+        encoder_run=encoder_run,
+    )
+    return _report(run, arguments.json, f"Score it: python cli.py score {run.run_id}")
+
+
+def _score(arguments: ScoreVerb) -> int:
+    run = experiment.score(open_run(arguments.runs, arguments.run, "detector"), open_progress())
+    if arguments.export is not None:
+        paths = export_maps(run, arguments.export, arguments.layers, open_progress())
+        print(f"{len(paths)} NIfTI files in {arguments.export}", file=sys.stderr)
+    return _report(run, arguments.json, f"Evaluate it: python cli.py evaluate {run.run_id}")
+
+
+def _evaluate(arguments: EvaluateVerb) -> int:
+    run = open_run(arguments.runs, arguments.run, "detector")
+    metrics = evaluation.evaluate_run(
+        run, open_progress(), quantile=arguments.quantile, fp_ml_per_scan=arguments.fp_ml, workers=arguments.workers
+    )
+    if arguments.json:
+        _print_json(metrics)
+    else:
+        _print_runs(arguments.runs, [run.run_id])
+    return EXIT_OK
+
+
+def _compare_layers(arguments: CompareLayersVerb) -> int:
+    rows = layer_table(evaluation.read_metrics(open_run(arguments.runs, arguments.run, "detector")))
+    if arguments.json:
+        _print_json(rows)
+        return EXIT_OK
+    table = Table(
+        "layers",
+        "AUPRC",
+        "⌈Dice⌉ (oracle)",
+        "Dice, healthy threshold",
+        "Dice, validation threshold",
+        title="working grid, best ⌈Dice⌉ first",
+    )
+    for row in sorted(rows, key=lambda r: -(r["ceil_dice"] or 0)):
+        table.add_row(
+            row["layers"],
+            _number(row["auprc"]),
+            _number(row["ceil_dice"]),
+            _interval(row["healthy"]),
+            _interval(row["validation"]),
+        )
+    Console().print(table)
+    return EXIT_OK
+
+
+def _plant(arguments: PlantVerb) -> int:
+    from data.layout import read_cohort
+    from data.planting import plant_cohort, read_shapes
+
+    cohort = read_cohort(arguments.cohort, arguments.layout)
+    table = plant_cohort(
+        cohort,
+        read_shapes(arguments.shapes),
+        arguments.out,
+        contrast=arguments.contrast,
+        seed=arguments.seed,
+        workers=arguments.workers,
+    )
+    print(f"Planted cohort: {table}. Use it: python cli.py check {table}")
+    return EXIT_OK
+
+
+def _runs(arguments: RunsVerb) -> int:
+    runs, problems = list_runs(arguments.runs)
+    for problem in problems:
+        print(f"problem: {problem}", file=sys.stderr)
+    if arguments.json:
+        _print_json([run_summary(run) for run in runs])
+    elif not runs:
+        print(f"No runs in {arguments.runs} yet. Make one: python cli.py demo")
+    else:
+        _print_runs(arguments.runs, [run.run_id for run in runs])
+    return EXIT_OK
+
+
+def _detectors(arguments: DetectorsVerb) -> int:
+    if arguments.json:
+        _print_json(
+            {name: {"description": DESCRIPTIONS[name], **recipe_json(recipe)} for name, recipe in CATALOGUE.items()}
+        )
+        return EXIT_OK
+    table = Table("name", "what it is")
+    for name in CATALOGUE:
+        table.add_row(name, DESCRIPTIONS[name])
+    Console().print(table)
+    return EXIT_OK
+
+
+VERBS: dict[str, tuple[Any, Callable[[Any], int]]] = {
+    "demo": (DemoVerb, _demo),
+    "app": (AppVerb, _app),
+    "check": (CheckVerb, _check),
+    "prepare": (PrepareVerb, _prepare),
+    "pretrain": (PretrainVerb, _pretrain),
+    "fit": (FitVerb, _fit),
+    "score": (ScoreVerb, _score),
+    "evaluate": (EvaluateVerb, _evaluate),
+    "compare-layers": (CompareLayersVerb, _compare_layers),
+    "plant": (PlantVerb, _plant),
+    "runs": (RunsVerb, _runs),
+    "detectors": (DetectorsVerb, _detectors),
+}
+
+
+def _overview() -> str:
+    width = max(map(len, VERBS))
+    lines = [f"  {name:<{width}}  {kind.__doc__.strip().splitlines()[0]}" for name, (kind, _) in VERBS.items()]
+    return "\n".join(
+        ["Dicescope: why is my Dice low, and what would raise it?", "", "python cli.py VERB --help", "", *lines]
+    )
+
+
+def _source(arguments: _Scans) -> experiment.DataSource:
+    return experiment.DataSource(
+        cohort=arguments.cohort,
+        layout=arguments.layout,
+        split=arguments.split,
+        seed=arguments.split_seed,
+        preprocessing=arguments.preprocessing,
+    )
+
+
+def _detector(arguments: FitVerb) -> tuple[AnyDetector, Run | None]:
+    detector = make(arguments.detector)
+    own = {"smoothing_mm": arguments.smoothing_mm, "median_voxels": arguments.median_voxels}
+    features = {
+        "layers": arguments.layers or None,
+        "grid": arguments.grid,
+        "reduction": arguments.reduction,
+        "max_channels": arguments.max_channels,
+    }
+    gaussian = {
+        "form": arguments.form,
+        "covariance": arguments.covariance,
+        "shrinkage": arguments.shrinkage,
+        "ridge": arguments.ridge,
+    }
+    if not isinstance(detector, FeatureGaussian):
+        given = [k for k, v in {**features, **gaussian, "memory": arguments.memory}.items() if v is not None]
+        if given or arguments.encoder != "random":
+            raise BadInput(
+                f"Detector {arguments.detector!r} has no features. Leave out: {', '.join(given) or 'encoder'}."
+            )
+        return dataclasses.replace(detector, **_set(own)), None
+    own |= {"memory_gb": arguments.memory}
+    encoder = {"width": arguments.width}
+    detector = dataclasses.replace(
+        detector,
+        features=dataclasses.replace(detector.features, **_set(features)),
+        gaussian=dataclasses.replace(detector.gaussian, **_set(gaussian)),
+        encoder=dataclasses.replace(detector.encoder, **_set(encoder)),
+        **_set(own),
+    )
+    if arguments.encoder == "random":
+        return detector, None
+    if Path(arguments.encoder).is_file():
+        return dataclasses.replace(detector, weights=arguments.encoder), None
+    return detector, open_run(arguments.runs, arguments.encoder, "encoder")
+
+
+def _set(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _report(run: Run, as_json_text: bool, next_step: str) -> int:
+    if as_json_text:
+        _print_json({"run_id": run.run_id, "directory": str(run.directory)})
+    else:
+        print(f"{run.run_id} is in {run.directory}. {next_step}")
+    return EXIT_OK
+
+
+def _print_runs(runs: Path, ids: Sequence[str]) -> None:
+    table = Table(
+        "run",
+        "kind",
+        "status",
+        "layers",
+        "Dice healthy",
+        "Dice validation",
+        "Dice oracle (set)",
+        "⌈Dice⌉ oracle (pooled)",
+        "AUPRC",
+        "test n",
+        caption="Mean Dice over lesion-bearing test subjects "
+        "in native space, 95 % bootstrap interval. Oracle columns chose their threshold on test labels.",
+    )
+    for run in list_runs(runs)[0]:
+        if run.run_id not in ids:
+            continue
+        row = run_summary(run)
+        found = row.get("dice", {})
+        table.add_row(
+            run.run_id,
+            run.kind,
+            current_status(run),
+            row.get("headline") or "",
+            _interval(found.get("healthy")),
+            _interval(found.get("validation")),
+            _interval(found.get("oracle_set")),
+            _number(row.get("ceil_dice")),
+            _number(row.get("auprc")),
+            str(row.get("n_lesion_subjects") or ""),
+        )
+    Console().print(table)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def _interval(found: dict[str, Any] | None) -> str:
+    if not found or found["mean"] is None:
+        return ""
+    span = "" if found["low"] is None else f" [{found['low']:.3f}, {found['high']:.3f}]"
+    return f"{found['mean']:.3f}{span}"
+
+
+def _print_json(value: Any) -> None:
+    json.dump(value, sys.stdout, indent=1, allow_nan=False)
+    print()
+
+
+def _complain(error: object, code: int) -> int:
+    print(f"Error: {error}", file=sys.stderr)
+    return code
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise Interrupted("Stopped on request. Repeat the command to go on where it stopped.")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

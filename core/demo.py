@@ -1,0 +1,54 @@
+"""The demo study: synthetic brains with known lesions, one trained encoder, four detectors, all evaluated."""
+
+from pathlib import Path
+
+from core import evaluation, experiment
+from core.detectors import AnyDetector, FeatureGaussian, make
+from core.features import FeatureSettings
+from core.progress import Progress
+from core.simclr import SimclrSettings
+from core.store import Run
+from core.views import ViewSettings
+from data.files import is_committed
+from data.preprocessing import Preprocessing
+from data.synthetic import DemoSettings, write_demo_cohort
+from models.encoder import EncoderSettings
+
+LAYERS = ("input", "stage0", "stage1", "stage2", "stage3")
+ENCODER = EncoderSettings(width=8)
+SIMCLR = SimclrSettings(encoder=ENCODER, views=ViewSettings(crop_voxels=(48, 48, 48)), steps=80, batch=12)
+PREPROCESSING = Preprocessing(contrasts=("FLAIR",), registration="none")
+
+
+def build_demo(runs: Path, progress: Progress, settings: DemoSettings | None = None) -> list[Run]:
+    """Make whatever of the demo study is not there yet; returns its detector runs."""
+    cohort = runs / ".demo-cohort"
+    settings = settings or DemoSettings()
+    with progress.task("Synthesising brains") as advance:
+        table = write_demo_cohort(cohort, settings, monitor=lambda done, total, text: advance(1, text))
+    source = experiment.DataSource(table, layout="table", preprocessing=PREPROCESSING)
+    encoder = experiment.pretrain(runs, source, SIMCLR, progress, name="demo SimCLR", run_id="demo-encoder")
+    features = FeatureSettings(layers=LAYERS, grid="4mm")
+    recipes: list[tuple[str, str, AnyDetector, Run | None]] = [
+        ("demo-intensity", "intensity, bright", make("intensity-bright"), None),
+        ("demo-zscore", "voxel-wise |z|", make("zscore"), None),
+        ("demo-random", "Gaussian, random encoder", FeatureGaussian(encoder=ENCODER, features=features), None),
+        ("demo-simclr", "Gaussian, SimCLR encoder", FeatureGaussian(features=features), encoder),
+    ]
+    return [_finished(runs, source, progress, *recipe) for recipe in recipes]
+
+
+def _finished(
+    runs: Path,
+    source: experiment.DataSource,
+    progress: Progress,
+    run_id: str,
+    name: str,
+    detector: AnyDetector,
+    encoder: Run | None,
+) -> Run:
+    run = experiment.fit(runs, source, detector, progress, name=name, run_id=run_id, encoder_run=encoder)
+    if not is_committed(run.directory / "evaluation"):
+        run = experiment.score(run, progress)
+        evaluation.evaluate_run(run, progress)
+    return run

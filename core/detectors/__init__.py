@@ -1,0 +1,72 @@
+"""Every detector there is, as unfitted recipes. A new method is one file and one line here."""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from core.detectors.feature_gaussian import FeatureGaussian, LayerSet, every_layer_set
+from core.detectors.intensity import Intensity
+from core.detectors.voxel_zscore import VoxelZScore
+from core.features import FeatureSettings
+from core.recipes import as_json, from_json
+from data.errors import BadInput
+from models.encoder import EncoderSettings
+
+AnyDetector = FeatureGaussian | Intensity | VoxelZScore
+
+CATALOGUE: Mapping[str, AnyDetector] = {
+    "gaussian": FeatureGaussian(),
+    "padim": FeatureGaussian(
+        encoder=EncoderSettings(architecture="resnet18_2d"),
+        features=FeatureSettings(layers=("layer1", "layer2", "layer3"), reduction="draw", max_channels=100),
+        smoothing_mm=4.0,
+    ),
+    "zscore": VoxelZScore(),
+    "intensity-bright": Intensity(polarity="bright"),
+    "intensity-dark": Intensity(polarity="dark"),
+}
+
+DESCRIPTIONS: Mapping[str, str] = {
+    "gaussian": "Gaussian per voxel over the feature maps of a 3-D encoder (SimCLR-trained or random), every layer set",
+    "padim": "PaDiM: Gaussian per voxel over 2-D ResNet-18 features of axial slices, seeded channel draw",
+    "zscore": "|z| of the smoothed intensity against healthy scans at the same voxel; no features",
+    "intensity-bright": "rank of the intensity inside the brain, bright is anomalous (lesions on FLAIR)",
+    "intensity-dark": "rank of the intensity inside the brain, dark is anomalous (lesions on T1)",
+}
+
+_KINDS = {"FeatureGaussian": FeatureGaussian, "Intensity": Intensity, "VoxelZScore": VoxelZScore}
+
+__all__ = ["CATALOGUE", "DESCRIPTIONS", "AnyDetector", "FeatureGaussian", "LayerSet", "every_layer_set", "make"]
+
+
+def make(name: str, changes: Mapping[str, Any] | None = None) -> AnyDetector:
+    """A fresh recipe of the catalogue, with some hyper-parameters changed."""
+    if name not in CATALOGUE:
+        close = difflib.get_close_matches(name, CATALOGUE, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise BadInput(f"No detector {name!r}.{hint} The catalogue has: {', '.join(CATALOGUE)}.")
+    return dataclasses.replace(CATALOGUE[name], **dict(changes or {}))
+
+
+def kind_of(detector: AnyDetector) -> str:
+    """Name of the detector's type, as it stands in run.json."""
+    return type(detector).__name__
+
+
+def recipe_json(detector: AnyDetector) -> dict[str, Any]:
+    """The recipe with its type, for run.json."""
+    return {"kind": kind_of(detector), **as_json(detector)}
+
+
+def from_recipe(recipe: Mapping[str, Any]) -> AnyDetector:
+    """The unfitted detector that `recipe_json` described."""
+    fields = {key: value for key, value in recipe.items() if key != "kind"}
+    return from_json(detector_kind(recipe["kind"]), fields)
+
+
+def detector_kind(kind: str) -> type[AnyDetector]:
+    """The type by its name in run.json."""
+    if kind not in _KINDS:
+        raise BadInput(f"Detector type {kind!r} is not known here. Known: {', '.join(_KINDS)}. Is the run newer?")
+    return _KINDS[kind]

@@ -1,0 +1,167 @@
+"""A multivariate Gaussian per voxel over an encoder's features; the score is the Mahalanobis distance.
+
+PaDiM (Defard et al. 2020, arXiv:2011.08785) in 3-D, over any encoder. One fit scores every combination of its layers.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+from typing import ClassVar, Self
+
+import numpy as np
+from jaxtyping import Float32
+from torch import Tensor
+
+from core.distributed import device
+from core.features import FeatureExtractor, FeatureSettings, load_extractor, make_extractor
+from core.gaussian import GaussianSettings, VoxelGaussian, fit_gaussian, plan_memory
+from core.recipes import as_json, from_json
+from core.scoring import to_score_map
+from core.types import FeatureLayout, Monitor, ScoreMap, silent
+from data.errors import BadInput
+from data.files import read_json, write_json
+from data.volume import Volume
+from models.encoder import Encoder, EncoderSettings, load_encoder, load_weights, make_encoder, save_encoder
+
+LayerSet = tuple[str, ...]
+
+
+def every_layer_set(layers: Sequence[str]) -> tuple[LayerSet, ...]:
+    """All 2^L − 1 combinations: single layers first, the full set last, each in the order of `layers`."""
+    return tuple(combo for size in range(1, len(layers) + 1) for combo in combinations(layers, size))
+
+
+@dataclass(eq=False)
+class FeatureGaussian:
+    """Encoder features -> Gaussian per position -> Mahalanobis distance."""
+
+    score_unit: ClassVar[str] = "Mahalanobis distance"
+
+    encoder: EncoderSettings = field(default_factory=EncoderSettings)
+    """Architecture and initialisation; ignored when `weights` is a saved encoder, which brings its own."""
+    weights: str = ""
+    """Directory of a pretrained encoder, or a safetensors file for `encoder`; empty: randomly initialised."""
+    features: FeatureSettings = field(default_factory=FeatureSettings)
+    """Taps, feature grid, channel reduction."""
+    gaussian: GaussianSettings = field(default_factory=GaussianSettings)
+    """Form, covariance, shrinkage."""
+    smoothing_mm: float = 0.0
+    """Standard deviation of the Gaussian smoothing of the score map, mm."""
+    median_voxels: int = 0
+    """Edge of the median filter of the score map, working-grid voxels; 0: none."""
+    memory_gb: float = 6.0
+    """Peak memory that fitting and scoring may use, GB."""
+
+    extractor_: FeatureExtractor | None = field(default=None, init=False, repr=False)
+    gaussian_: VoxelGaussian | None = field(default=None, init=False, repr=False)
+    encoder_settings_: EncoderSettings | None = field(default=None, init=False, repr=False)
+
+    @property
+    def layout_(self) -> FeatureLayout:
+        """Where the distances live."""
+        return self._fitted()[0].layout
+
+    @property
+    def layer_sets(self) -> tuple[LayerSet, ...]:
+        """Every combination that one fit scores; the full set stands last."""
+        return every_layer_set(self.features.layers)
+
+    def fit(self, train: Sequence[Volume], monitor: Monitor = silent) -> Self:
+        """Learn the healthy Gaussian of every position. `monitor` gets one call per volume."""
+        if not train:
+            raise BadInput("No training volume. Give at least two healthy subjects.")
+        network, self.encoder_settings_ = self._network(len(train[0].contrasts))
+        self.extractor_ = make_extractor(network, self.features, train, device())
+        layout = self.extractor_.layout
+        plan = plan_memory(
+            len(train),
+            layout.channels,
+            {name: len(rows) for name, rows in layout.layer_positions.items()},
+            len(layout.positions),
+            self.gaussian,
+            self._limit_bytes,
+        )
+        monitor(0, {"planned_bytes": float(plan.peak_bytes), "total": float(len(train))})
+        self.gaussian_ = fit_gaussian(
+            self._feature_rows(train, monitor),
+            layout.lookup,
+            layout.channels,
+            self.gaussian,
+            n_subjects=len(train),
+            limit_bytes=self._limit_bytes,
+            device=str(device()),
+        )
+        return self
+
+    def distances(
+        self, volumes: Sequence[Volume], layer_sets: Sequence[LayerSet] | None = None
+    ) -> Float32[np.ndarray, "layer_sets volumes positions"]:
+        """Mahalanobis distance of each position for each layer set, all from the one fit."""
+        extractor, gaussian = self._fitted()
+        rows = [extractor(volume).rows for volume in volumes]
+        return gaussian.mahalanobis_subsets(rows, layer_sets or self.layer_sets)
+
+    def score(self, volume: Volume) -> ScoreMap:
+        """Distance over all fitted layers on the working grid, NaN outside the brain."""
+        distances = self.distances([volume], [self.features.layers])[0, 0]
+        return self.to_map(distances, volume)
+
+    def to_map(self, distances: Float32[np.ndarray, " positions"], volume: Volume) -> ScoreMap:
+        """Distances of one volume as a score map: linear interpolation, smoothing, median, brain mask."""
+        return to_score_map(
+            distances,
+            self.layout_,
+            volume,
+            self.score_unit,
+            smoothing_mm=self.smoothing_mm,
+            median_voxels=self.median_voxels,
+        )
+
+    def save(self, directory: Path) -> None:
+        """Encoder, feature layout and Gaussian; everything that `load` needs."""
+        extractor, gaussian = self._fitted()
+        assert self.encoder_settings_ is not None
+        save_encoder(extractor.encoder, self.encoder_settings_, directory / "encoder")
+        extractor.save(directory)
+        gaussian.save(directory / "gaussian")
+        write_json(directory / "detector.json", {"recipe": as_json(self)})
+
+    @classmethod
+    def load(cls, directory: Path) -> Self:
+        """Read what `save` wrote."""
+        detector = from_json(cls, read_json(directory / "detector.json")["recipe"])
+        network, detector.encoder_settings_ = load_encoder(directory / "encoder")
+        detector.extractor_ = load_extractor(directory, network, detector.features, device())
+        detector.gaussian_ = VoxelGaussian.load(directory / "gaussian", device=str(device()))
+        return detector
+
+    @property
+    def _limit_bytes(self) -> int:
+        return int(self.memory_gb * 1e9)
+
+    def _network(self, contrasts: int) -> tuple[Encoder, EncoderSettings]:
+        if self.weights and Path(self.weights).is_dir():
+            network, settings = load_encoder(Path(self.weights))
+        else:
+            settings = self.encoder
+            network = make_encoder(settings)
+            if self.weights:
+                load_weights(network, Path(self.weights))
+        if settings.in_channels != contrasts:
+            raise BadInput(
+                f"The encoder expects {settings.in_channels} contrast(s), the volumes have {contrasts}. "
+                "Prepare the contrasts that it was trained on, or set encoder in_channels."
+            )
+        return network, settings
+
+    def _feature_rows(self, volumes: Sequence[Volume], monitor: Monitor) -> Iterator[Mapping[str, Tensor]]:
+        assert self.extractor_ is not None
+        for number, volume in enumerate(volumes, start=1):
+            yield self.extractor_(volume).rows
+            monitor(number, {"total": float(len(volumes))})
+
+    def _fitted(self) -> tuple[FeatureExtractor, VoxelGaussian]:
+        if self.extractor_ is None or self.gaussian_ is None:
+            raise RuntimeError("This FeatureGaussian is not fitted. Call fit(train), or load one from a run.")
+        return self.extractor_, self.gaussian_

@@ -1,0 +1,242 @@
+"""Judging a run: every layer set under every threshold protocol, the headline in the scans' own space."""
+
+import multiprocessing
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from core.calibration import QUANTILE, segment
+from core.detectors import LayerSet
+from core.lesions import healthy_false_positives, lesion_report, summarise
+from core.metrics import SubjectScores, best_common_threshold, evaluate, healthy_rule, thresholds
+from core.packed import save_levels, score_levels
+from core.progress import Progress
+from core.run_scores import RunScores, Space, open_scores, set_id
+from core.store import Run, lock, open_run, peak_memory_mb, stage, update_run
+from core.types import ScoreMap
+from data.errors import BadInput
+from data.files import is_committed, read_json
+from data.volume import Mask
+
+N_BOOTSTRAP = 10_000
+
+
+def evaluate_run(
+    run: Run,
+    progress: Progress,
+    *,
+    quantile: float = QUANTILE,
+    fp_ml_per_scan: float | None = None,
+    workers: int = 2,
+) -> dict[str, Any]:
+    """Evaluate every layer set on the working grid, and the ones that are quoted in native space; commit the result.
+
+    The headline layer set is the one with the best mean Dice on the labelled validation subjects, else all layers.
+    Test labels choose nothing but what is called oracle. Returns what `metrics.json` holds.
+    """
+    scores = open_scores(run)
+    _require_scores(scores)
+    began = time.perf_counter()
+    with lock(run) as run:
+        working = _many(run, scores.layer_sets, "working", quantile, fp_ml_per_scan, workers, progress)
+        headline, rule = _headline(scores, working)
+        quoted = _quoted(scores, headline)
+        native = _many(run, quoted, "native", quantile, fp_ml_per_scan, workers, progress)
+        metrics = {
+            "space": "native",
+            "headline": set_id(headline),
+            "headline_rule": rule,
+            "quantile": quantile,
+            "fp_ml_per_scan": fp_ml_per_scan,
+            "unit": scores.unit,
+            "layers": list(scores.layers),
+            "sets": {
+                name: {"working": result["figures"], "native": native.get(name, {}).get("figures")}
+                for name, result in working.items()
+            },
+            "lesions": _lesion_figures(scores, headline, native[set_id(headline)]["figures"]),
+        }
+        with stage(run, "evaluation") as scratch:
+            save_levels(scratch / "levels.json", {name: result["levels"] for name, result in working.items()})
+            _write(scratch / "metrics.json", metrics)
+        _forget_packed(run.directory)
+        update_run(run, stages={"evaluation": {"seconds": time.perf_counter() - began, "peak_mb": peak_memory_mb()}})
+    return metrics
+
+
+def read_metrics(run: Run) -> dict[str, Any]:
+    """What `evaluate_run` committed. BadInput with the command when there is nothing yet."""
+    if not is_committed(run.directory / "evaluation"):
+        raise BadInput(f"Run {run.run_id} is not evaluated yet. Do it: python cli.py evaluate {run.run_id}")
+    metrics: dict[str, Any] = read_json(run.directory / "evaluation" / "metrics.json")
+    return metrics
+
+
+def evaluate_layer_set(
+    scores: RunScores,
+    layers: LayerSet,
+    space: Space,
+    *,
+    quantile: float = QUANTILE,
+    fp_ml_per_scan: float | None = None,
+    n_bootstrap: int = N_BOOTSTRAP,
+) -> dict[str, Any]:
+    """Figures of one layer set in one space, and the byte levels of its maps."""
+    calibration = scores.voxels_of(scores.subjects("calibration"), layers, space)
+    validation = scores.voxels_of(scores.subjects("validation"), layers, space)
+    test = scores.voxels_of(scores.subjects("test"), layers, space)
+    if any(s.n_lesion for s in test):
+        protocols = thresholds(validation, calibration, test, quantile=quantile, fp_ml_per_scan=fp_ml_per_scan)
+        figures = evaluate(test, protocols, n_bootstrap=n_bootstrap)
+        figures["validation_mean_dice"] = _validation_dice(validation)
+        cuts = [protocols.healthy, protocols.validation, protocols.oracle_set, protocols.oracle_pooled]
+        values = [c.threshold for c in cuts if c is not None]
+    else:
+        rule = healthy_rule(calibration, quantile=quantile, fp_ml_per_scan=fp_ml_per_scan)
+        figures = _without_lesions(test, asdict(rule))
+        values = [rule.threshold]
+    sample = np.concatenate(
+        [s.normal[::7] for s in calibration] + [s.anomalous for s in test] + [s.normal[::7] for s in test]
+    )
+    return {"figures": figures, "levels": score_levels(sample, values).tolist()}
+
+
+def _without_lesions(test: Sequence[SubjectScores], rule: Mapping[str, Any]) -> dict[str, Any]:
+    """Only healthy test scans: their false positives, and no Dice."""
+    ml = {s.subject_id: s.counts(rule["threshold"])[1] * s.voxel_ml for s in test}
+    return {
+        "n_lesion_subjects": 0,
+        "n_healthy_subjects": len(test),
+        "protocols": {
+            "healthy": {
+                **rule,
+                "mean_dice": None,
+                "ci_low": None,
+                "ci_high": None,
+                "n": 0,
+                "pooled_dice": None,
+                "false_positive_ml_per_healthy_scan": float(np.mean(list(ml.values()))) if ml else None,
+                "false_positive_ml_by_healthy_scan": ml,
+                "subjects": [],
+            }
+        },
+        "ceil_dice": None,
+        "pooled": None,
+        "per_subject_auprc": None,
+    }
+
+
+def _validation_dice(validation: Sequence[SubjectScores]) -> float | None:
+    return best_common_threshold(validation)[1] if any(len(s.anomalous) for s in validation) else None
+
+
+def _headline(scores: RunScores, working: Mapping[str, Any]) -> tuple[LayerSet, str]:
+    rated = {name: r["figures"].get("validation_mean_dice") for name, r in working.items()}
+    if len(working) == 1 or any(v is None for v in rated.values()):
+        return scores.layer_sets[-1], "all fitted layers"
+    best = max(rated, key=lambda name: (rated[name], -name.count("+")))
+    return scores.layer_set(best), "layer set with the best mean Dice on the labelled validation subjects"
+
+
+def _quoted(scores: RunScores, headline: LayerSet) -> tuple[LayerSet, ...]:
+    singles = [(layer,) for layer in scores.layers]
+    return tuple(dict.fromkeys([*singles, scores.layer_sets[-1], headline]))
+
+
+def _many(
+    run: Run,
+    layer_sets: Sequence[LayerSet],
+    space: Space,
+    quantile: float,
+    fp_ml: float | None,
+    workers: int,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Figures of several layer sets, in processes of their own; the order is that of `layer_sets`."""
+    jobs = [(str(run.directory), layers, space, quantile, fp_ml) for layers in layer_sets]
+    results: dict[str, Any] = {}
+    with progress.task(f"Evaluating, {space} space", len(jobs)) as advance:
+        for layers, result in zip(layer_sets, _mapped(jobs, workers), strict=True):
+            results[set_id(layers)] = result
+            advance(1, set_id(layers))
+    return results
+
+
+def _mapped(jobs: Sequence[tuple[str, LayerSet, Space, float, float | None]], workers: int) -> Iterable[dict[str, Any]]:
+    if workers < 2 or len(jobs) < 4:
+        yield from map(_evaluate_job, jobs)
+        return
+    previous = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    try:
+        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+            yield from pool.map(_evaluate_job, jobs)
+    finally:
+        os.environ.pop("OMP_NUM_THREADS")
+        if previous is not None:
+            os.environ["OMP_NUM_THREADS"] = previous
+
+
+def _evaluate_job(job: tuple[str, LayerSet, Space, float, float | None]) -> dict[str, Any]:
+    directory, layers, space, quantile, fp_ml = job
+    path = Path(directory)
+    scores = open_scores(open_run(path.parent, path.name))
+    return evaluate_layer_set(scores, layers, space, quantile=quantile, fp_ml_per_scan=fp_ml)
+
+
+def _lesion_figures(scores: RunScores, layers: LayerSet, figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Lesion-wise recall and precision, and components on healthy scans, at the deployable thresholds."""
+    result = {}
+    for name in ("healthy", "validation"):
+        if name not in figures["protocols"]:
+            continue
+        threshold = figures["protocols"][name]["threshold"]
+        reports, alarms = [], {}
+        for subject_id in scores.subjects("test"):
+            prepared = scores.prepared(subject_id)
+            native = scores.native_scores(subject_id, layers)
+            score_map = ScoreMap(native, prepared.native_grid, subject_id, scores.unit)
+            segmentation: Mask = segment(score_map, threshold)
+            if prepared.native_lesion is None:
+                alarms[subject_id] = segmentation
+            else:
+                reports.append(lesion_report(score_map, segmentation, prepared.native_lesion))
+        result[name] = {"lesions": summarise(reports), "healthy_scans": healthy_false_positives(alarms)}
+    return result
+
+
+def _require_scores(scores: RunScores) -> None:
+    missing = [
+        i
+        for role in ("calibration", "validation", "test")
+        for i in scores.subjects(role)
+        if not is_committed(scores.run.directory / "scores" / i)
+    ]
+    if missing:
+        raise BadInput(
+            f"{len(missing)} subject(s) of run {scores.run.run_id} are not scored yet ({', '.join(missing[:3])}). "
+            f"Score them: python cli.py score {scores.run.run_id}"
+        )
+    if not scores.subjects("calibration"):
+        raise BadInput(
+            f"Run {scores.run.run_id} has no calibration subjects, so there is no label-free threshold. "
+            "Give healthy subjects the role calibration."
+        )
+
+
+def _write(path: Path, metrics: Mapping[str, Any]) -> None:
+    from data.files import write_json
+
+    write_json(path, metrics)
+
+
+def _forget_packed(directory: Path) -> None:
+    """Byte levels may have moved: packed maps of an older evaluation are made anew when asked for."""
+    for path in (directory / ".browser").glob("*.gz"):
+        path.unlink(missing_ok=True)

@@ -1,0 +1,384 @@
+"""The use-cases that the command line and the pages share: prepare, pretrain, fit, score, evaluate.
+
+Each stage commits whole directories and skips what is committed, so a killed command goes on where it stopped.
+"""
+
+import contextlib
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+
+from core.detectors import AnyDetector, FeatureGaussian, detector_kind, recipe_json
+from core.progress import Progress
+from core.recipes import as_json
+from core.simclr import SimclrSettings, pretrain_encoder
+from core.store import (
+    Run,
+    check_same,
+    create_run,
+    fingerprint,
+    list_runs,
+    lock,
+    peak_memory_mb,
+    stage,
+    stage_done,
+    update_run,
+)
+from data.cohort import ROLES, Cohort, Split, Subject, check_healthy, split_by_roles
+from data.errors import BadInput, Interrupted
+from data.files import committed_directory, is_committed, read_json
+from data.layout import read_cohort
+from data.preprocessing import Prepared, PreparedCohort, Preprocessing, load_prepared, prepare_cohort
+from data.reading import refuse_leakage
+from data.volume import Volume
+
+CHUNK = 24
+"""Subjects scored together: fixed, so that a resumed run solves the same systems and gets the same bits."""
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """Which scans, how they are split, and how they are prepared."""
+
+    cohort: Path
+    """A table (CSV, TSV) or a data set's folder."""
+    layout: str = "auto"
+    """table, bids, ixi, brats, or auto."""
+    split: Path | None = None
+    """JSON with the lists train, calibration, validation, test; else the table's roles, else a seeded draw."""
+    seed: int = 0
+    """Of the drawn split."""
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    """Registration, working grid, intensity."""
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """A prepared cohort and its split: what every stage works on."""
+
+    source: DataSource
+    cohort: Cohort
+    split: Split
+    prepared: PreparedCohort
+
+    def volumes(self, role: str) -> "PreparedVolumes":
+        """The prepared volumes of one split, loaded one at a time."""
+        keys = [self.prepared.keys[i] for i in getattr(self.split, role)]
+        return PreparedVolumes(self.prepared.cache, tuple(keys))
+
+
+@dataclass(frozen=True)
+class PreparedVolumes(Sequence[Volume]):
+    """Volumes of the cache, by key, each read when it is asked for."""
+
+    cache: Path
+    keys: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @overload
+    def __getitem__(self, index: int) -> Volume: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Volume]: ...
+    def __getitem__(self, index: int | slice) -> Volume | Sequence[Volume]:
+        if isinstance(index, slice):
+            return PreparedVolumes(self.cache, self.keys[index])
+        return load_prepared(self.cache, self.keys[index]).volume
+
+
+def cache_directory(runs: Path) -> Path:
+    """Where prepared scans of a runs directory are kept."""
+    return runs / ".cache" / "prepared"
+
+
+def prepare(runs: Path, source: DataSource, progress: Progress, workers: int = 2) -> Study:
+    """Read, register, resample and normalise every subject (cached), split by subject, refuse leakage."""
+    cohort = read_cohort(source.cohort, source.layout)
+    with progress.task("Preparing scans", len(cohort.subjects)) as advance:
+        done = 0
+
+        def monitor(number: int, total: int, text: str) -> None:
+            nonlocal done
+            advance(number - done, text)
+            done = number
+
+        prepared = prepare_cohort(cohort, source.preprocessing, cache_directory(runs), workers=workers, monitor=monitor)
+    split = _readable(_split(cohort, source), prepared)
+    check_healthy(cohort, split)
+    refuse_leakage(split, prepared.voxel_hashes)
+    return Study(source, cohort, split, prepared)
+
+
+def pretrain(
+    runs: Path,
+    source: DataSource,
+    settings: SimclrSettings,
+    progress: Progress,
+    *,
+    name: str = "simclr",
+    run_id: str | None = None,
+) -> Run:
+    """Train an encoder by SimCLR on the training split. The same `run_id` and settings resume a stopped run."""
+    study = prepare(runs, source, progress)
+    settings = replace(settings, encoder=replace(settings.encoder, in_channels=len(source.preprocessing.contrasts)))
+    recipe = {"kind": "SimCLR", **as_json(settings)}
+    run = _open_or_create(runs, "encoder", name, recipe, study, run_id, {})
+    with lock(run) as run, _outcome(run):
+        if stage_done(run, "encoder"):
+            return run
+        update_run(run, status="running")
+        began = time.perf_counter()
+        with progress.task("Training the encoder", settings.steps) as advance:
+            seen = 0
+
+            def monitor(step: int, values: Mapping[str, float]) -> None:
+                nonlocal seen
+                advance(max(step - seen, 0), f"loss {values.get('loss', float('nan')):.3f}")
+                seen = max(step, seen)
+
+            pretrain_encoder(study.volumes("train"), settings, run.directory, monitor)
+        _record_stage(run, "encoder", began)
+    return run
+
+
+def fit(
+    runs: Path,
+    source: DataSource,
+    detector: AnyDetector,
+    progress: Progress,
+    *,
+    name: str,
+    run_id: str | None = None,
+    encoder_run: Run | None = None,
+) -> Run:
+    """Fit a detector to the training split; `encoder_run` gives it that run's encoder."""
+    study = prepare(runs, source, progress)
+    parents = {}
+    if encoder_run is not None:
+        detector, parents = _with_encoder(detector, encoder_run)
+    elif isinstance(detector, FeatureGaussian) and not detector.weights:
+        contrasts = len(source.preprocessing.contrasts)
+        detector = replace(detector, encoder=replace(detector.encoder, in_channels=contrasts))
+    recipe = recipe_json(detector)
+    run = _open_or_create(runs, "detector", name, recipe, study, run_id, parents)
+    with lock(run) as run, _outcome(run):
+        if stage_done(run, "detector"):
+            return run
+        volumes = study.volumes("train")
+        with progress.task("Fitting", len(volumes)) as advance:
+            seen = 0
+
+            def monitor(number: int, values: Mapping[str, float]) -> None:
+                nonlocal seen
+                if "planned_bytes" in values:
+                    progress.say(f"Planned peak memory {values['planned_bytes'] / 1e9:.2f} GB.")
+                advance(max(number - seen, 0), "")
+                seen = max(number, seen)
+
+            with stage(run, "detector") as scratch:
+                detector.fit(volumes, monitor)
+                detector.save(scratch)
+    return run
+
+
+def score(run: Run, progress: Progress) -> Run:
+    """Score every calibration, validation and test subject under every layer set; one directory per subject."""
+    detector = None
+    subjects = scored_subjects(run)
+    began = time.perf_counter()
+    with lock(run) as run, _outcome(run), progress.task("Scoring", len(subjects)) as advance:
+        for start in range(0, len(subjects), CHUNK):
+            chunk = subjects[start : start + CHUNK]
+            if not all(is_committed(run.directory / "scores" / s["subject_id"]) for s in chunk):
+                detector = detector or load_detector(run)
+                _score_chunk(run, detector, chunk)
+            advance(len(chunk), chunk[-1]["subject_id"])
+        if detector is not None:
+            _record_stage(run, "scores", began)
+    return run
+
+
+def load_detector(run: Run) -> AnyDetector:
+    """The fitted detector of a run."""
+    if not stage_done(run, "detector", verify=True):
+        raise BadInput(
+            f"Run {run.run_id} has no fitted detector. Finish it: python cli.py fit --run-id {run.run_id} ..."
+        )
+    return detector_kind(run.record["recipe"]["kind"]).load(run.directory / "detector")
+
+
+def scored_subjects(run: Run) -> list[dict[str, Any]]:
+    """Records of the subjects that a run scores, in split order: calibration, validation, test."""
+    by_id = {s["subject_id"]: s for s in run.record["cohort"]["subjects"]}
+    return [by_id[i] for role in ROLES[1:] for i in run.record["split"][role]]
+
+
+def subjects_of(run: Run, role: str) -> list[str]:
+    """Ids of one split of a run."""
+    return list(run.record["split"].get(role, []))
+
+
+def prepared_of(run: Run, subject_id: str) -> Prepared:
+    """The prepared scan of a subject of a run."""
+    for subject in run.record["cohort"]["subjects"]:
+        if subject["subject_id"] == subject_id:
+            return load_prepared(cache_directory(run.directory.parent), subject["key"])
+    raise BadInput(f"No subject {subject_id!r} in run {run.run_id}.")
+
+
+def _score_chunk(run: Run, detector: AnyDetector, chunk: Sequence[Mapping[str, Any]]) -> None:
+    volumes = [prepared_of(run, s["subject_id"]).volume for s in chunk]
+    if isinstance(detector, FeatureGaussian):
+        distances = detector.distances(volumes)
+        arrays = {v.subject_id: ("distances.npy", distances[:, n]) for n, v in enumerate(volumes)}
+    else:
+        arrays = {v.subject_id: ("scores.npy", detector.score(v).scores) for v in volumes}
+    for subject_id, (name, array) in arrays.items():
+        with committed_directory(run.directory / "scores" / subject_id) as scratch:
+            np.save(scratch / name, np.ascontiguousarray(array, dtype=np.float32))
+
+
+def _split(cohort: Cohort, source: DataSource) -> Split:
+    if source.split is not None:
+        lists = read_json(source.split)
+        unknown = sorted({i for role in ROLES for i in lists.get(role, [])} - {s.subject_id for s in cohort.subjects})
+        if unknown:
+            raise BadInput(f"{source.split} names {len(unknown)} subject(s) that the cohort lacks: {unknown[:5]}.")
+        return Split(**{role: tuple(lists.get(role, ())) for role in ROLES})
+    if any(s.role for s in cohort.subjects):
+        return split_by_roles(cohort.subjects)
+    return draw_split(cohort.subjects, source.seed)
+
+
+def draw_split(subjects: Sequence[Subject], seed: int) -> Split:
+    """Seeded: 70 % of the healthy train, 15 % calibrate, 15 % test; of the others 40 % validate, 60 % test."""
+    generator = np.random.Generator(np.random.Philox(key=np.array([seed, 0x5911], dtype=np.uint64)))
+    healthy = sorted(s.subject_id for s in subjects if s.healthy)
+    ill = sorted(s.subject_id for s in subjects if not s.healthy)
+    healthy = [healthy[i] for i in generator.permutation(len(healthy))]
+    ill = [ill[i] for i in generator.permutation(len(ill))]
+    first, second = round(0.7 * len(healthy)), round(0.85 * len(healthy))
+    third = round(0.4 * len(ill))
+    return Split(
+        train=tuple(sorted(healthy[:first])),
+        calibration=tuple(sorted(healthy[first:second])),
+        validation=tuple(sorted(ill[:third])),
+        test=tuple(sorted(healthy[second:] + ill[third:])),
+    )
+
+
+def _readable(split: Split, prepared: PreparedCohort) -> Split:
+    kept = {role: tuple(i for i in getattr(split, role) if i in prepared.keys) for role in ROLES}
+    if len(kept["train"]) < 2:
+        aside = "; ".join(f"{s.subject_id}: {s.reason}" for s in prepared.set_aside[:3])
+        raise BadInput(
+            f"{len(kept['train'])} healthy training subject(s) can be used. At least 2 are needed. "
+            f"Set aside: {len(prepared.set_aside)}. {aside}"
+        )
+    return Split(**kept)
+
+
+def _open_or_create(
+    runs: Path,
+    kind: str,
+    name: str,
+    recipe: Mapping[str, Any],
+    study: Study,
+    run_id: str | None,
+    parents: Mapping[str, str],
+) -> Run:
+    cohort = _cohort_record(study)
+    wanted = {
+        "recipe": recipe,
+        "split": as_json(study.split),
+        "preprocessing": as_json(study.source.preprocessing),
+    }
+    for run in list_runs(runs)[0]:
+        if run.run_id == run_id:
+            check_same(run, wanted)
+            if run.record["cohort"]["fingerprint"] != cohort["fingerprint"]:
+                raise BadInput(
+                    f"The scans of run {run.run_id} have changed since it began (or others were set aside). "
+                    "Give another --run-id."
+                )
+            return run
+    return create_run(
+        runs,
+        kind=kind,
+        name=name,
+        recipe=recipe,
+        cohort=cohort,
+        split=wanted["split"],
+        preprocessing=wanted["preprocessing"],
+        seed=int(recipe.get("seed", 0)),
+        parents=parents,
+        run_id=run_id,
+    )
+
+
+def _cohort_record(study: Study) -> dict[str, Any]:
+    subjects = [
+        {
+            "subject_id": s.subject_id,
+            "healthy": s.healthy,
+            "site": s.site,
+            "age": s.age,
+            "sex": s.sex,
+            "key": study.prepared.keys[s.subject_id],
+            "role": study.split.role_of(s.subject_id),
+        }
+        for s in study.cohort.subjects
+        if s.subject_id in study.prepared.keys and _in_split(study.split, s.subject_id)
+    ]
+    return {
+        "name": study.cohort.name,
+        "path": os.path.abspath(study.source.cohort),
+        "layout": study.source.layout,
+        "citation": study.cohort.citation,
+        "n_total": len(study.cohort.subjects),
+        "fingerprint": fingerprint({s["subject_id"]: s["key"] for s in subjects}),
+        "subjects": subjects,
+        "set_aside": [as_json(s) for s in study.prepared.set_aside],
+        "notes": list(study.cohort.notes),
+    }
+
+
+def _in_split(split: Split, subject_id: str) -> bool:
+    return any(subject_id in getattr(split, role) for role in ROLES)
+
+
+def _with_encoder(detector: AnyDetector, encoder_run: Run) -> tuple[AnyDetector, dict[str, str]]:
+    if not isinstance(detector, FeatureGaussian):
+        raise BadInput(f"{type(detector).__name__} takes no encoder. Leave --encoder out.")
+    if not stage_done(encoder_run, "encoder", verify=True):
+        raise BadInput(
+            f"Encoder run {encoder_run.run_id} is {encoder_run.status}: it has no finished encoder. "
+            f"Finish it: python cli.py pretrain --run-id {encoder_run.run_id} ..."
+        )
+    weights = encoder_run.directory / "encoder"
+    return replace(detector, weights=str(weights)), {"encoder": encoder_run.run_id}
+
+
+def _record_stage(run: Run, name: str, began: float) -> None:
+    seconds = round(time.perf_counter() - began, 3)
+    update_run(run, stages={name: {"seconds": seconds, "peak_mb": peak_memory_mb()}})
+
+
+@contextlib.contextmanager
+def _outcome(run: Run) -> Iterator[None]:
+    """Writes how a stage ended into run.json: interrupted stays resumable, an error keeps its text."""
+    try:
+        yield
+    except (Interrupted, KeyboardInterrupt):
+        update_run(run, status="interrupted")
+        raise
+    except BaseException as error:
+        update_run(run, status="failed", error=str(error))
+        raise
+    update_run(run, status="finished")

@@ -1,0 +1,45 @@
+"""Score maps and segmentations as NIfTI in the scans' own space, for any viewer."""
+
+from pathlib import Path
+
+import numpy as np
+
+from core.evaluation import read_metrics
+from core.progress import Progress
+from core.run_scores import open_scores, set_id
+from core.store import Run
+from data.errors import BadInput
+from data.files import is_committed
+from data.nifti import write_nifti
+
+
+def export_maps(run: Run, directory: Path, layers: str, progress: Progress) -> list[Path]:
+    """Write <subject>_score.nii.gz (0 outside the brain) and, once evaluated, <subject>_segmentation.nii.gz.
+
+    `layers` is a layer set joined by +; empty: the headline's, or all layers. The segmentation uses the label-free
+    threshold of that layer set in native space.
+    """
+    scores = open_scores(run)
+    evaluated = is_committed(run.directory / "evaluation")
+    metrics = read_metrics(run) if evaluated else None
+    chosen = layers or (metrics["headline"] if metrics else set_id(scores.layer_sets[-1]))
+    layer_set = scores.layer_set(chosen)
+    figures = metrics["sets"][chosen]["native"] if metrics else None
+    if layers and metrics and figures is None:
+        raise BadInput(f"Layer set {chosen!r} has no native-space threshold. Export single layers or the headline set.")
+    subjects = [i for role in ("validation", "test") for i in scores.subjects(role)]
+    written: list[Path] = []
+    with progress.task("Writing NIfTI", len(subjects)) as advance:
+        for subject_id in subjects:
+            grid = scores.prepared(subject_id).native_grid
+            native = scores.native_scores(subject_id, layer_set)
+            path = directory / f"{subject_id}_score.nii.gz"
+            write_nifti(path, np.nan_to_num(native, nan=0.0), grid)
+            written.append(path)
+            if figures is not None:
+                threshold = figures["protocols"]["healthy"]["threshold"]
+                path = directory / f"{subject_id}_segmentation.nii.gz"
+                write_nifti(path, (np.nan_to_num(native, nan=-np.inf) >= threshold).astype(np.uint8), grid)
+                written.append(path)
+            advance(1, subject_id)
+    return written

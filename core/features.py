@@ -1,0 +1,266 @@
+"""From an encoder's named taps to feature rows: per layer, one row per in-brain position of its native grid."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int64
+from safetensors.torch import load_file, save_file
+from scipy.ndimage import maximum_filter
+from torch import Tensor
+from torch.nn import functional
+
+from core.types import FeatureLayout, FeatureMap
+from data.errors import BadInput
+from data.files import read_json, write_json
+from data.volume import Grid, Volume
+from models.encoder import Encoder
+
+Stride = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class FeatureSettings:
+    """Which taps, on which grid, with how many channels."""
+
+    layers: tuple[str, ...] = ("stage0", "stage1", "stage2", "stage3")
+    """Taps to model. 'input' is the intensity itself."""
+    grid: str = "4mm"
+    """The feature grid on which distances are computed: millimetres ('4mm'), or the name of a layer."""
+    reduction: Literal["none", "draw", "pca"] = "none"
+    """How channels become fewer: a seeded draw that is stored, or principal components per layer."""
+    max_channels: int = 100
+    """Channels kept per layer when `reduction` is draw or pca."""
+    seed: int = 0
+    """Of the channel draw."""
+
+
+def feature_layout(
+    working_grid: Grid,
+    stride: Stride,
+    layer_strides: Mapping[str, Stride],
+    channels: Mapping[str, int],
+    positions: Int64[np.ndarray, "positions 3"],
+) -> FeatureLayout:
+    """Where the features of every layer live, for the given cells of the feature grid.
+
+    A layer finer than the feature grid is averaged down to it; a coarser one keeps its own grid, and every
+    feature-grid position looks up its nearest cell. Every tap is a centred convolution, so cell i of a layer with
+    stride s lies on voxel s·i: no half-cell shift. Strides in voxels of the working grid.
+    """
+    grids: dict[str, Grid] = {}
+    layer_positions: dict[str, np.ndarray] = {}
+    lookup: dict[str, np.ndarray] = {}
+    for name, own_stride in layer_strides.items():
+        kept = tuple(max(own, common) for own, common in zip(own_stride, stride, strict=True))
+        grids[name] = working_grid.coarser((kept[0], kept[1], kept[2]))
+        nearest = np.round(positions * np.array(stride) / np.array(kept) - 1e-9).astype(np.int64)
+        nearest = np.minimum(nearest, np.array(grids[name].shape) - 1)
+        unique, inverse = np.unique(nearest, axis=0, return_inverse=True)
+        layer_positions[name], lookup[name] = unique, inverse.reshape(-1).astype(np.int64)
+    return FeatureLayout(
+        working_grid=working_grid,
+        feature_grid=working_grid.coarser(stride),
+        positions=positions,
+        layer_grids=grids,
+        layer_positions=layer_positions,
+        lookup=lookup,
+        channels=dict(channels),
+    )
+
+
+def positions_near(support: Bool[np.ndarray, "x y z"], stride: Stride) -> Int64[np.ndarray, "positions 3"]:
+    """Feature-grid cells with a supported voxel within half a stride."""
+    reach = tuple(2 * (s // 2) + 1 for s in stride)
+    grown = maximum_filter(support, size=reach)
+    positions = np.argwhere(grown[:: stride[0], :: stride[1], :: stride[2]]).astype(np.int64)
+    if len(positions) == 0:
+        raise BadInput("No brain voxel lies on the working grid. Check the brain masks and the registration.")
+    return positions
+
+
+def feature_stride(encoder: Encoder, grid: str, working: Grid) -> Stride:
+    """Working-grid voxels per feature-grid cell, from a layer's name or from millimetres."""
+    strides = {tap.name: tap.stride for tap in encoder.taps}
+    if grid in strides:
+        return strides[grid]
+    try:
+        spacing = float(grid.removesuffix("mm"))
+    except ValueError:
+        spacing = -1.0
+    steps = [round(spacing / own) for own in working.spacing_mm]
+    if spacing <= 0 or any(abs(n * own - spacing) > 1e-3 for n, own in zip(steps, working.spacing_mm, strict=True)):
+        raise BadInput(
+            f"Feature grid {grid!r} is neither a layer ({', '.join(strides)}) nor a multiple of the working grid's "
+            f"{working.spacing_mm[0]:g} mm. Give for example '{2 * working.spacing_mm[0]:g}mm'."
+        )
+    return steps[0], steps[1], steps[2]
+
+
+def kept_channels(settings: FeatureSettings, channels: int) -> int:
+    """Channels of a layer after the reduction."""
+    return channels if settings.reduction == "none" else min(channels, settings.max_channels)
+
+
+@dataclass(eq=False)
+class FeatureExtractor:
+    """Volume -> FeatureMap through a frozen encoder. Made by `make_extractor`; carries the stored channel reduction."""
+
+    encoder: Encoder
+    settings: FeatureSettings
+    layout: FeatureLayout
+    device: torch.device
+    projections: Mapping[str, Tensor] = field(default_factory=dict)
+    """Per reduced layer, (channels in, channels kept): a selection or principal axes."""
+
+    @torch.no_grad()
+    def __call__(self, volume: Volume) -> FeatureMap:
+        """Rows of every layer, float32. A subject's features do not depend on any other subject."""
+        if not volume.grid.matches(self.layout.working_grid):
+            raise BadInput(
+                f"Volume {volume.subject_id!r} is on another grid ({volume.grid.shape}) than the features "
+                f"({self.layout.working_grid.shape}). Prepare it with the run's own preprocessing."
+            )
+        batch = torch.tensor(volume.voxels, device=self.device)[None]
+        maps = self.encoder.features(batch, self.settings.layers)
+        rows = {name: self._rows(name, maps[name][0].float()) for name in self.settings.layers}
+        return FeatureMap(rows, self.layout, volume.subject_id)
+
+    def _rows(self, name: str, values: Float[Tensor, "channels x y z"]) -> Float[Tensor, "positions channels"]:
+        values = _average_down(values, self.layout.layer_grids[name].shape)
+        x, y, z = (torch.from_numpy(axis).to(values.device) for axis in self.layout.layer_positions[name].T)
+        rows = values[:, x, y, z].T.contiguous()
+        return rows @ self.projections[name].to(rows) if name in self.projections else rows
+
+    def save(self, directory: Path) -> None:
+        """Write the layout and the reduction (the encoder is saved by its owner)."""
+        directory.mkdir(parents=True, exist_ok=True)
+        arrays = {f"projection.{n}": p.cpu().contiguous() for n, p in self.projections.items()}
+        arrays["positions"] = torch.from_numpy(np.ascontiguousarray(self.layout.positions))
+        save_file(arrays, directory / "features.safetensors")
+        grid = self.layout.working_grid
+        strides = {tap.name: list(tap.stride) for tap in self.encoder.taps}
+        described = {
+            "working_grid": {"shape": list(grid.shape), "affine": grid.affine.tolist()},
+            "stride": list(feature_stride(self.encoder, self.settings.grid, grid)),
+            "layers": [
+                {"name": n, "stride": strides[n], "channels": self.layout.channels[n]} for n in self.settings.layers
+            ],
+        }
+        write_json(directory / "features.json", described)
+
+
+def load_layout(directory: Path) -> FeatureLayout:
+    """The layout that `FeatureExtractor.save` wrote, without the encoder."""
+    described = read_json(directory / "features.json")
+    grid = Grid(_triple(described["working_grid"]["shape"]), np.array(described["working_grid"]["affine"]))
+    return feature_layout(
+        grid,
+        _triple(described["stride"]),
+        {layer["name"]: _triple(layer["stride"]) for layer in described["layers"]},
+        {layer["name"]: int(layer["channels"]) for layer in described["layers"]},
+        load_file(directory / "features.safetensors")["positions"].numpy(),
+    )
+
+
+def make_extractor(
+    encoder: Encoder,
+    settings: FeatureSettings,
+    train: Sequence[Volume],
+    device: torch.device,
+    advance: Callable[[], None] = lambda: None,
+) -> FeatureExtractor:
+    """An extractor for brains like the training ones; learns the channel reduction where one is asked for."""
+    support = np.zeros(train[0].grid.shape, dtype=bool)
+    for volume in train:
+        support |= volume.brain_mask
+    encoder.eval().to(device)
+    taps = {tap.name: tap for tap in encoder.taps}
+    unknown = [name for name in settings.layers if name not in taps]
+    if unknown or not settings.layers:
+        given = ", ".join(map(repr, unknown)) or "(none)"
+        raise BadInput(f"Layer {given} is not in the encoder. It has: {', '.join(taps)}.")
+    stride = feature_stride(encoder, settings.grid, train[0].grid)
+    layout = feature_layout(
+        train[0].grid,
+        stride,
+        {name: taps[name].stride for name in settings.layers},
+        {name: kept_channels(settings, taps[name].channels) for name in settings.layers},
+        positions_near(support, stride),
+    )
+    if settings.reduction == "none":
+        return FeatureExtractor(encoder, settings, layout, device)
+    channels = {name: taps[name].channels for name in settings.layers}
+    if settings.reduction == "draw":
+        return FeatureExtractor(encoder, settings, layout, device, _drawn_channels(settings, channels))
+    full = FeatureExtractor(encoder, settings, layout, device)
+    return FeatureExtractor(encoder, settings, layout, device, _principal_axes(full, channels, train, advance))
+
+
+def load_extractor(
+    directory: Path, encoder: Encoder, settings: FeatureSettings, device: torch.device
+) -> FeatureExtractor:
+    """What `FeatureExtractor.save` wrote, around the same encoder."""
+    arrays = load_file(directory / "features.safetensors")
+    encoder.eval().to(device)
+    projections = {n.removeprefix("projection."): a for n, a in arrays.items() if n.startswith("projection.")}
+    return FeatureExtractor(encoder, settings, load_layout(directory), device, projections)
+
+
+def _average_down(
+    values: Float[Tensor, "channels x y z"], shape: tuple[int, int, int]
+) -> Float[Tensor, "channels i j k"]:
+    """Triangle-weighted means centred on every r-th cell, per axis: finer layers on the feature grid, unshifted."""
+    for axis in range(3):
+        size = values.shape[axis + 1]
+        ratio = -(-size // shape[axis])
+        if ratio == 1:
+            continue
+        moved = values.movedim(axis + 1, -1)
+        kernel = (ratio - torch.arange(-ratio + 1, ratio, device=values.device).abs()).to(values.dtype)[None, None]
+        flat = moved.reshape(-1, 1, size)
+        total = functional.conv1d(flat, kernel, stride=ratio, padding=ratio - 1)
+        weight = functional.conv1d(torch.ones_like(flat[:1]), kernel, stride=ratio, padding=ratio - 1)
+        values = (total / weight).reshape(*moved.shape[:-1], -1).movedim(-1, axis + 1)
+    return values[:, : shape[0], : shape[1], : shape[2]]
+
+
+def _drawn_channels(settings: FeatureSettings, channels: Mapping[str, int]) -> dict[str, Tensor]:
+    projections = {}
+    for number, name in enumerate(settings.layers):
+        kept = kept_channels(settings, channels[name])
+        generator = np.random.Generator(np.random.Philox(key=np.array([settings.seed, number], dtype=np.uint64)))
+        chosen = np.sort(generator.choice(channels[name], size=kept, replace=False))
+        projections[name] = torch.eye(channels[name])[:, torch.from_numpy(chosen)]
+    return projections
+
+
+def _principal_axes(
+    full: FeatureExtractor, channels: Mapping[str, int], train: Sequence[Volume], advance: Callable[[], None]
+) -> dict[str, Tensor]:
+    """Leading principal axes per layer over all positions of all training volumes, from float64 sums."""
+    raw = FeatureExtractor(full.encoder, full.settings, full.layout, full.device)
+    total = {n: torch.zeros(channels[n], dtype=torch.float64) for n in full.settings.layers}
+    square = {n: torch.zeros(channels[n], channels[n], dtype=torch.float64) for n in full.settings.layers}
+    count = dict.fromkeys(full.settings.layers, 0)
+    for volume in train:
+        for name, rows in raw(volume).rows.items():
+            wide = rows.double().cpu()
+            total[name] += wide.sum(0)
+            square[name] += wide.T @ wide
+            count[name] += len(wide)
+        advance()
+    axes = {}
+    for name in full.settings.layers:
+        mean = total[name] / count[name]
+        covariance = square[name] / count[name] - torch.outer(mean, mean)
+        vectors = torch.linalg.eigh(covariance).eigenvectors.flip(1)[:, : full.layout.channels[name]]
+        axes[name] = vectors.float().contiguous()
+    return axes
+
+
+def _triple(values: Sequence[int]) -> Stride:
+    return int(values[0]), int(values[1]), int(values[2])

@@ -1,0 +1,102 @@
+"""Volumes for the browser: one byte a voxel, compressed once, kept beside the run.
+
+Scores are quantised at 255 rank-spaced levels that contain every protocol threshold, so that `byte >= t` says exactly
+`score >= levels[t − 1]` and a Dice counted in the browser at such a step is the Dice of the float scores.
+"""
+
+import gzip
+import hashlib
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float64, UInt8
+
+from core.run_scores import open_scores
+from core.store import open_run
+from data.errors import BadInput
+from data.files import read_json, write_json
+from data.preprocessing import Prepared
+
+N_LEVELS = 255
+_NAMES = re.compile(r"image(?:-[0-9]+)?|brain|lesion|score-[A-Za-z0-9_.+-]+")
+
+
+def packed_path(runs: Path, run_id: str, subject_id: str, name: str) -> Path:
+    """The gzip file of one volume: image-K, brain, lesion, or score-<layer set>; made when first asked for.
+
+    uint8 in C order over (x, y, z) of the working grid. BadInput for anything that the run does not hold.
+    """
+    if not _NAMES.fullmatch(name):
+        raise BadInput(f"No volume {name!r}. There are: image-0, brain, lesion, score-<layers joined by +>.")
+    run = open_run(runs, run_id, kind="detector")
+    if subject_id not in {s["subject_id"] for s in run.record["cohort"]["subjects"]}:
+        raise BadInput(f"No subject {subject_id!r} in run {run.run_id}.")
+    digest = hashlib.sha256(f"{subject_id}/{name}".encode()).hexdigest()[:24]
+    path = run.directory / ".browser" / f"{digest}.gz"
+    if path.is_file():
+        return path
+    scores = open_scores(run)
+    prepared = scores.prepared(subject_id)
+    if name.startswith("score-"):
+        layers = scores.layer_set(name.removeprefix("score-"))
+        levels = np.array(read_json(run.directory / "evaluation" / "levels.json")[name.removeprefix("score-")])
+        packed = quantise(scores.score_map(subject_id, layers).scores, levels)
+    else:
+        packed = _anatomy(prepared, name)
+    path.parent.mkdir(exist_ok=True)
+    scratch = path.with_suffix(".tmp")
+    scratch.write_bytes(gzip.compress(np.ascontiguousarray(packed).tobytes(), compresslevel=1, mtime=0))
+    scratch.replace(path)
+    return path
+
+
+def quantise(scores: np.ndarray, levels: Float64[np.ndarray, " levels"]) -> UInt8[np.ndarray, "x y z"]:
+    """How many levels lie at or below each score; 0 outside the brain (NaN)."""
+    bytes_ = np.searchsorted(levels, np.nan_to_num(scores, nan=-np.inf), side="right")
+    return bytes_.astype(np.uint8)
+
+
+def score_levels(samples: np.ndarray, thresholds: Iterable[float]) -> Float64[np.ndarray, " levels"]:
+    """255 ascending levels: dense where scores are high, and exactly at every given threshold.
+
+    `samples` are in-brain scores. Half of the levels lie in the top 5 % of them.
+    """
+    exact = np.unique([np.float32(t) for t in thresholds if np.isfinite(t)]).astype(np.float64)
+    n = N_LEVELS - len(exact)
+    upper = 1 - np.geomspace(5e-2, 2e-6, n // 2)
+    lower = np.linspace(0.0, 0.95, n - n // 2, endpoint=False)
+    between = np.quantile(samples.astype(np.float64), np.concatenate([lower, upper]))
+    merged = np.unique(np.concatenate([exact, between]))
+    if len(merged) < N_LEVELS:
+        top = max(float(merged[-1]), 1e-6)
+        extra = top * (1 + np.arange(1, N_LEVELS - len(merged) + 1) * 1e-3)
+        merged = np.concatenate([merged, extra])
+    return np.asarray(merged[:N_LEVELS], dtype=np.float64)
+
+
+def _anatomy(prepared: Prepared, name: str) -> UInt8[np.ndarray, "x y z"]:
+    if name == "brain":
+        return prepared.volume.brain_mask.astype(np.uint8)
+    if name == "lesion":
+        if prepared.lesion is None:
+            raise BadInput(f"Subject {prepared.volume.subject_id!r} has no lesion mask.")
+        return prepared.lesion.voxels.astype(np.uint8)
+    contrast = int(name.partition("-")[2] or 0)
+    if contrast >= len(prepared.volume.contrasts):
+        raise BadInput(f"No contrast {contrast}; there are {len(prepared.volume.contrasts)}.")
+    values = prepared.volume.voxels[contrast]
+    low, high = _display_range(values[prepared.volume.brain_mask])
+    scaled = np.clip((values - low) / (high - low), 0.0, 1.0) * 254 + 1
+    return np.where(prepared.volume.brain_mask, scaled, 0).astype(np.uint8)
+
+
+def _display_range(values: np.ndarray) -> tuple[float, float]:
+    low, high = float(values.min()), float(np.quantile(values, 0.999))
+    return low, max(high, low + 1e-6)
+
+
+def save_levels(path: Path, levels: dict[str, list[float]]) -> None:
+    """Write the levels of every layer set."""
+    write_json(path, levels)

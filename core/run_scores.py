@@ -1,0 +1,144 @@
+"""Reading a run's scores: the score map of any subject under any layer set, and its voxels for the metrics."""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float32
+
+from core.detectors import AnyDetector, FeatureGaussian, LayerSet, from_recipe
+from core.experiment import prepared_of, subjects_of
+from core.features import load_layout
+from core.metrics import SubjectScores
+from core.scoring import to_score_map
+from core.store import Run, stage_done
+from core.types import FeatureLayout, ScoreMap
+from data.errors import BadInput
+from data.files import is_committed
+from data.preprocessing import Prepared, to_native
+
+Space = Literal["native", "working"]
+
+
+def set_id(layers: LayerSet) -> str:
+    """A layer set in one word: stage1+stage2."""
+    return "+".join(layers)
+
+
+@dataclass(frozen=True, eq=False)
+class RunScores:
+    """The stored scores of one run. Cheap to open: neither encoder nor Gaussian is loaded."""
+
+    run: Run
+    detector: AnyDetector
+    """Unfitted: only its hyper-parameters are needed to turn distances into maps."""
+    layout: FeatureLayout | None
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The fitted layers; one pseudo-layer for detectors that have none."""
+        if isinstance(self.detector, FeatureGaussian):
+            return self.detector.features.layers
+        return (type(self.detector).__name__.lower(),)
+
+    @property
+    def layer_sets(self) -> tuple[LayerSet, ...]:
+        """Every layer set that was scored, in the order of the stored arrays."""
+        return self.detector.layer_sets if isinstance(self.detector, FeatureGaussian) else (self.layers,)
+
+    @property
+    def unit(self) -> str:
+        """Unit of the scores."""
+        return self.detector.score_unit
+
+    def layer_set(self, which: str) -> LayerSet:
+        """The layer set with this id. BadInput lists what there is."""
+        for layers in self.layer_sets:
+            if set_id(layers) == which:
+                return layers
+        raise BadInput(f"Layer set {which!r} is not in run {self.run.run_id}. Its layers: {', '.join(self.layers)}.")
+
+    def subjects(self, role: str) -> list[str]:
+        """Ids of one split."""
+        return subjects_of(self.run, role)
+
+    def prepared(self, subject_id: str) -> Prepared:
+        """The prepared scan of a subject."""
+        return prepared_of(self.run, subject_id)
+
+    def distances(self, subject_id: str) -> Float32[np.ndarray, "layer_sets positions"]:
+        """Stored distances of every layer set, memory-mapped."""
+        return self._stored(subject_id, "distances.npy")
+
+    def score_map(self, subject_id: str, layers: LayerSet) -> ScoreMap:
+        """Score map on the working grid, NaN outside the brain."""
+        volume = self.prepared(subject_id).volume
+        if not isinstance(self.detector, FeatureGaussian):
+            return ScoreMap(self._stored(subject_id, "scores.npy"), volume.grid, subject_id, self.unit)
+        assert self.layout is not None
+        row = np.array(self.distances(subject_id)[self.layer_sets.index(layers)])
+        return to_score_map(
+            row,
+            self.layout,
+            volume,
+            self.unit,
+            smoothing_mm=self.detector.smoothing_mm,
+            median_voxels=self.detector.median_voxels,
+        )
+
+    def native_scores(self, subject_id: str, layers: LayerSet) -> Float32[np.ndarray, "x y z"]:
+        """The score map in the scan's own space, one resample, NaN outside the brain."""
+        score_map = self.score_map(subject_id, layers)
+        return to_native(score_map.scores, score_map.grid, self.prepared(subject_id))
+
+    def voxels(self, subject_id: str, layers: LayerSet, space: Space) -> SubjectScores:
+        """In-brain scores of a subject, normal and anomalous apart."""
+        prepared = self.prepared(subject_id)
+        if space == "native":
+            scores = self.native_scores(subject_id, layers)
+            grid, lesion = prepared.native_grid, prepared.native_lesion
+        else:
+            score_map = self.score_map(subject_id, layers)
+            scores, grid, lesion = score_map.scores, score_map.grid, prepared.lesion
+        inside = np.isfinite(scores)
+        ill = lesion.voxels if lesion is not None else np.zeros(scores.shape, dtype=bool)
+        return SubjectScores(
+            subject_id=subject_id,
+            healthy=lesion is None,
+            normal=scores[inside & ~ill],
+            anomalous=scores[inside & ill],
+            voxel_ml=grid.voxel_volume_mm3 / 1000.0,
+            lesion_unreachable_voxels=int(np.count_nonzero(ill & ~inside)),
+        )
+
+    def voxels_of(self, subject_ids: Sequence[str], layers: LayerSet, space: Space) -> list[SubjectScores]:
+        """`voxels` of several subjects."""
+        return [self.voxels(subject_id, layers, space) for subject_id in subject_ids]
+
+    def _stored(self, subject_id: str, name: str) -> Float32[np.ndarray, "..."]:
+        directory = self.run.directory / "scores" / subject_id
+        if not is_committed(directory):
+            raise BadInput(
+                f"Subject {subject_id!r} has no scores in run {self.run.run_id}. "
+                f"Score it: python cli.py score {self.run.run_id}"
+            )
+        stored: np.ndarray = np.load(directory / name, mmap_mode="r", allow_pickle=False)
+        return stored
+
+
+def open_scores(run: Run) -> RunScores:
+    """The scores of a run, ready to read."""
+    if not stage_done(run, "detector"):
+        raise BadInput(f"Run {run.run_id} is not fitted yet ({run.status}). Look at its job on the Training page.")
+    detector = from_recipe(run.record["recipe"])
+    layout = _layout(str(run.directory / "detector")) if isinstance(detector, FeatureGaussian) else None
+    return RunScores(run, detector, layout)
+
+
+@functools.lru_cache(maxsize=8)
+def _layout(directory: str) -> FeatureLayout:
+    from pathlib import Path
+
+    return load_layout(Path(directory))

@@ -1,0 +1,91 @@
+"""A run in a few numbers, for tables on a terminal and in the browser."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from core.evaluation import read_metrics
+from core.store import Run, current_status
+from data.files import is_committed
+
+
+def run_summary(run: Run) -> dict[str, Any]:
+    """Who it is and, once evaluated, its headline numbers under every threshold protocol (native space)."""
+    record = run.record
+    summary: dict[str, Any] = {
+        "run_id": run.run_id,
+        "name": run.name,
+        "kind": run.kind,
+        "status": current_status(run),
+        "created": record["created"],
+        "detector": record["recipe"].get("kind"),
+        "cohort": record["cohort"].get("name"),
+        "encoder": record.get("parents", {}).get("encoder"),
+        "split": {role: len(ids) for role, ids in record["split"].items()},
+        "set_aside": len(record["cohort"].get("set_aside", [])),
+        "evaluated": is_committed(run.directory / "evaluation"),
+    }
+    if not summary["evaluated"]:
+        return summary
+    metrics = read_metrics(run)
+    figures = metrics["sets"][metrics["headline"]]["native"]
+    return summary | {
+        "space": metrics["space"],
+        "headline": metrics["headline"],
+        "headline_rule": metrics["headline_rule"],
+        "unit": metrics["unit"],
+        "n_lesion_subjects": figures["n_lesion_subjects"],
+        "n_healthy_subjects": figures["n_healthy_subjects"],
+        **headline_numbers(figures),
+    }
+
+
+def headline_numbers(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Dice under every protocol with intervals, ⌈Dice⌉, AUPRC with prevalence, false positives of healthy scans."""
+    pooled = figures["pooled"] or {}
+    protocols = figures["protocols"]
+    return {
+        "dice": {name: _dice(protocol) for name, protocol in protocols.items()},
+        "ceil_dice": (figures["ceil_dice"] or {}).get("dice"),
+        "auprc": pooled.get("auprc"),
+        "prevalence": pooled.get("prevalence"),
+        "auroc": pooled.get("auroc"),
+        "healthy_fp_ml": {n: p.get("false_positive_ml_per_healthy_scan") for n, p in protocols.items()},
+    }
+
+
+def layer_table(metrics: Mapping[str, Any], space: str = "working") -> list[dict[str, Any]]:
+    """One row per layer set: AUPRC, ⌈Dice⌉, Dice at the deployable thresholds with intervals."""
+    rows = []
+    for name, spaces in metrics["sets"].items():
+        figures = spaces[space]
+        if figures is None:
+            continue
+        numbers = headline_numbers(figures)
+        rows.append(
+            {
+                "layers": name,
+                "n_layers": name.count("+") + 1,
+                "auprc": numbers["auprc"],
+                "mean_auprc": (figures["per_subject_auprc"] or {}).get("mean"),
+                "auroc": numbers["auroc"],
+                "ceil_dice": numbers["ceil_dice"],
+                "healthy": numbers["dice"].get("healthy"),
+                "validation": numbers["dice"].get("validation"),
+                "oracle_set": numbers["dice"].get("oracle_set"),
+                "validation_mean_dice": figures.get("validation_mean_dice"),
+                "headline": name == metrics["headline"],
+            }
+        )
+    return rows
+
+
+def _dice(protocol: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "mean": protocol["mean_dice"],
+        "low": protocol["ci_low"],
+        "high": protocol["ci_high"],
+        "n": protocol["n"],
+        "threshold": protocol["threshold"],
+        "oracle": protocol["oracle"],
+        "needs_labels": protocol["needs_labels"],
+    }
