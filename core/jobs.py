@@ -197,7 +197,7 @@ def _judge(directory: Path, record: dict[str, Any], child: dict[str, Any], ended
         return "running", "Running."
     guardian = _json(directory / "supervisor.json") or record["starter"]
     if is_alive(guardian):
-        return "waiting", "Starting."
+        return ("running", "Ending.") if child else ("waiting", "Starting.")
     if (ended := _json(directory / "returncode.json")) and "returncode" in ended:
         return _ending(directory, ended)
     if child:
@@ -213,7 +213,7 @@ def _ending(directory: Path, ended: dict[str, Any]) -> tuple[str, str]:
     stopped = (directory / "stop.json").exists()
     if code == 0:
         return "finished", _ENDINGS[0]
-    if code == 5 or (stopped and code < 0):
+    if code == 5 or (stopped and (code < 0 or code in (130, 143))):
         return "stopped", "Stopped on request. The same command resumes it; finished stages are used again."
     last = _last_line(directory / "log.txt")
     if code == -signal.SIGKILL:

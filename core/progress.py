@@ -102,7 +102,7 @@ def _rich_bars(stream: TextIO) -> rich.progress.Progress:
 
 
 def _how_far(done: float, total: float | None, seconds: float) -> str:
-    if total is None or done <= 0:
+    if not total or done <= 0:
         return f"{done:g} done"
     left = max(total - done, 0) * seconds / done
     return f"{done:g} of {total:g} ({100 * done / total:.0f} %), about {_duration(left)} left"

@@ -226,6 +226,7 @@ def stage(run: Run, name: str) -> Iterator[Path]:
     `name` may be nested ("scores/sub-01"). A process that has lost the lock in the meantime commits nothing.
     """
     target = stage_directory(run, name)
+    _check_writer(run)
     reset_peak_memory()
     began = time.perf_counter()
     with committed_directory(target) as scratch:

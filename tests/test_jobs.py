@@ -1,0 +1,245 @@
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+
+from core import jobs
+from core.progress import open_progress
+from data.errors import BadInput
+
+PROJECT = Path(__file__).resolve().parent.parent
+FAKE_CLI = """
+import os, signal, sys, time
+from pathlib import Path
+verb = sys.argv[1]
+print("argv", sys.argv[1:])
+if verb == "exit":
+    print("the last line")
+    sys.exit(int(sys.argv[2]))
+if verb == "oom":
+    hog = bytearray(60_000_000)
+    os.kill(os.getpid(), signal.SIGKILL)
+if verb == "wait":
+    if "--stubborn" in sys.argv:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if "--gentle" in sys.argv:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(5))
+    if "--children" in sys.argv:
+        import subprocess
+        print("child", subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]).pid)
+    print("ready")
+    end = time.time() + 60
+    while time.time() < end and not Path(sys.argv[2]).exists():
+        time.sleep(0.02)
+if verb == "run":
+    from core import store
+    store.create_run(Path(sys.argv[2]), kind="demo", name="x", recipe={}, run_id="from-a-job")
+"""
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+    cli = tmp_path / "cli.py"
+    cli.write_text(FAKE_CLI)
+    monkeypatch.setattr(jobs, "CLI", cli)
+    monkeypatch.setenv("PYTHONPATH", str(PROJECT))
+    runs = tmp_path / "runs"
+    yield runs
+    for job in jobs.list_jobs(runs):
+        jobs.stop_job(jobs.stop_job(job))
+
+
+def wait_for(runs: Path, job: jobs.Job, until) -> jobs.Job:
+    deadline = time.monotonic() + 15
+    while time.monotonic() < deadline:
+        job = jobs.read_job(runs, job.job_id)
+        if until(job):
+            return job
+        time.sleep(0.02)
+    raise AssertionError(f"still {job} with log {jobs.log_tail(job)}")
+
+
+def ended(job: jobs.Job) -> bool:
+    return not job.active
+
+
+def ready(job: jobs.Job) -> bool:
+    return "ready" in jobs.log_tail(job)
+
+
+def test_a_job_runs_its_verb_without_a_shell_and_keeps_its_log(runs):
+    hostile = "; touch pwned $(id) `id` \"'\n"
+    job = wait_for(runs, jobs.start_job(runs, ["exit", "0", hostile, "--töne"]), ended)
+    assert (job.status, job.returncode, job.diagnosis) == ("finished", 0, "Finished.")
+    assert repr(["exit", "0", hostile, "--töne"]) in jobs.log_tail(job)
+    assert "".join(jobs.follow_job(runs, job.job_id)) == job.log.read_text()
+    assert jobs.log_tail(job, 1) == "the last line"
+
+
+@pytest.mark.parametrize("argv", [[], [""], ["--help"], ["fit", "a\0b"]])
+def test_what_is_no_command_is_refused(runs, argv):
+    with pytest.raises(BadInput, match="no command"):
+        jobs.start_job(runs, argv)
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "words"),
+    [(2, "failed", "Bad input"), (3, "failed", "memory or permission"), (4, "failed", "manifest"),
+     (5, "stopped", "resumes"), (6, "failed", "bug of this program"), (9, "failed", "code 9")],
+)  # fmt: skip
+def test_an_exit_code_is_told_in_words(tmp_path, code, status, words):
+    directory = tmp_path / ".jobs" / "job-1"
+    jobs.write_json(directory / "job.json", {"argv": ["fit"], "starter": {"pid": 1}, "sequence": 1})
+    jobs.write_json(directory / "returncode.json", {"returncode": code})
+    (directory / "log.txt").write_text("first\nNo such layer.\n\n")
+    job = jobs.read_job(tmp_path, "job-1")
+    assert (job.status, job.returncode) == (status, code)
+    assert words in job.diagnosis
+    assert status == "stopped" or "No such layer." in job.diagnosis
+
+
+def test_a_job_killed_by_the_system_is_told_with_its_memory(runs):
+    job = wait_for(runs, jobs.start_job(runs, ["oom"]), ended)
+    assert (job.status, job.returncode) == ("killed", -signal.SIGKILL)
+    assert "probably memory: peak RSS" in job.diagnosis
+    assert int(job.diagnosis.split("peak RSS ")[1].split(" MB")[0]) >= 60
+
+
+def test_a_job_outlives_the_server_that_started_it(runs, tmp_path):
+    code = (
+        "import sys, os, signal; from pathlib import Path; from core import jobs; jobs.CLI = Path(sys.argv[2])\n"
+        "print(jobs.start_job(Path(sys.argv[1]), ['wait', sys.argv[3]]).job_id, flush=True)\n"
+        "os.killpg(os.getpgrp(), signal.SIGKILL)"
+    )
+    stop = tmp_path / "stop"
+    server = subprocess.Popen(
+        [sys.executable, "-c", code, str(runs), str(jobs.CLI), str(stop)],
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+    job_id = server.communicate(timeout=20)[0].decode().strip()
+    assert server.returncode == -signal.SIGKILL
+    job = wait_for(runs, jobs.read_job(runs, job_id), ready)
+    assert job.status == "running"
+    assert os.getpgid(job.pid) == job.pid
+    assert psutil.Process(job.pid).nice() >= jobs.NICENESS
+    stop.touch()
+    assert wait_for(runs, job, ended).status == "finished"
+
+
+def test_stopping_ends_the_job_and_its_children_but_not_us(runs, tmp_path):
+    job = wait_for(runs, jobs.start_job(runs, ["wait", str(tmp_path / "no"), "--children"]), ready)
+    child = int(jobs.log_tail(job).split("child ")[1].split()[0])
+    jobs.stop_job(job)
+    job = wait_for(runs, job, ended)
+    assert (job.status, job.returncode) == ("stopped", -signal.SIGTERM)
+    assert jobs.process_started(child) is None
+    assert jobs.stop_job(job) == job
+
+
+def test_a_job_that_ends_itself_when_asked_can_be_resumed(runs, tmp_path):
+    job = wait_for(runs, jobs.start_job(runs, ["wait", str(tmp_path / "no"), "--gentle"]), ready)
+    jobs.stop_job(job)
+    job = wait_for(runs, job, ended)
+    assert (job.status, job.returncode) == ("stopped", 5)
+
+
+def test_a_job_that_does_not_listen_is_killed_at_the_second_request(runs, tmp_path):
+    job = wait_for(runs, jobs.start_job(runs, ["wait", str(tmp_path / "no"), "--stubborn"]), ready)
+    jobs.stop_job(job)
+    time.sleep(0.2)
+    assert jobs.read_job(runs, job.job_id).status == "running"
+    jobs.stop_job(job)
+    job = wait_for(runs, job, ended)
+    assert (job.status, job.returncode) == ("stopped", -signal.SIGKILL)
+
+
+def test_a_process_that_only_has_the_same_number_is_never_signalled(runs, tmp_path):
+    bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(30)"], start_new_session=True)
+    directory = runs / ".jobs" / "job-old"
+    here = jobs.this_process()
+    jobs.write_json(directory / "job.json", {"argv": ["fit"], "starter": here, "sequence": 1})
+    jobs.write_json(directory / "supervisor.json", here)
+    jobs.write_json(directory / "child.json", here | {"pid": bystander.pid, "process_started": "12 ticks"})
+    jobs.stop_job(jobs.stop_job(jobs.read_job(runs, "job-old")))
+    assert bystander.poll() is None
+    bystander.kill()
+    bystander.wait()
+
+
+def test_a_job_whose_machine_restarted_is_told_as_killed(runs):
+    directory = runs / ".jobs" / "job-old"
+    gone = jobs.this_process() | {"boot": "before"}
+    jobs.write_json(directory / "job.json", {"argv": ["fit"], "starter": gone, "sequence": 1})
+    assert jobs.read_job(runs, "job-old").status == "failed"
+    jobs.write_json(directory / "child.json", gone)
+    job = jobs.read_job(runs, "job-old")
+    assert job.status == "killed"
+    assert "restarted" in job.diagnosis
+
+
+def test_clicks_with_one_token_start_one_job(runs):
+    with ThreadPoolExecutor(4) as pool:
+        clicked = list(pool.map(lambda _: jobs.start_job(runs, ["exit", "0"], token="click"), range(4)))
+    assert len({job.job_id for job in clicked}) == 1
+    job = wait_for(runs, clicked[0], ended)
+    assert job.log.read_text().count("argv") == 1
+    other = jobs.start_job(runs, ["exit", "0"], token="another click")
+    wait_for(runs, other, ended)
+    assert [listed.job_id for listed in jobs.list_jobs(runs)] == [other.job_id, job.job_id]
+
+
+def test_a_damaged_record_hides_no_other_job(runs):
+    jobs.write_json(runs / ".jobs" / "job-good" / "returncode.json", {"returncode": 0})
+    jobs.write_json(runs / ".jobs" / "job-good" / "job.json", {"argv": ["fit"], "sequence": 1})
+    (runs / ".jobs" / "job-bad").mkdir()
+    (runs / ".jobs" / "job-bad" / "job.json").write_text("{")
+    assert {job.job_id: job.status for job in jobs.list_jobs(runs)} == {"job-good": "finished", "job-bad": "failed"}
+    for job_id in ("../..", "", "job-none", "/etc"):
+        with pytest.raises(BadInput, match="No job"):
+            jobs.read_job(runs, job_id)
+
+
+def test_a_job_knows_the_run_it_works_on(runs):
+    job = wait_for(runs, jobs.start_job(runs, ["run", str(runs)]), ended)
+    assert (job.status, job.run_id) == ("finished", "from-a-job"), jobs.log_tail(job)
+
+
+def test_progress_off_a_terminal_is_a_line_now_and_then(monkeypatch):
+    clock = iter(range(0, 1000))
+    monkeypatch.setattr("core.progress.time.monotonic", lambda: next(clock))
+    stream = io.StringIO()
+    with open_progress(False, stream).task("Preparing scans", 10) as advance:
+        for number in range(10):
+            advance(1, f"sub-{number:02d}")
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == "Preparing scans: 10 to do"
+    assert lines[1] == "Preparing scans: 3 of 10 (30 %), about 7 s left: sub-02"
+    assert lines[-1] == "Preparing scans: 10 done in 11 s"
+    assert len(lines) == 5
+
+
+def test_progress_keeps_standard_output_free(capsys):
+    with open_progress().task("Fitting") as advance:
+        advance()
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "Fitting: 1 done" in err
+
+
+def test_progress_on_a_terminal_draws_bars_even_nested_and_with_markup_in_names():
+    stream = io.StringIO()
+    progress = open_progress(True, stream)
+    with progress.task("Outer [bold]", 2) as outer, progress.task("Inner", 1) as inner:
+        inner(1, "[/red] sub-01")
+        outer()
+    with progress.task("Again", 1) as again:
+        again()
+    assert all(word in stream.getvalue() for word in ("Outer [bold]", "Inner", "[/red] sub-01", "Again"))
