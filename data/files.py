@@ -50,7 +50,7 @@ def committed_directory(target: Path) -> Iterator[Path]:
         if not _is_about(error, target.parent):
             raise
         raise EnvironmentProblem(
-            f"Could not write {target}: {error.strerror or error}. It needs {needed} bytes or more, free are "
+            f"Could not write {target}: {error.strerror or error}. It needs more than {needed} bytes; free now: "
             f"{_free(target.parent)}. Make room or choose another directory; what was committed before is intact."
         ) from error
     except BaseException:
@@ -116,7 +116,7 @@ def write_json(path: Path, value: Any) -> None:
         with contextlib.suppress(OSError):
             scratch.unlink()
         raise EnvironmentProblem(
-            f"Could not write {path}: {error.strerror or error}. Free are {_free(path.parent)}. "
+            f"Could not write {path}: {error.strerror or error}. Free now: {_free(path.parent)}. "
             "Make room or choose another directory; the file that was there before is intact."
         ) from error
     except BaseException:

@@ -70,7 +70,7 @@ def test_a_full_disk_keeps_the_old_commit_and_says_how_many_bytes(tmp_path, site
     commit(target, b"old")
     monkeypatch.setattr("data.files._fault_hits", Counter())
     monkeypatch.setenv("DICESCOPE_FAULT", f"{site}:1:enospc")
-    with pytest.raises(EnvironmentProblem, match=r"No space left.*needs \d{4} bytes.*free are \d+ bytes"):
+    with pytest.raises(EnvironmentProblem, match=r"No space left.*needs more than \d{4} bytes; free now: \d+ bytes"):
         commit(target, b"x" * 5000)
     assert (target / "weights.bin").read_bytes() == b"old"
     verify_directory(target)
