@@ -19,6 +19,7 @@ def run_summary(run: Run) -> dict[str, Any]:
         "created": record["created"],
         "detector": record["recipe"].get("kind"),
         "cohort": record["cohort"].get("name"),
+        "fingerprint": record["cohort"].get("fingerprint"),
         "encoder": record.get("parents", {}).get("encoder"),
         "split": {role: len(ids) for role, ids in record["split"].items()},
         "set_aside": len(record["cohort"].get("set_aside", [])),

@@ -1,0 +1,16 @@
+"""The browser's front door: page configuration and navigation, nothing else."""
+
+import streamlit as st
+
+st.set_page_config(page_title="Dicescope", page_icon=":material/biotech:", layout="wide")
+
+st.navigation(
+    [
+        st.Page("pages/overview.py", title="Overview", icon=":material/dashboard:", default=True),
+        st.Page("pages/slices.py", title="Slices", icon=":material/view_in_ar:"),
+        st.Page("pages/layers.py", title="Layers", icon=":material/layers:"),
+        st.Page("pages/distributions.py", title="Distributions", icon=":material/area_chart:"),
+        st.Page("pages/training.py", title="Training", icon=":material/model_training:"),
+        st.Page("pages/data.py", title="Data", icon=":material/folder_open:"),
+    ]
+).run()

@@ -1,0 +1,171 @@
+"""What every page needs: where the runs are, pickers whose choice is in the address, cached loaders keyed by ids."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import streamlit as st
+
+from core.evaluation import read_metrics
+from core.metrics import SubjectScores
+from core.run_scores import RunScores, open_scores
+from core.store import Run, list_runs, open_run
+from core.summary import layer_table, run_summary
+from data.errors import BadInput, IntegrityError
+
+PROTOCOL_LABELS = {
+    "healthy": "healthy scans (label-free)",
+    "validation": "validation labels",
+    "oracle_set": "oracle: best single threshold on test",
+    "oracle_subject": "oracle: best threshold per test subject",
+}
+
+
+def runs_directory() -> Path:
+    """The runs directory that the server was started with."""
+    return Path(os.environ.get("DICESCOPE_RUNS", "runs"))
+
+
+def every_run(kind: str | None = None) -> list[Run]:
+    """Readable runs, newest first; unreadable ones are named on the page."""
+    runs, problems = list_runs(runs_directory())
+    for problem in problems:
+        st.warning(problem)
+    return [run for run in runs if kind in (None, run.kind)]
+
+
+def pick_run(*, evaluated: bool = True) -> Run:
+    """The run picker in the sidebar; the page ends with a sentence when there is nothing to pick."""
+    runs = [r for r in every_run("detector") if not evaluated or "evaluation" in r.record["stages"]]
+    if not runs:
+        st.info("No evaluated run yet. Make one: `python cli.py demo`")
+        st.stop()
+    names = {run.run_id: run.name for run in runs}
+    best = _best_run(tuple(names))
+    run_id = st.sidebar.selectbox(
+        "Run",
+        list(names),
+        index=list(names).index(best),
+        format_func=lambda i: f"{names[i]} · {i}",
+        key="run",
+        bind="query-params",
+        persist_state="session",
+        help="Every page shows the same run until another is picked. The choice is in the address.",
+    )
+    return open_run(runs_directory(), str(run_id))
+
+
+def pick_subject(run: Run, order: list[str], labels: dict[str, str]) -> str:
+    """The subject picker in the sidebar."""
+    current = st.session_state.get("subject")
+    if current is not None and current not in order:
+        del st.session_state["subject"]
+    subject = st.sidebar.selectbox(
+        "Subject",
+        order,
+        format_func=lambda i: labels.get(i, i),
+        key="subject",
+        bind="query-params",
+        persist_state="session",
+    )
+    return str(subject)
+
+
+def pick_layers(scores: RunScores, headline: str) -> tuple[str, ...]:
+    """Which of the fitted layers to combine; falls back to the headline set when none is left."""
+    if len(scores.layers) == 1:
+        return scores.layers
+    chosen = st.sidebar.pills(
+        "Layers",
+        list(scores.layers),
+        selection_mode="multi",
+        default=headline.split("+"),
+        key="layers",
+        bind="query-params",
+        persist_state="session",
+        help="Distances of every combination come from one fit; nothing is refitted.",
+    )
+    wanted = set(chosen or headline.split("+"))
+    return tuple(layer for layer in scores.layers if layer in wanted)
+
+
+def metrics_or_stop(run: Run) -> dict[str, Any]:
+    """The evaluation of a run, or a sentence that says how to get it."""
+    try:
+        return metrics_of(run.run_id, _version(run))
+    except (BadInput, IntegrityError) as problem:
+        st.info(str(problem))
+        st.stop()
+
+
+def scores_of(run: Run) -> RunScores:
+    """The stored scores of a run."""
+    return _scores(run.run_id, _version(run))
+
+
+def voxels_of(run: Run, subject_id: str, layers: tuple[str, ...]) -> SubjectScores:
+    """In-brain scores of a subject on the working grid, normal and anomalous apart."""
+    return _voxels(run.run_id, _version(run), subject_id, layers)
+
+
+def dice_text(found: Mapping[str, Any] | None) -> str:
+    """A mean with its interval, in words of one line."""
+    if not found or found["mean"] is None:
+        return "–"
+    if found["low"] is None:
+        return f"{found['mean']:.3f}"
+    return f"{found['mean']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
+
+
+def protocol_text(protocol: Mapping[str, Any]) -> str:
+    """Mean Dice and interval of one protocol of an evaluation."""
+    return dice_text({"mean": protocol["mean_dice"], "low": protocol["ci_low"], "high": protocol["ci_high"]})
+
+
+def evaluation_version(run: Run) -> str:
+    """Changes whenever the run is evaluated anew: part of every cache key and volume address."""
+    return _version(run)
+
+
+def _version(run: Run) -> str:
+    path = run.directory / "evaluation" / "manifest.json"
+    return str(path.stat().st_mtime_ns) if path.is_file() else "none"
+
+
+@st.cache_resource(max_entries=32, show_spinner=False)
+def metrics_of(run_id: str, version: str) -> dict[str, Any]:
+    """The evaluation of a run, shared and not to be changed."""
+    return read_metrics(open_run(runs_directory(), run_id))
+
+
+@st.cache_resource(max_entries=32, show_spinner=False)
+def summary_of(run_id: str, version: str) -> dict[str, Any]:
+    """Headline numbers of a run."""
+    return run_summary(open_run(runs_directory(), run_id))
+
+
+@st.cache_resource(max_entries=32, show_spinner=False)
+def table_of(run_id: str, version: str) -> list[dict[str, Any]]:
+    """Layer table of a run on the working grid."""
+    return layer_table(metrics_of(run_id, version))
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def _scores(run_id: str, version: str) -> RunScores:
+    return open_scores(open_run(runs_directory(), run_id))
+
+
+@st.cache_resource(max_entries=256, show_spinner=False)
+def _voxels(run_id: str, version: str, subject_id: str, layers: tuple[str, ...]) -> SubjectScores:
+    return _scores(run_id, version).voxels(subject_id, layers, "working")
+
+
+def _best_run(run_ids: tuple[str, ...]) -> str:
+    """The run with the highest deployable Dice among those on show, to open with."""
+    rated = {}
+    for run_id in run_ids:
+        run = open_run(runs_directory(), run_id)
+        numbers = summary_of(run_id, _version(run)).get("dice", {})
+        rated[run_id] = (numbers.get("validation") or numbers.get("healthy") or {}).get("mean") or 0.0
+    return max(rated, key=lambda i: rated[i])

@@ -1,0 +1,139 @@
+"""What the slice viewer needs to know of a subject: addresses of its volumes, thresholds, and where to stand."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import quote
+
+import streamlit as st
+
+from core.run_scores import RunScores, set_id
+from core.store import Run
+from data.errors import BadInput
+from data.files import read_json
+
+PROTOCOLS = (("healthy", "healthy", False), ("validation", "validation", False), ("oracle_set", "oracle", True))
+
+
+def subject_order(scores: RunScores, metrics: Mapping[str, Any]) -> tuple[list[str], dict[str, str]]:
+    """Test subjects with the lowest Dice first, then healthy test scans, then validation; and their labels."""
+    figures = metrics["sets"][metrics["headline"]]["native"]
+    rows = {row["subject_id"]: row for row in figures["protocols"]["healthy"]["subjects"]}
+    alarms = figures["protocols"]["healthy"]["false_positive_ml_by_healthy_scan"]
+    ill = sorted(rows, key=lambda i: rows[i]["dice"])
+    healthy = sorted(alarms, key=lambda i: -alarms[i])
+    labels = {i: f"{i} · Dice {rows[i]['dice']:.2f} · lesion {rows[i]['lesion_ml']:.1f} mL" for i in ill}
+    labels |= {i: f"{i} · healthy · {alarms[i]:.1f} mL false" for i in healthy}
+    validation = scores.subjects("validation")
+    labels |= {i: f"{i} · validation" for i in validation}
+    return [*ill, *healthy, *validation], labels
+
+
+def view_data(
+    run: Run,
+    scores: RunScores,
+    metrics: Mapping[str, Any],
+    subject_id: str,
+    set_names: Sequence[str],
+    version: str,
+) -> dict[str, Any]:
+    """The viewer's JSON: volumes by address, maps with levels and thresholds, and the view of the address bar."""
+    prepared = scores.prepared(subject_id)
+    grid = prepared.volume.grid
+    levels = read_json(run.directory / "evaluation" / "levels.json")
+
+    def address(name: str) -> str:
+        return f"/api/volume/{quote(run.run_id)}/{quote(subject_id)}/{quote(name)}?v={version}"
+
+    lesion_voxels = 0 if prepared.lesion is None else int(prepared.lesion.voxels.sum())
+    reachable = 0 if prepared.lesion is None else int((prepared.lesion.voxels & prepared.volume.brain_mask).sum())
+    return {
+        "dims": list(grid.shape),
+        "spacing_mm": list(grid.spacing_mm),
+        "affine": grid.affine.tolist(),
+        "subject_id": subject_id,
+        "image_url": address("image-0"),
+        "brain_url": address("brain"),
+        "lesion_url": None if prepared.lesion is None else address("lesion"),
+        "maps": [_map(name, address, levels, metrics, scores.unit) for name in set_names],
+        "layers": [_layer(layer, address, levels) for layer in scores.layers] if len(scores.layers) > 1 else [],
+        "lesion_unreachable": lesion_voxels - reachable,
+        "reported": {name: _reported(metrics["sets"][name]["working"], subject_id) for name in set_names},
+        "state": state_from_address(grid.shape),
+    }
+
+
+def state_from_address(shape: tuple[int, int, int]) -> dict[str, Any]:
+    """Cross-hair and threshold of a shared link; what is missing or wrong there is left to the viewer."""
+    state: dict[str, Any] = {}
+    for axis, size in zip("xyz", shape, strict=True):
+        value = _number(st.query_params.get(axis))
+        if value is not None and 0 <= value < size:
+            state[axis] = int(value)
+    threshold = st.query_params.get("threshold")
+    value = _number(threshold)
+    if value is not None:
+        state["threshold"] = value
+    elif threshold in {key for key, _, _ in PROTOCOLS}:
+        state["threshold"] = threshold
+    if st.query_params.get("convention") in ("radiological", "neurological"):
+        state["convention"] = st.query_params["convention"]
+    return state
+
+
+def remember(view: Mapping[str, Any] | None) -> None:
+    """Put the viewer's state into the address, so that a finding is a link."""
+    if not view:
+        return
+    for key in ("x", "y", "z", "convention"):
+        if view.get(key) is not None:
+            st.query_params[key] = str(view[key])
+    threshold = view.get("threshold")
+    if threshold is not None:
+        st.query_params["threshold"] = threshold if isinstance(threshold, str) else f"{threshold:.6g}"
+
+
+def _map(
+    name: str, address: Any, levels: Mapping[str, list[float]], metrics: Mapping[str, Any], unit: str
+) -> dict[str, Any]:
+    if name not in levels:
+        raise BadInput(f"Layer set {name!r} was not evaluated. Evaluate the run again.")
+    protocols = metrics["sets"][name]["working"]["protocols"]
+    return {
+        "id": name,
+        "label": name.replace("+", " + "),
+        "url": address(f"score-{name}"),
+        "levels": levels[name],
+        "unit": unit,
+        "thresholds": [
+            {
+                "id": key,
+                "label": label,
+                "value": protocols[key]["threshold"],
+                "rule": protocols[key]["rule"],
+                "oracle": oracle,
+            }
+            for key, label, oracle in PROTOCOLS
+            if key in protocols
+        ],
+    }
+
+
+def _layer(layer: str, address: Any, levels: Mapping[str, list[float]]) -> dict[str, Any]:
+    name = set_id((layer,))
+    return {"id": name, "label": layer, "url": address(f"score-{name}"), "levels": levels[name]}
+
+
+def _reported(figures: Mapping[str, Any], subject_id: str) -> dict[str, Any]:
+    found = {}
+    for key, _, _ in PROTOCOLS:
+        for row in figures["protocols"].get(key, {}).get("subjects", []):
+            if row["subject_id"] == subject_id:
+                found[key] = {"dice": row["dice"], "text": f"Dice {row['dice']:.3f}"}
+    return found
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return None

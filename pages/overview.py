@@ -1,0 +1,88 @@
+"""The runs, their headline numbers with intervals, and what to do first."""
+
+import pandas as pd
+import streamlit as st
+
+from core.figures import protocol_dots
+from pages._shared import dice_text, evaluation_version, every_run, summary_of
+
+st.title("Overview")
+runs = every_run()
+if not runs:
+    st.info("No runs yet. Make the demo study: `python cli.py demo`, or bring your own scans: see the README.")
+    st.stop()
+rows = [summary_of(run.run_id, evaluation_version(run)) for run in runs]
+evaluated = [row for row in rows if row["evaluated"]]
+if not evaluated:
+    st.info("No run is evaluated yet. Finish one: `python cli.py score latest`, then `python cli.py evaluate latest`.")
+
+groups: dict[tuple[str, str], list[dict[str, object]]] = {}
+for row in evaluated:
+    groups.setdefault((str(row["cohort"]), str(row["fingerprint"])), []).append(row)
+for (cohort, _), members in groups.items():
+    best = max(members, key=lambda r: (r["dice"].get("validation") or r["dice"]["healthy"])["mean"] or 0)
+    found = best["dice"].get("validation") or best["dice"]["healthy"]
+    oracle = best["dice"].get("oracle_subject")
+    st.subheader(f"Cohort {cohort}")
+    left, middle, right, last = st.columns(4)
+    rule = "validation" if best["dice"].get("validation") else "healthy"
+    left.metric(f"Best deployable Dice ({rule} threshold)", dice_text(found).split(" ")[0], help=dice_text(found))
+    if best["dice"].get("oracle_set"):
+        middle.metric(
+            "Same maps, oracle threshold",
+            f"{best['dice']['oracle_set']['mean']:.3f}",
+            help="One threshold for all test subjects, chosen on their own labels. Not a result.",
+        )
+    right.metric("Lesion voxels in the brain", f"{100 * (best['prevalence'] or 0):.2f} %")
+    last.metric("Test subjects", f"{best['n_lesion_subjects']} ill, {best['n_healthy_subjects']} healthy")
+    if found["mean"] is not None and oracle and oracle["mean"] is not None:
+        gap = best["dice"]["oracle_set"]["mean"] - found["mean"]
+        st.markdown(
+            f"**What to do first.** `{best['name']}` leads with {dice_text(found)}. A perfect single threshold would add "
+            f"{gap:.3f}, one per subject {oracle['mean'] - found['mean']:.3f}; the remaining "
+            f"{1 - oracle['mean']:.3f} to a Dice of 1 is in the maps themselves: compare **Layers**, then stand on the "
+            "worst false positives in **Slices**."
+        )
+    st.plotly_chart(
+        protocol_dots(
+            [{"label": r["name"], "dice": r["dice"]} for r in members],
+            "mean Dice over lesion-bearing test subjects, native space",
+        ),
+        key=f"dots-{cohort}-{members[0]['run_id']}",
+        alt="Mean Dice of each run under each threshold protocol",
+    )
+    st.caption(
+        "Bars are 95 % bootstrap intervals over subjects. Blue needs no label, orange needs labelled validation scans, "
+        "grey is an oracle: its threshold saw the test labels."
+    )
+
+st.subheader("All runs")
+st.dataframe(
+    pd.DataFrame(
+        [
+            {
+                "run": row["name"],
+                "id": row["run_id"],
+                "kind": row["kind"],
+                "status": row["status"],
+                "layers": row.get("headline"),
+                "Dice, healthy threshold": dice_text(row.get("dice", {}).get("healthy")),
+                "Dice, validation threshold": dice_text(row.get("dice", {}).get("validation")),
+                "Dice, oracle threshold": dice_text(row.get("dice", {}).get("oracle_set")),
+                "⌈Dice⌉ pooled (oracle)": row.get("ceil_dice"),
+                "AUPRC": row.get("auprc"),
+                "false positives on healthy scans, mL": (row.get("healthy_fp_ml") or {}).get("healthy"),
+                "test n": row.get("n_lesion_subjects"),
+                "set aside": row["set_aside"],
+            }
+            for row in rows
+        ]
+    ),
+    hide_index=True,
+    column_config={
+        "⌈Dice⌉ pooled (oracle)": st.column_config.NumberColumn(format="%.3f"),
+        "AUPRC": st.column_config.NumberColumn(format="%.3f"),
+        "false positives on healthy scans, mL": st.column_config.NumberColumn(format="%.2f"),
+    },
+)
+st.caption("Numbers of different cohorts are not comparable; each stands on its own scans, prevalence and space.")

@@ -1,0 +1,47 @@
+"""Look at one subject in three planes under a score map, a threshold and the true lesion."""
+
+import streamlit as st
+
+from core.run_scores import set_id
+from pages._shared import (
+    PROTOCOL_LABELS,
+    evaluation_version,
+    metrics_or_stop,
+    pick_layers,
+    pick_run,
+    pick_subject,
+    protocol_text,
+    scores_of,
+)
+from pages._view import remember, subject_order, view_data
+from pages._viewer import viewer
+
+run = pick_run()
+metrics = metrics_or_stop(run)
+scores = scores_of(run)
+order, labels = subject_order(scores, metrics)
+subject_id = pick_subject(run, order, labels)
+layers = pick_layers(scores, metrics["headline"])
+name = set_id(layers)
+
+st.title("Slices")
+remember(viewer(view_data(run, scores, metrics, subject_id, [name], evaluation_version(run)), key="slices"))
+
+figures = metrics["sets"][name]["working"]
+rows = {
+    protocol: row
+    for protocol, found in figures["protocols"].items()
+    for row in found["subjects"]
+    if row["subject_id"] == subject_id
+}
+if rows:
+    numbers = [f"{PROTOCOL_LABELS[protocol]} **{row['dice']:.3f}**" for protocol, row in rows.items()]
+    st.markdown("Exact Dice of this subject on the working grid: " + " · ".join(numbers))
+elif scores.prepared(subject_id).lesion is None:
+    st.markdown("This scan is healthy: Dice is undefined, and every segmented voxel is a false positive.")
+st.caption(
+    f"Layer set {name}. All test subjects at the label-free threshold, working grid: mean Dice "
+    f"{protocol_text(figures['protocols']['healthy'])}. How to read it: drag the threshold and watch where false "
+    "positives appear first. Edges of the brain and ventricles speak of alignment, whole slices of intensity, "
+    "scattered dots of noise."
+)
