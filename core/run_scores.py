@@ -60,6 +60,11 @@ class RunScores:
                 return layers
         raise BadInput(f"Layer set {which!r} is not in run {self.run.run_id}. Its layers: {', '.join(self.layers)}.")
 
+    def layer_spacing_mm(self, layer: str) -> float:
+        """In-plane spacing at which a layer's features are kept, mm."""
+        assert self.layout is not None
+        return self.layout.layer_grids[layer].spacing_mm[0]
+
     def subjects(self, role: str) -> list[str]:
         """Ids of one split."""
         return subjects_of(self.run, role)

@@ -1,6 +1,6 @@
 """A run in a few numbers, for tables on a terminal and in the browser."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from core.evaluation import read_metrics
@@ -90,3 +90,17 @@ def _dice(protocol: Mapping[str, Any]) -> dict[str, Any]:
         "oracle": protocol["oracle"],
         "needs_labels": protocol["needs_labels"],
     }
+
+
+def layer_contributions(
+    rows: Sequence[Mapping[str, Any]], layers: Sequence[str]
+) -> list[tuple[str, float, float | None]]:
+    """Per layer: pooled AUPRC alone, and AUPRC of all layers minus AUPRC without it (None for the only layer)."""
+    auprc = {frozenset(row["layers"].split("+")): row["auprc"] or 0.0 for row in rows}
+    everything = frozenset(layers)
+    result: list[tuple[str, float, float | None]] = []
+    for layer in layers:
+        rest = everything - {layer}
+        added = auprc[everything] - auprc[rest] if rest else None
+        result.append((layer, auprc[frozenset({layer})], added))
+    return result

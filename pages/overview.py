@@ -38,8 +38,8 @@ for (cohort, _), members in groups.items():
     if found["mean"] is not None and oracle and oracle["mean"] is not None:
         gap = best["dice"]["oracle_set"]["mean"] - found["mean"]
         st.markdown(
-            f"**What to do first.** `{best['name']}` leads with {dice_text(found)}. A perfect single threshold would add "
-            f"{gap:.3f}, one per subject {oracle['mean'] - found['mean']:.3f}; the remaining "
+            f"**What to do first.** `{best['name']}` leads with {dice_text(found)}. The best single threshold would "
+            f"add {gap:.3f}, one per subject {oracle['mean'] - found['mean']:.3f}; the remaining "
             f"{1 - oracle['mean']:.3f} to a Dice of 1 is in the maps themselves: compare **Layers**, then stand on the "
             "worst false positives in **Slices**."
         )

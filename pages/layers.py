@@ -1,0 +1,111 @@
+"""Compare every combination of the fitted layers in numbers and in maps, without refitting."""
+
+import pandas as pd
+import streamlit as st
+
+from core.figures import contribution_bars, layer_scatter
+from core.run_scores import set_id
+from core.summary import layer_contributions
+from pages._shared import (
+    dice_text,
+    evaluation_version,
+    metrics_or_stop,
+    pick_run,
+    pick_subject,
+    scores_of,
+    table_of,
+)
+from pages._view import remember, subject_order, view_data
+from pages._viewer import viewer
+
+MOST = 4
+
+run = pick_run()
+metrics = metrics_or_stop(run)
+scores = scores_of(run)
+version = evaluation_version(run)
+order, labels = subject_order(scores, metrics)
+subject_id = pick_subject(run, order, labels)
+rows = sorted(table_of(run.run_id, version), key=lambda r: -(r["auprc"] or 0.0))
+
+st.title("Layers")
+if len(rows) == 1:
+    st.info(f"{run.name} has no layers to combine: it scores voxels directly. Pick a Gaussian run in the sidebar.")
+    st.stop()
+names = [row["layers"] for row in rows]
+single = [set_id((layer,)) for layer in scores.layers]
+start = list(dict.fromkeys([metrics["headline"], names[0], set_id(scores.layers), max(single, key=names.index)]))[:MOST]
+chosen = st.multiselect(
+    f"Layer sets to look at, up to {MOST}",
+    names,
+    default=start,
+    max_selections=MOST,
+    key="sets",
+    bind="query-params",
+    persist_state="session",
+    help="Their maps stand below side by side, on the same slice.",
+)
+
+best = rows[0]
+st.markdown(
+    f"{len(rows)} layer sets from one fit. Highest AUPRC: **{best['layers']}** ({best['auprc']:.3f}). "
+    f"Headline, {metrics['headline_rule']}: **{metrics['headline']}**."
+)
+left, right = st.columns([3, 2])
+with left:
+    st.plotly_chart(layer_scatter(rows, chosen), key="layer-scatter", alt="AUPRC and Dice of every layer set")
+with right:
+    st.plotly_chart(
+        contribution_bars(layer_contributions(rows, scores.layers)), key="layer-bars", alt="What each layer adds"
+    )
+    st.caption("A layer that scores well alone and adds nothing says what others say too; below zero it costs.")
+
+st.subheader("Maps side by side")
+if chosen:
+    remember(viewer(view_data(run, scores, metrics, subject_id, chosen, version), key="layer-maps"))
+    strides = {layer: scores.layer_spacing_mm(layer) for layer in scores.layers}
+    st.caption(
+        "Native resolution: " + " · ".join(f"{layer} {mm:g} mm" for layer, mm in strides.items()) + ". "
+        "Every map is shown at its own threshold of the chosen protocol."
+    )
+else:
+    st.info("Choose at least one layer set above.")
+
+st.subheader("Every layer set")
+st.dataframe(
+    pd.DataFrame(
+        [
+            {
+                "layers": row["layers"],
+                "count": row["n_layers"],
+                "AUPRC (pooled)": row["auprc"],
+                "AUPRC (mean)": row["mean_auprc"],
+                "⌈Dice⌉ (oracle)": row["ceil_dice"],
+                "Dice, healthy threshold": (row["healthy"] or {}).get("mean"),
+                "its 95 % interval": dice_text(row["healthy"]).partition(" ")[2],
+                "Dice, validation threshold": (row["validation"] or {}).get("mean"),
+                "interval": dice_text(row["validation"]).partition(" ")[2],
+                "Dice on validation": row["validation_mean_dice"],
+                "headline": row["headline"],
+            }
+            for row in rows
+        ]
+    ),
+    hide_index=True,
+    height=420,
+    column_config={
+        name: st.column_config.NumberColumn(format="%.3f")
+        for name in (
+            "AUPRC (pooled)",
+            "AUPRC (mean)",
+            "⌈Dice⌉ (oracle)",
+            "Dice, healthy threshold",
+            "Dice, validation threshold",
+            "Dice on validation",
+        )
+    },
+)
+st.caption(
+    "All on the working grid, so that sets can be compared with each other; headline numbers in native space stand on "
+    "the Overview. Choosing the best row by its test Dice would be an oracle: choose by “Dice on validation”."
+)
