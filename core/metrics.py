@@ -297,6 +297,7 @@ def evaluate(
             "subjects": {i: {**asdict(c), "prevalence": c.prevalence} for i, c in curves.items()},
         },
         "dice_at_5pct_fpr": _dice_at_false_positive_rate(bearing, 0.05),
+        "notes": _notes(test, bearing),
     }
 
 
@@ -363,6 +364,22 @@ def _optimism(results: dict[str, Any]) -> float | None:
     if "validation" not in results:
         return None
     return float(results["oracle_set"]["mean_dice"] - results["validation"]["mean_dice"])
+
+
+def _notes(test: Sequence[SubjectScores], bearing: Sequence[SubjectScores]) -> list[str]:
+    """What a reader of the table must know, in words."""
+    notes = []
+    if len(bearing) < 50:
+        notes.append(f"Intervals rest on {len(bearing)} subjects with lesions; below 50 they are rough.")
+    for s in bearing:
+        if s.lesion_unreachable_voxels > 0.5 * s.n_lesion:
+            notes.append(f"{s.subject_id}: more than half of the lesion lies outside the scored brain. Check grids.")
+        if s.n_lesion > 0.5 * (s.n_lesion + len(s.normal)):
+            notes.append(f"{s.subject_id}: the lesion fills more than half of the brain. Check the mask's labels.")
+    unclear = [s.subject_id for s in test if not s.healthy and not s.n_lesion]
+    if unclear:
+        notes.append(f"Neither healthy nor with a lesion voxel, left out: {', '.join(unclear)}.")
+    return notes
 
 
 def _pooled_figures(bearing: Sequence[SubjectScores]) -> dict[str, Any]:

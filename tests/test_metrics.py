@@ -217,6 +217,15 @@ def test_dice_at_five_percent_fpr_keeps_the_rate():
     assert 0.05 - 2 / len(normal) < rate <= 0.05
 
 
+def test_doubtful_lesion_masks_are_named_in_the_notes():
+    test, validation, calibration = _test_set()
+    test += [_subject(8, "outside", unreachable=500), _subject(9, "huge", positives=300, negatives=100)]
+    test += [SubjectScores("unclear", False, _scores(3)[1], np.empty(0, np.float32), 0.008)]
+    notes = metrics.evaluate(test, metrics.thresholds(validation, calibration, test), n_bootstrap=20)["notes"]
+    for word in ("outside: more than half", "huge: the lesion fills", "left out: unclear", "rest on 7 subjects"):
+        assert sum(word in note for note in notes) == 1
+
+
 def test_subject_scores_from_a_map_count_lesion_voxels_outside_the_brain():
     grid = Grid((4, 4, 4), np.diag([2.0, 2.0, 2.0, 1.0]))
     scores = np.ones(grid.shape, np.float32)
