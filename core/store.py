@@ -23,7 +23,8 @@ from core.lock import HEARTBEAT_SECONDS, check_fence, hold_lock, lock_holder
 from core.provenance import environment as environment
 from core.provenance import fingerprint as fingerprint
 from core.provenance import git_commit as git_commit
-from core.provenance import peak_memory_mb, plain, reset_peak_memory
+from core.provenance import peak_memory_mb as peak_memory_mb
+from core.provenance import plain, reset_peak_memory
 from data.errors import BadInput, EnvironmentProblem, IntegrityError
 from data.files import (
     committed_directory,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from core import journal, store
-from core.lock import hold_lock
+from core.lock import hold_lock, this_process
 from data.errors import BadInput, EnvironmentProblem, IntegrityError, Interrupted
 from data.files import read_json, verify_directory, write_json
 
@@ -150,6 +150,14 @@ def test_no_name_reaches_a_folder_outside(runs, run, tmp_path, monkeypatch):
     ):  # fmt: skip
         with pytest.raises(BadInput):
             store.open_run(runs, which)
+
+
+def test_a_path_to_a_run_of_the_same_name_elsewhere_does_not_open_ours(runs, tmp_path):
+    for root in (runs, tmp_path / "elsewhere"):
+        store.create_run(root, kind="demo", name="x", recipe={}, run_id="same")
+    assert store.open_run(runs, str(runs / "same")).run_id == "same"
+    with pytest.raises(BadInput, match="--runs"):
+        store.open_run(runs, str(tmp_path / "elsewhere" / "same"))
 
 
 def test_an_empty_folder_says_how_to_make_a_run(tmp_path, monkeypatch):
@@ -337,7 +345,7 @@ def test_resuming_with_another_recipe_is_refused_with_the_difference(run):
 HOLD = """
 import sys, time
 from pathlib import Path
-from core.lock import hold_lock
+from core.lock import hold_lock, this_process
 with hold_lock(Path(sys.argv[1]), heartbeat_seconds=0.1):
     print("held", flush=True)
     time.sleep(60)
@@ -408,6 +416,14 @@ def _take_once(directory: Path, barrier, answers) -> None:
     except BadInput:
         answers.put(False)
         barrier.wait()
+
+
+def test_a_living_process_that_only_has_the_number_of_the_dead_holder_does_not_keep_the_lock(run):
+    owner = this_process() | {"process_started": "12 ticks", "since": "2026-11-20T10:00:00+00:00"}
+    write_json(run.directory / "lock" / "000001" / "owner.json", owner)
+    assert store.current_status(run) == "interrupted"
+    with store.lock(run) as held:
+        assert held.generation == 2
 
 
 def test_another_machine_is_believed_until_take_over_finds_it_silent(run):
