@@ -1,0 +1,287 @@
+"""The one loop that minimises a scalar loss: schedules, checkpoints, resume, and an orderly end."""
+
+import contextlib
+import json
+import logging
+import math
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from core.types import Monitor, silent
+from data.errors import BadInput, IntegrityError, Interrupted
+from data.files import committed_directory, read_json, remove_unfinished, verify_directory, write_json
+
+VOLATILE = ("seconds", "examples_per_s")
+"""Logged values that differ between two runs of the same computation."""
+MAY_CHANGE = ("checkpoint_every", "memory_gb")
+"""Settings that a resumed run may have otherwise than the run it continues."""
+KEPT = 2
+
+log = logging.getLogger(__name__)
+
+LossOfStep = Callable[[int], tuple[Tensor, Mapping[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Optimisation:
+    """How to minimise."""
+
+    steps: int = 300
+    """Optimiser steps."""
+    lr: float = 3e-4
+    """Learning rate of AdamW at its peak."""
+    weight_decay: float = 1e-4
+    """Decoupled weight decay."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """How the learning rate goes after the warm-up: to zero along a half cosine, or not at all."""
+    warmup_steps: int = 0
+    """Steps of linear rise to the peak."""
+    gradient_clip: float = 1.0
+    """Largest L2 norm of the gradient; 0 leaves it as it is."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """auto: bfloat16 where the accelerator has it, float32 on a CPU."""
+    log_every: int = 1
+    """Steps per logged line."""
+    checkpoint_every: int = 50
+    """Steps between checkpoints; a killed run loses at most these."""
+
+
+def minimise(
+    modules: Mapping[str, nn.Module],
+    loss_of_step: LossOfStep,
+    optimisation: Optimisation,
+    directory: Path,
+    *,
+    config: Mapping[str, Any],
+    device: torch.device,
+    examples_per_step: int = 1,
+    monitor: Monitor = silent,
+) -> None:
+    """Train the modules in place until the last step, from the newest whole checkpoint when there is one.
+
+    `loss_of_step(step)` gives the loss and what to log for steps 1, 2, ...; when it depends on nothing but the step
+    and the modules, a killed and resumed run ends with the bits of an uninterrupted one (on a CPU, same threads).
+    Writes checkpoints/step-NNNNNNNN (the last two are kept), events.jsonl (one line per logged step) and
+    training.json (`config`).
+
+    BadInput when `config` differs from that of the run in `directory`, or the loss is not finite (the last
+    checkpoint stays). Interrupted after SIGTERM, SIGINT or SIGUSR1, with a checkpoint of the step just done; a second
+    signal ends at once.
+    """
+    _check(optimisation)
+    directory.mkdir(parents=True, exist_ok=True)
+    _same_config(directory / "training.json", config)
+    named = {f"{m}.{n}": p for m, module in modules.items() for n, p in module.named_parameters()}
+    optimiser = torch.optim.AdamW(named.values(), lr=optimisation.lr, weight_decay=optimisation.weight_decay)
+    done = _resume(directory / "checkpoints", modules, named, optimiser)
+    _truncate_events(directory / "events.jsonl", done)
+    with _stop_requested() as stop, (directory / "events.jsonl").open("a", encoding="utf-8") as journal:
+        for step in range(done + 1, optimisation.steps + 1):
+            began = time.perf_counter()
+            rate = learning_rate(step, optimisation)
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+            with _autocast(device, optimisation.precision):
+                loss, logs = loss_of_step(step)
+            value = float(loss.detach())
+            _finite("Loss", value, step, rate, directory)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            norm = float(nn.utils.clip_grad_norm_(named.values(), optimisation.gradient_clip or math.inf))
+            _finite("Gradient norm", norm, step, rate, directory)
+            optimiser.step()
+            seconds = time.perf_counter() - began
+            event = {
+                **logs, "step": step, "total": optimisation.steps, "loss": value, "lr": rate, "gradient_norm": norm,
+                "device": device.type, "seconds": seconds, "examples_per_s": examples_per_step / seconds,
+            }  # fmt: skip
+            if step % optimisation.log_every == 0 or step == optimisation.steps:
+                _append(journal, event)
+            monitor(step, {name: float(v) for name, v in event.items() if isinstance(v, (int, float))})
+            last = step == optimisation.steps
+            if last or step % optimisation.checkpoint_every == 0 or stop.is_set():
+                os.fsync(journal.fileno())
+                _save(directory / "checkpoints", step, modules, named, optimiser)
+            if stop.is_set() and not last:
+                raise Interrupted(f"Stopped at step {step} of {optimisation.steps}. The same command goes on from it.")
+
+
+def learning_rate(step: int, optimisation: Optimisation) -> float:
+    """The rate of step 1, 2, ...: a linear rise over the warm-up, then cosine to zero or constant."""
+    warmup, steps = optimisation.warmup_steps, optimisation.steps
+    if step <= warmup:
+        return optimisation.lr * step / warmup
+    if optimisation.schedule == "constant":
+        return optimisation.lr
+    progress = (step - warmup - 1) / max(1, steps - warmup)
+    return optimisation.lr * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def read_events(path: Path) -> list[dict[str, Any]]:
+    """The logged steps, in order; a line that was being written when the process died is left out."""
+    if not path.is_file():
+        return []
+    events = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(ValueError):
+            events.append(json.loads(line))
+    return events
+
+
+def _check(optimisation: Optimisation) -> None:
+    for name in ("steps", "log_every", "checkpoint_every"):
+        if getattr(optimisation, name) < 1:
+            raise BadInput(f"{name} is {getattr(optimisation, name)}. Allowed: 1 and above.")
+    if not optimisation.lr > 0:
+        raise BadInput(f"Learning rate {optimisation.lr} is not positive. 3e-4 is usual.")
+    for name, allowed in (("schedule", ("cosine", "constant")), ("precision", ("auto", "float32", "bfloat16"))):
+        if getattr(optimisation, name) not in allowed:
+            raise BadInput(f"Unknown {name} {getattr(optimisation, name)!r}. Allowed: {', '.join(allowed)}.")
+
+
+def _same_config(path: Path, config: Mapping[str, Any]) -> None:
+    new = json.loads(json.dumps(config))
+    if not path.is_file():
+        write_json(path, new)
+        return
+    old, new = _flat(read_json(path)), _flat(new)
+    differing = [
+        f"{key}: {old.get(key)!r} there, {new.get(key)!r} now"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and key.rsplit(".", 1)[-1] not in MAY_CHANGE
+    ]
+    if differing:
+        raise BadInput(
+            f"{path.parent} holds a run with other settings: {'; '.join(differing)}. "
+            "Give the same settings to go on, or another directory to start anew."
+        )
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix: value}
+    return {
+        name: leaf
+        for key, item in value.items()
+        for name, leaf in _flat(item, f"{prefix}.{key}" if prefix else str(key)).items()
+    }
+
+
+def _resume(
+    checkpoints: Path, modules: Mapping[str, nn.Module], named: Mapping[str, Tensor], optimiser: torch.optim.AdamW
+) -> int:
+    """Load the newest checkpoint whose bytes are whole; its step, or 0."""
+    remove_unfinished(checkpoints)
+    for directory in _listed(checkpoints):
+        try:
+            verify_directory(directory)
+            state = load_file(directory / "state.safetensors")
+            step = int(read_json(directory / "step.json")["step"])
+        except IntegrityError as error:
+            log.warning("Checkpoint %s is damaged, going back to the one before. %s", directory.name, error)
+            shutil.rmtree(directory, ignore_errors=True)
+            continue
+        for name, module in modules.items():
+            prefix = f"{name}."
+            module.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+        for name, parameter in named.items():
+            optimiser.state[parameter] = {
+                "step": state[f"adamw/{name}/step"],
+                **{k: torch.empty_like(parameter).copy_(state[f"adamw/{name}/{k}"]) for k in ("exp_avg", "exp_avg_sq")},
+            }
+        log.info("Going on from step %d.", step)
+        return step
+    return 0
+
+
+def _save(
+    checkpoints: Path,
+    step: int,
+    modules: Mapping[str, nn.Module],
+    named: Mapping[str, Tensor],
+    optimiser: torch.optim.AdamW,
+) -> None:
+    """Commit the weights, the buffers and the AdamW moments of a step, then drop all but the newest two."""
+    state = {f"{m}.{n}": value for m, module in modules.items() for n, value in module.state_dict().items()}
+    for name, parameter in named.items():
+        for key, value in optimiser.state[parameter].items():
+            state[f"adamw/{name}/{key}"] = value
+    with committed_directory(checkpoints / f"step-{step:08d}") as scratch:
+        save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, scratch / "state.safetensors")
+        write_json(scratch / "step.json", {"step": step})
+    for old in _listed(checkpoints)[KEPT:]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _listed(checkpoints: Path) -> list[Path]:
+    """Checkpoint directories, newest step first."""
+    return sorted(checkpoints.glob("step-*"), reverse=True)
+
+
+def _truncate_events(path: Path, step: int) -> None:
+    """Keep the lines of steps up to the checkpoint: what came after is computed again."""
+    if not path.exists():
+        return
+    kept = [event for event in read_events(path) if event["step"] <= step]
+    scratch = path.with_name(f".tmp-{path.name}")
+    scratch.write_text("".join(json.dumps(event) + "\n" for event in kept), encoding="utf-8")
+    scratch.replace(path)
+
+
+def _append(journal: Any, event: Mapping[str, Any]) -> None:
+    """One line; a value that is not finite becomes null."""
+    plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in event.items()}
+    journal.write(json.dumps(plain, allow_nan=False) + "\n")
+    journal.flush()
+
+
+def _finite(what: str, value: float, step: int, rate: float, directory: Path) -> None:
+    if math.isfinite(value):
+        return
+    kept = next((d.name for d in _listed(directory / "checkpoints")), "none yet")
+    raise BadInput(
+        f"{what} is {value} at step {step} (learning rate {rate:.3g}); training stopped before it spoiled the weights. "
+        f"Last good checkpoint: {kept}. Lower lr, train in float32, or look for extreme intensities; "
+        "then train into a new directory."
+    )
+
+
+def _autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
+    automatic = precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16" or automatic)
+
+
+@contextlib.contextmanager
+def _stop_requested() -> Iterator[threading.Event]:
+    """An event that the first SIGTERM, SIGINT or SIGUSR1 sets; the next one acts as it did before."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    watched = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    before = {number: signal.getsignal(number) for number in watched}
+
+    def request(number: int, frame: FrameType | None) -> None:
+        stop.set()
+        for other in watched:
+            signal.signal(other, before[other])
+
+    for number in watched:
+        signal.signal(number, request)
+    try:
+        yield stop
+    finally:
+        for number in watched:
+            signal.signal(number, before[number])

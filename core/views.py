@@ -1,0 +1,248 @@
+"""Random views of a volume: what changes between the two sides of a contrastive pair.
+
+Magnitudes are those of Kovačević 2025 ("Feature Modeling for Anomaly Detection in Neuroimaging", augmentation list),
+lengths as fractions of the field of view (there 224 voxels), so they do not depend on the voxel size.
+"""
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+from core.randomness import stream
+from data.errors import BadInput
+
+FLIP_PROBABILITY = 0.5
+AFFINE_PROBABILITY, SCALE_RANGE, ROTATION_DEGREES, TRANSLATION_SHARE = 0.9, (0.8, 1.3), 15.0, 12 / 224
+ELASTIC_PROBABILITY, ELASTIC_POINTS, ELASTIC_SHARE = 0.4, 7, 6 / 224
+GHOST_PROBABILITY, GHOST_STRENGTH = 0.2, 0.3
+GAMMA_PROBABILITY, GAMMA_LOG = 0.6, 0.5
+NOISE_PROBABILITY, NOISE_STD = 0.5, 0.04
+BIAS_PROBABILITY, BIAS_COEFFICIENT, BIAS_ORDER = 0.3, 0.5, 3
+BLUR_PROBABILITY, BLUR_VOXELS = 0.2, (0.5, 1.0)
+SWAP_PROBABILITY, SWAPS, SWAP_SHARE = 0.4, 12, 28 / 155
+
+Triple = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class ViewSettings:
+    """How strongly views differ."""
+
+    geometric: float = 1.0
+    """Strength of flips, affine and elastic deformation; 0 switches them off, 1 is as published."""
+    photometric: float = 1.0
+    """Strength of ghosting, gamma, noise, bias field, blur and patch swaps; 0 switches them off."""
+    crop_voxels: tuple[int, int, int] | None = None
+    """Random crop, at the same place in both views; none takes the whole volume."""
+    first_view_clean: bool = True
+    """Whether one view of each pair is the scan as it is."""
+
+
+@dataclass(frozen=True)
+class ViewDraw:
+    """Everything random about one view; with the volume it determines the view. JSON-able through `asdict`."""
+
+    crop_start: tuple[int, int, int]
+    crop_shape: tuple[int, int, int]
+    flip: tuple[bool, bool, bool] = (False, False, False)
+    scale: Triple = (1.0, 1.0, 1.0)
+    rotation_degrees: Triple = (0.0, 0.0, 0.0)
+    translation_voxels: Triple = (0.0, 0.0, 0.0)
+    elastic_voxels: float = 0.0
+    ghost: float = 0.0
+    ghost_axis: int = 0
+    ghost_copies: int = 2
+    gamma: float = 1.0
+    noise_std: float = 0.0
+    bias: float = 0.0
+    blur_voxels: float = 0.0
+    swaps: int = 0
+    field_seed: int = 0
+    """Of the noise, the elastic displacements, the bias coefficients and the swapped places."""
+
+    def as_json(self) -> dict[str, object]:
+        """Plain values for a log."""
+        return asdict(self)
+
+
+def draw_view(
+    settings: ViewSettings, shape: tuple[int, int, int], seed: int, step: int, sample: int, view: int
+) -> ViewDraw:
+    """The draw of view 0 or 1 of a sample at a step. Depends on nothing else: no batch, no earlier draw.
+
+    BadInput when a strength is negative or the crop exceeds the volume.
+    """
+    start, crop = _crop(settings, shape, stream(seed, "crop", step, sample))
+    if settings.geometric < 0 or settings.photometric < 0:
+        raise BadInput("Strengths of views are at least 0 (0 off, 1 as published).")
+    if view == 0 and settings.first_view_clean:
+        return ViewDraw(start, crop)
+    geometry = stream(seed, "geometry", step, sample, view)
+    photometry = stream(seed, "photometry", step, sample, view)
+    g, p = settings.geometric, settings.photometric
+    extent = float(max(shape))
+    # Every value is drawn whether or not it is used, so one strength does not move the draws of the others.
+    flips = geometry.random(2) < FLIP_PROBABILITY * min(g, 1.0)
+    affine = g * (geometry.random() < AFFINE_PROBABILITY)
+    scale = np.exp(affine * geometry.uniform(np.log(SCALE_RANGE[0]), np.log(SCALE_RANGE[1]), 3))
+    rotation = affine * geometry.uniform(-ROTATION_DEGREES, ROTATION_DEGREES, 3)
+    translation = affine * geometry.uniform(-TRANSLATION_SHARE, TRANSLATION_SHARE, 3) * extent
+    elastic = g * (geometry.random() < ELASTIC_PROBABILITY) * ELASTIC_SHARE * extent
+    chance = photometry.random(6)
+    size = photometry.random(6)
+    return ViewDraw(
+        crop_start=start,
+        crop_shape=crop,
+        flip=(bool(flips[0]), bool(flips[1]), False),
+        scale=_triple(scale),
+        rotation_degrees=_triple(rotation),
+        translation_voxels=_triple(translation),
+        elastic_voxels=float(elastic),
+        ghost=float(p * (chance[0] < GHOST_PROBABILITY) * size[0] * GHOST_STRENGTH),
+        ghost_axis=int(photometry.integers(3)),
+        ghost_copies=int(photometry.integers(2, 5)),
+        gamma=float(np.exp(p * (chance[1] < GAMMA_PROBABILITY) * (2 * size[1] - 1) * GAMMA_LOG)),
+        noise_std=float(p * (chance[2] < NOISE_PROBABILITY) * size[2] * NOISE_STD),
+        bias=float(p * (chance[3] < BIAS_PROBABILITY) * BIAS_COEFFICIENT),
+        blur_voxels=float(p * (chance[4] < BLUR_PROBABILITY) * (BLUR_VOXELS[0] + size[4] * np.ptp(BLUR_VOXELS))),
+        swaps=round(float(p * (chance[5] < SWAP_PROBABILITY) * SWAPS)),
+        field_seed=int(photometry.integers(2**62)),
+    )
+
+
+def apply_view(volume: Float[Tensor, "channels x y z"], draw: ViewDraw) -> Float[Tensor, "channels i j k"]:
+    """The view of one volume, on the volume's device; exactly a crop of the input when nothing was drawn."""
+    generator = torch.Generator().manual_seed(draw.field_seed)
+    low = volume.amin(dim=(1, 2, 3), keepdim=True)
+    range_ = (volume.amax(dim=(1, 2, 3), keepdim=True) - low).clamp_min(1e-6)
+    view = _deformed(volume, draw, generator)
+    if draw.ghost > 0:
+        view = _ghosted(view, draw)
+    if draw.gamma != 1:
+        view = low + range_ * ((view - low) / range_).clamp(0, 1) ** draw.gamma
+    if draw.noise_std > 0:
+        noise = torch.Generator(view.device).manual_seed(draw.field_seed)
+        view = view + draw.noise_std * range_ * torch.randn(view.shape, generator=noise, device=view.device)
+    if draw.bias > 0:
+        view = low + (view - low) * _bias_field(_shape(view), draw.bias, generator, view.device)
+    if draw.blur_voxels > 0:
+        view = _blurred(view, draw.blur_voxels)
+    return _swapped(view, draw.swaps, generator) if draw.swaps else view
+
+
+def _crop(
+    settings: ViewSettings, shape: tuple[int, int, int], generator: np.random.Generator
+) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    crop = settings.crop_voxels or shape
+    if any(c < 1 or c > n for c, n in zip(crop, shape, strict=True)):
+        raise BadInput(f"Crop {crop} does not fit volumes of {shape} voxels. Give at most that, or none.")
+    start = [int(generator.integers(n - c + 1)) for c, n in zip(crop, shape, strict=True)]
+    return (start[0], start[1], start[2]), crop
+
+
+def _deformed(volume: Tensor, draw: ViewDraw, generator: torch.Generator) -> Tensor:
+    """Crop, flip, affine and elastic deformation in one trilinear read."""
+    (i, j, k), (a, b, c) = draw.crop_start, draw.crop_shape
+    matrix = _rotation(draw.rotation_degrees) @ np.diag(np.array(draw.scale) * np.where(draw.flip, -1.0, 1.0))
+    still = np.array_equal(matrix, np.eye(3)) and not any(draw.translation_voxels)
+    if still and draw.elastic_voxels == 0:
+        return volume[:, i : i + a, j : j + b, k : k + c]
+    size = torch.tensor(volume.shape[1:], dtype=torch.float32, device=volume.device)
+    centre = (size - 1) / 2
+    axes = [
+        torch.arange(start, start + length, dtype=torch.float32, device=volume.device)
+        for start, length in ((i, a), (j, b), (k, c))
+    ]
+    points = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1) - centre
+    points = points @ torch.tensor(matrix.T, dtype=torch.float32, device=volume.device) + centre
+    points = points + torch.tensor(draw.translation_voxels, dtype=torch.float32, device=volume.device)
+    if draw.elastic_voxels > 0:
+        coarse = torch.rand((1, 3, *[ELASTIC_POINTS] * 3), generator=generator) * 2 - 1
+        smooth = functional.interpolate(coarse.to(volume.device), size=(a, b, c), mode="trilinear", align_corners=True)
+        points = points + draw.elastic_voxels * smooth[0].movedim(0, -1)
+    normalised = (2 * points / (size - 1).clamp_min(1) - 1).flip(-1)
+    read = functional.grid_sample(
+        volume[None].float(), normalised[None], mode="bilinear", padding_mode="border", align_corners=True
+    )
+    return read[0].to(volume.dtype)
+
+
+def _rotation(degrees: Triple) -> np.ndarray:
+    x, y, z = np.deg2rad(degrees)
+    about_x = np.array([[1, 0, 0], [0, np.cos(x), -np.sin(x)], [0, np.sin(x), np.cos(x)]])
+    about_y = np.array([[np.cos(y), 0, np.sin(y)], [0, 1, 0], [-np.sin(y), 0, np.cos(y)]])
+    about_z = np.array([[np.cos(z), -np.sin(z), 0], [np.sin(z), np.cos(z), 0], [0, 0, 1]])
+    matrix: np.ndarray = about_z @ about_y @ about_x
+    return matrix
+
+
+def _ghosted(view: Tensor, draw: ViewDraw) -> Tensor:
+    """Weaken every n-th k-space line along one axis (never the centre): n faint copies, as periodic motion gives."""
+    dim = draw.ghost_axis + 1
+    spectrum: Tensor = torch.fft.fft(view.float(), dim=dim)
+    weights = torch.ones(view.shape[dim], device=view.device)
+    weights[draw.ghost_copies :: draw.ghost_copies] = 1 - draw.ghost
+    shape = [1, 1, 1, 1]
+    shape[dim] = -1
+    ghosted: Tensor = torch.fft.ifft(spectrum * weights.reshape(shape), dim=dim).real
+    return ghosted.to(view.dtype)
+
+
+def _bias_field(
+    shape: tuple[int, int, int], coefficient: float, generator: torch.Generator, device: torch.device
+) -> Tensor:
+    """exp of a random polynomial of order 3 in coordinates from −1 to 1."""
+    x, y, z = (torch.linspace(-1, 1, n, device=device) for n in shape)
+    field = torch.zeros(shape, device=device)
+    for i in range(BIAS_ORDER + 1):
+        for j in range(BIAS_ORDER + 1 - i):
+            for k in range(BIAS_ORDER + 1 - i - j):
+                drawn = coefficient * (2 * float(torch.rand((), generator=generator)) - 1)
+                plane = (drawn * x**i)[:, None] * (y**j)[None, :]
+                field = field + plane[:, :, None] * z**k
+    return field.exp()
+
+
+def _blurred(view: Tensor, std_voxels: float) -> Tensor:
+    """Separable Gaussian, edges repeated."""
+    radius = int(np.ceil(3 * std_voxels))
+    taps = torch.arange(-radius, radius + 1, dtype=torch.float32, device=view.device)
+    kernel = torch.exp(-0.5 * (taps / std_voxels) ** 2)
+    kernel = kernel / kernel.sum()
+    for axis in (1, 2, 3):
+        length = view.shape[axis]
+        index = torch.arange(length, device=view.device)
+        total = torch.zeros_like(view)
+        for tap, weight in zip(range(-radius, radius + 1), kernel, strict=True):
+            total = total + weight * view.index_select(axis, (index + tap).clamp(0, length - 1))
+        view = total
+    return view
+
+
+def _swapped(view: Tensor, swaps: int, generator: torch.Generator) -> Tensor:
+    """Exchange pairs of thin columns that run along z."""
+    x, y, z = _shape(view)
+    length = max(1, round(SWAP_SHARE * z))
+    view = view.clone()
+    for _ in range(swaps):
+        first, second = (
+            [int(torch.randint(high, (), generator=generator)) for high in (x, y, z - length + 1)] for _ in range(2)
+        )
+        one = view[:, first[0], first[1], first[2] : first[2] + length].clone()
+        view[:, first[0], first[1], first[2] : first[2] + length] = view[
+            :, second[0], second[1], second[2] : second[2] + length
+        ]
+        view[:, second[0], second[1], second[2] : second[2] + length] = one
+    return view
+
+
+def _shape(view: Tensor) -> tuple[int, int, int]:
+    return view.shape[1], view.shape[2], view.shape[3]
+
+
+def _triple(values: np.ndarray) -> Triple:
+    return float(values[0]), float(values[1]), float(values[2])
