@@ -1,0 +1,430 @@
+"""From a subject's files to a volume on the working grid and back, kept in a cache that is verified when read.
+
+One matrix per subject carries everything: a scan is pulled onto the working grid once, a score map back once.
+"""
+
+import functools
+import hashlib
+import json
+import multiprocessing
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Bool, Float32, Float64
+
+from data.cohort import Cohort, Subject
+from data.errors import BadInput, EnvironmentProblem, IntegrityError
+from data.files import committed_directory, is_committed, read_json, sha256_file, verify_directory, write_json
+from data.intensity import normalise
+from data.reading import SetAside, read_subject, set_aside
+from data.registration import alignment_notes, register
+from data.template import working_grid, working_template
+from data.volume import Grid, Mask, Volume, frozen, resample
+
+SCHEMA = 1
+"""Counts up whenever the same files and settings would give other voxels."""
+_INDEX = "index.json"
+_LEAST_WEIGHT = 1e-2
+_LEAST_COVERED = 0.98
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How scans become comparable: where they are put, how finely, and in which intensities."""
+
+    contrasts: tuple[str, ...] = ("T1",)
+    """Names of the contrasts, in order; the first one gives the grid."""
+    registration: Literal["affine", "centroid", "none"] = "affine"
+    """How a brain is brought to MNI152: affine (12 parameters, about 6 s), centroid (a shift), none."""
+    spacing_mm: float = 2.0
+    """Voxel edge of the working grid, mm."""
+    intensity: Literal["minmax", "percentile", "histogram"] = "percentile"
+    """What maps the brain's intensities to 0..1: its range, its 1st to 99th percentile (clipped), or its ranks."""
+    resample_masks: bool = False
+    """Whether a mask on another grid than its scan is resampled (with a note) instead of refused."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "contrasts", tuple(self.contrasts))
+        if not self.contrasts or len(set(self.contrasts)) != len(self.contrasts):
+            raise BadInput(f"Contrasts {self.contrasts}. Name at least one, and each once.")
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A subject on the working grid, and what brings its scores home."""
+
+    volume: Volume
+    """Working grid, intensities 0..1, zero outside the brain."""
+    lesion: Mask | None
+    """Working grid; None when the subject has no lesion mask."""
+    native_grid: Grid
+    """Grid of the first contrast, in RAS+ order."""
+    native_brain: Mask
+    native_lesion: Mask | None
+    world_to_native: Float64[np.ndarray, "4 4"]
+    """Maps mm of the working world (MNI152) to mm of the scan's world."""
+    notes: tuple[str, ...]
+    key: str
+    """Name of this subject in the cache."""
+    voxel_sha256: str
+    """Hash of the scan's voxels, blind to its header: the same scan under two names has the same."""
+
+
+@dataclass(frozen=True)
+class PreparedCohort:
+    """Who could be prepared, under which key, and who could not and why."""
+
+    cohort: Cohort
+    settings: Preprocessing
+    cache: Path
+    keys: Mapping[str, str]
+    """Subject id to cache key, in the cohort's order."""
+    voxel_hashes: Mapping[str, str]
+    set_aside: tuple[SetAside, ...]
+
+    def load(self, subject_id: str) -> Prepared:
+        """The prepared subject, read from the cache. BadInput when it was set aside or never was there."""
+        if subject_id in self.keys:
+            return load_prepared(self.cache, self.keys[subject_id])
+        for one in self.set_aside:
+            if one.subject_id == subject_id:
+                raise BadInput(f"Subject {subject_id!r} was set aside: {one.reason}")
+        raise BadInput(f"No subject {subject_id!r} in cohort {self.cohort.name!r}. It has {len(self.keys)} prepared.")
+
+
+def prepare_subject(subject: Subject, settings: Preprocessing, cache: Path) -> Prepared:
+    """Read, register, resample and normalise one subject, or take it from the cache when nothing has changed.
+
+    The cache key covers the bytes of every file used, the settings, the subject's id and labels. A damaged entry is
+    computed anew. BadInput or BadScan when the subject cannot be used.
+    """
+    key = _key(subject, settings, {role: sha256_file(path) for role, path in _files(subject, settings).items()})
+    if not _intact(cache / key):
+        _store(prepare_reading(subject, settings, key), cache)
+    return load_prepared(cache, key)
+
+
+def prepare_reading(subject: Subject, settings: Preprocessing, key: str = "") -> Prepared:
+    """What `prepare_subject` computes, without a cache.
+
+    Voxels: interpolated linearly among brain voxels only, so what lies beyond the brain mask (skull or zeros) does
+    not leak in. A scan finer than the working grid is smoothed first by a Gaussian of sigma = 0.5 √(r² - 1) scan
+    voxels along each axis, r being the working step in scan voxels: the area average of the finer samples.
+    Masks: the same smoothing, linear, at least one half. Intensities: normalised on the working grid in the brain.
+    """
+    reading = read_subject(subject, settings.contrasts, resample_masks=settings.resample_masks)
+    native, grid = reading.volume, working_grid(settings.spacing_mm)
+    world_to_native = register(native, settings.registration)
+    weight = _pull(native.brain_mask.astype(np.float32), native.grid, grid, world_to_native)
+    brain = weight >= 0.5
+    if not brain.any():
+        raise BadInput(
+            f"The brain of {subject.subject_id!r} lies outside the working grid, which covers MNI152. "
+            "Use registration 'affine' or 'centroid', or check the scan's header."
+        )
+    voxels = np.stack(
+        [
+            normalise(_pull_inside(one, native, weight, grid, world_to_native), brain, settings.intensity)
+            for one in native.voxels
+        ]
+    )
+    lesion = None
+    if reading.lesion is not None:
+        soft = _pull(reading.lesion.voxels.astype(np.float32), native.grid, grid, world_to_native)
+        lesion = Mask(soft >= 0.5, grid)
+    notes = [*reading.notes, *alignment_notes(native, brain, working_template(settings.spacing_mm).brain_mask)]
+    notes += _cut_off(native, grid, world_to_native)
+    return Prepared(
+        volume=Volume(voxels, grid, brain, subject.subject_id, settings.contrasts),
+        lesion=lesion,
+        native_grid=native.grid,
+        native_brain=Mask(native.brain_mask, native.grid),
+        native_lesion=reading.lesion,
+        world_to_native=frozen(world_to_native),
+        notes=tuple(notes),
+        key=key,
+        voxel_sha256=reading.voxel_sha256,
+    )
+
+
+def load_prepared(cache: Path, key: str) -> Prepared:
+    """A prepared subject from the cache; its bytes are verified once per process. Arrays are read-only.
+
+    IntegrityError names the file that is damaged or missing.
+    """
+    _verify_once(cache, key)
+    directory = cache / key
+    record = read_json(directory / "record.json")
+    grid, native = _grid(record["grid"]), _grid(record["native_grid"])
+    volume = Volume(
+        np.load(directory / "voxels.npy", mmap_mode="r", allow_pickle=False),
+        grid,
+        np.load(directory / "brain.npy", allow_pickle=False),
+        record["subject_id"],
+        tuple(record["contrasts"]),
+    )
+    return Prepared(
+        volume=volume,
+        lesion=_load_mask(directory / "lesion.npy", grid) if record["lesion"] else None,
+        native_grid=native,
+        native_brain=_load_mask(directory / "native_brain.npy", native),
+        native_lesion=_load_mask(directory / "native_lesion.npy", native) if record["lesion"] else None,
+        world_to_native=frozen(np.array(record["world_to_native"], dtype=np.float64)),
+        notes=tuple(record["notes"]),
+        key=key,
+        voxel_sha256=record["voxel_sha256"],
+    )
+
+
+def prepare_cohort(
+    cohort: Cohort,
+    settings: Preprocessing,
+    cache: Path,
+    *,
+    workers: int = 2,
+    monitor: Callable[[int, int, str], None] | None = None,
+) -> PreparedCohort:
+    """Prepare every subject, `workers` at a time; the result does not depend on who finishes first.
+
+    A subject that cannot be read or used is set aside with its reason. What the cache holds intact is not computed
+    again. `monitor` gets (subjects done, subjects, text). EnvironmentProblem when the cache cannot be written.
+    """
+    total = len(cohort.subjects)
+    tell: Callable[[int, int, str], None] = monitor if monitor is not None else lambda done, total, text: None
+    keys, aside = _cohort_keys(cohort, settings, cache)
+    to_do = [s for s in cohort.subjects if s.subject_id in keys and not _intact(cache / keys[s.subject_id])]
+    done = total - len(to_do)
+    tell(done, total, "from the cache")
+    for subject_id, problem in _compute(to_do, settings, cache, keys, workers):
+        done += 1
+        if problem is not None:
+            aside[subject_id] = problem
+        tell(done, total, subject_id)
+    kept = {s.subject_id: keys[s.subject_id] for s in cohort.subjects if s.subject_id not in aside}
+    hashes = {i: str(read_json(cache / key / "record.json")["voxel_sha256"]) for i, key in kept.items()}
+    return PreparedCohort(
+        cohort,
+        settings,
+        cache,
+        MappingProxyType(kept),
+        MappingProxyType(hashes),
+        tuple(aside[s.subject_id] for s in cohort.subjects if s.subject_id in aside),
+    )
+
+
+def to_native(
+    values: Float32[np.ndarray, "x y z"], working: Grid, prepared: Prepared, *, outside: float = np.nan
+) -> Float32[np.ndarray, "i j k"]:
+    """A map of the working grid (NaN outside the brain) at the voxels of the subject's own scan, in one resampling.
+
+    Linear among finite values, with weights that sum to one, so the brain's rim keeps its scores. Voxels of the
+    native brain that no finite value reaches take the nearest one; outside the native brain stands `outside`.
+    """
+    finite = np.isfinite(values)
+    if not finite.any():
+        raise BadInput(f"Not one finite value in the map of {prepared.volume.subject_id!r}: nothing to bring back.")
+    back = np.linalg.inv(prepared.world_to_native)
+    onto, brain = prepared.native_grid, prepared.native_brain.voxels
+    weight = resample(finite.astype(np.float32), working, onto, world_to_source=back)
+    total = resample(np.where(finite, values, np.float32(0)), working, onto, world_to_source=back)
+    reached = weight > _LEAST_WEIGHT
+    result = np.full(onto.shape, outside, dtype=np.float32)
+    inside = brain & reached
+    result[inside] = total[inside] / weight[inside]
+    missing = brain & ~reached
+    if missing.any():
+        indices = np.argwhere(missing) @ onto.affine[:3, :3].T + onto.affine[:3, 3]
+        result[missing] = _nearest_finite(values, finite, working, indices @ back[:3, :3].T + back[:3, 3])
+    return result
+
+
+def _nearest_finite(
+    values: Float32[np.ndarray, "x y z"],
+    finite: Bool[np.ndarray, "x y z"],
+    working: Grid,
+    points_mm: Float64[np.ndarray, "points 3"],
+) -> Float32[np.ndarray, " points"]:
+    from scipy.spatial import cKDTree
+
+    centres = np.argwhere(finite) @ working.affine[:3, :3].T + working.affine[:3, 3]
+    _, which = cKDTree(centres).query(points_mm)
+    return np.asarray(values[finite][which], dtype=np.float32)
+
+
+def _pull(
+    values: Float32[np.ndarray, "x y z"], source: Grid, onto: Grid, world_to_source: Float64[np.ndarray, "4 4"]
+) -> Float32[np.ndarray, "i j k"]:
+    from scipy.ndimage import gaussian_filter
+
+    matrix = np.linalg.inv(source.affine) @ world_to_source @ onto.affine
+    steps = np.linalg.norm(matrix[:3, :3], axis=1)
+    sigma = 0.5 * np.sqrt(np.maximum(steps**2 - 1.0, 0.0))
+    if sigma.max() > 0.0:
+        values = gaussian_filter(values, sigma, mode="constant")
+    return resample(values, source, onto, world_to_source=world_to_source)
+
+
+def _pull_inside(
+    values: Float32[np.ndarray, "x y z"],
+    native: Volume,
+    weight: Float32[np.ndarray, "i j k"],
+    onto: Grid,
+    world_to_source: Float64[np.ndarray, "4 4"],
+) -> Float32[np.ndarray, "i j k"]:
+    masked = np.where(native.brain_mask, values, np.float32(0))
+    pulled = _pull(masked, native.grid, onto, world_to_source)
+    return np.asarray(np.where(weight >= 0.5, pulled / np.maximum(weight, 0.5), 0.0), dtype=np.float32)
+
+
+def _cut_off(native: Volume, grid: Grid, world_to_native: Float64[np.ndarray, "4 4"]) -> list[str]:
+    matrix = np.linalg.inv(grid.affine) @ np.linalg.inv(world_to_native) @ native.grid.affine
+    where = np.argwhere(native.brain_mask) @ matrix[:3, :3].T + matrix[:3, 3]
+    covered = float(np.all((where >= -0.5) & (where <= np.array(grid.shape) - 0.5), axis=1).mean())
+    if covered >= _LEAST_COVERED:
+        return []
+    return [f"{100 * (1 - covered):.1f} % of the brain lies outside the working grid; there scores are extrapolated."]
+
+
+def _files(subject: Subject, settings: Preprocessing) -> dict[str, Path]:
+    files = {f"scan {name}": subject.scans[name] for name in settings.contrasts if name in subject.scans}
+    if subject.brain_mask is not None:
+        files["brain"] = subject.brain_mask
+    if subject.lesion_mask is not None:
+        files["lesion"] = subject.lesion_mask
+    return files
+
+
+def _key(subject: Subject, settings: Preprocessing, hashes: Mapping[str, str]) -> str:
+    labels = list(subject.lesion_labels) if subject.lesion_labels is not None else None
+    described = {
+        "schema": SCHEMA,
+        "settings": asdict(settings),
+        "files": dict(hashes),
+        "subject": [subject.subject_id, subject.healthy, labels],
+    }
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _cohort_keys(cohort: Cohort, settings: Preprocessing, cache: Path) -> tuple[dict[str, str], dict[str, SetAside]]:
+    # Hashes of files that have kept path, size and time of change are taken from the index, the others computed.
+    known = _read_index(cache / _INDEX)
+    seen = dict(known)
+    keys: dict[str, str] = {}
+    aside: dict[str, SetAside] = {}
+    for subject in cohort.subjects:
+        try:
+            hashes = {role: _known_hash(path, seen) for role, path in _files(subject, settings).items()}
+        except OSError as error:
+            aside[subject.subject_id] = set_aside(subject, error)
+        else:
+            keys[subject.subject_id] = _key(subject, settings, hashes)
+    if seen != known:
+        write_json(cache / _INDEX, seen)
+    return keys, aside
+
+
+def _known_hash(path: Path, seen: dict[str, str]) -> str:
+    state = path.stat()
+    name = f"{path.resolve()}|{state.st_size}|{state.st_mtime_ns}"
+    if name not in seen:
+        seen[name] = sha256_file(path)
+    return seen[name]
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    try:
+        return dict(read_json(path)) if path.is_file() else {}
+    except (IntegrityError, TypeError, ValueError):
+        return {}
+
+
+def _compute(
+    to_do: list[Subject], settings: Preprocessing, cache: Path, keys: Mapping[str, str], workers: int
+) -> Iterator[tuple[str, SetAside | None]]:
+    if workers <= 1 or len(to_do) <= 1:
+        for subject in to_do:
+            yield _prepare_into(subject, settings, cache, keys[subject.subject_id])
+        return
+    # Spawned, not forked: a forked copy of a process that runs torch or ITK threads can hang.
+    pool = ProcessPoolExecutor(min(workers, len(to_do)), mp_context=multiprocessing.get_context("spawn"))
+    try:
+        futures = [pool.submit(_prepare_into, s, settings, cache, keys[s.subject_id]) for s in to_do]
+        for future in as_completed(futures):
+            yield future.result()
+    except BrokenProcessPool as error:
+        raise EnvironmentProblem(
+            "A process that prepared scans was ended from outside, most likely for want of memory. "
+            "Use fewer workers and run again; what was prepared is kept."
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _prepare_into(subject: Subject, settings: Preprocessing, cache: Path, key: str) -> tuple[str, SetAside | None]:
+    try:
+        _store(prepare_reading(subject, settings, key), cache)
+    except (BadInput, OSError, MemoryError) as error:
+        return subject.subject_id, set_aside(subject, error)
+    return subject.subject_id, None
+
+
+def _store(prepared: Prepared, cache: Path) -> None:
+    record = {
+        "schema": SCHEMA,
+        "subject_id": prepared.volume.subject_id,
+        "contrasts": list(prepared.volume.contrasts),
+        "grid": _describe(prepared.volume.grid),
+        "native_grid": _describe(prepared.native_grid),
+        "world_to_native": prepared.world_to_native.tolist(),
+        "lesion": prepared.lesion is not None,
+        "notes": list(prepared.notes),
+        "voxel_sha256": prepared.voxel_sha256,
+    }
+    with committed_directory(cache / prepared.key) as scratch:
+        np.save(scratch / "voxels.npy", prepared.volume.voxels, allow_pickle=False)
+        np.save(scratch / "brain.npy", prepared.volume.brain_mask, allow_pickle=False)
+        _save_mask(scratch / "native_brain.npy", prepared.native_brain)
+        if prepared.lesion is not None and prepared.native_lesion is not None:
+            _save_mask(scratch / "lesion.npy", prepared.lesion)
+            _save_mask(scratch / "native_lesion.npy", prepared.native_lesion)
+        (scratch / "record.json").write_text(json.dumps(record, indent=1, sort_keys=True))
+
+
+def _save_mask(path: Path, mask: Mask) -> None:
+    # Eight voxels a byte: native masks at 1 mm would outweigh everything else.
+    np.save(path, np.packbits(mask.voxels), allow_pickle=False)
+
+
+def _load_mask(path: Path, grid: Grid) -> Mask:
+    bits = np.unpackbits(np.load(path, allow_pickle=False), count=int(np.prod(grid.shape)))
+    return Mask(frozen(bits.view(bool).reshape(grid.shape)), grid)
+
+
+def _describe(grid: Grid) -> dict[str, Any]:
+    return {"shape": list(grid.shape), "affine": grid.affine.tolist()}
+
+
+def _grid(record: Mapping[str, Any]) -> Grid:
+    x, y, z = record["shape"]
+    return Grid((x, y, z), np.array(record["affine"], dtype=np.float64))
+
+
+def _intact(directory: Path) -> bool:
+    if not is_committed(directory):
+        return False
+    try:
+        verify_directory(directory)
+    except IntegrityError:
+        return False
+    return True
+
+
+@functools.cache
+def _verify_once(cache: Path, key: str) -> None:
+    verify_directory(cache / key)
