@@ -1,0 +1,83 @@
+"""The dashboard as one ASGI app: streamlit run asgi.py
+
+Streamlit's pages, plus two routes: score volumes, compressed once, and the viewer's own modules.
+"""
+
+import os
+from pathlib import Path
+
+import streamlit as st
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import FileResponse, PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from core.packed import packed_path
+from data.errors import BadInput, EnvironmentProblem, IntegrityError
+from pages._viewer.assets import viewer_route
+
+_LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
+
+
+class LocalOnly:
+    """Answer only requests that name this machine as their host, so no web page can reach in by DNS rebinding."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Refuse a foreign Host (HTTP 403, WebSocket closed); mark every answer `nosniff`."""
+        if scope["type"] not in ("http", "websocket"):
+            await self.app(scope, receive, send)
+        elif not is_local(Headers(scope=scope).get("host", "")):
+            if scope["type"] == "websocket":
+                await receive()
+                await send({"type": "websocket.close", "code": 1008})
+            else:
+                await PlainTextResponse("This server answers only localhost.", status_code=403)(scope, receive, send)
+        else:
+            await self.app(scope, receive, _nosniff(send))
+
+
+def is_local(host: str) -> bool:
+    """Whether a Host header names this machine: localhost, 127.0.0.1 or [::1], with or without a port."""
+    name, separator, port = host.rpartition(":") if not host.endswith("]") else (host, "", "")
+    if not separator:
+        return host.lower() in _LOCAL_HOSTS
+    return name.lower() in _LOCAL_HOSTS and port.isdecimal()
+
+
+def _nosniff(send: Send) -> Send:
+    async def marked(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message.get("headers", []), (b"x-content-type-options", b"nosniff")]
+        await send(message)
+
+    return marked
+
+
+async def volume(request: Request) -> Response:
+    """One uint8 volume of a run, already gzip-compressed. Unknown names are 404, without a word about paths."""
+    ids = request.path_params
+    runs = Path(os.environ.get("DICESCOPE_RUNS", "runs"))
+    try:
+        path = await run_in_threadpool(packed_path, runs, ids["run"], ids["subject"], ids["name"])
+    except BadInput:
+        return PlainTextResponse("No such volume in this run.", status_code=404)
+    except (EnvironmentProblem, IntegrityError):
+        return PlainTextResponse("The volume could not be read. Check the run: python cli.py check", status_code=500)
+    return FileResponse(
+        path,
+        media_type="application/octet-stream",
+        headers={"Content-Encoding": "gzip", "Cache-Control": "private, max-age=31536000, immutable"},
+    )
+
+
+app = st.App(
+    "app.py",
+    routes=[Route("/api/volume/{run}/{subject}/{name}", volume), viewer_route()],
+    middleware=[Middleware(LocalOnly)],
+)

@@ -1,0 +1,18 @@
+"""A page with nothing but the viewer; the address says what it shows."""
+
+import streamlit as st
+
+from pages._viewer import viewer
+from tests.viewer_harness.subject import data
+
+st.set_page_config(page_title="Viewer", layout="wide")
+query = st.query_params
+maps = tuple(query.get("maps", "a").split(","))
+swapped = st.toggle("Other map", key="swap")
+given = data("/api/volume/run/phantom", ("b",) if swapped else maps, healthy="healthy" in query)
+state = {"threshold": query.get("threshold", "healthy")}
+state |= {name: int(query[name]) for name in "xyz" if name in query}
+if "missing" in query:
+    given["image_url"] = "/api/volume/run/phantom/nothing"
+view = viewer(given | {"state": state}, key="viewer")
+st.caption(f"Python has: {view['x'] if view else 'nothing yet'}")
