@@ -121,7 +121,7 @@ def prepare_reading(subject: Subject, settings: Preprocessing, key: str = "") ->
     reading = read_subject(subject, settings.contrasts, resample_masks=settings.resample_masks)
     native, grid = reading.volume, working_grid(settings.spacing_mm)
     world_to_native = register(native, settings.registration)
-    weight = _pull(native.brain_mask.astype(np.float32), native.grid, grid, world_to_native)
+    weight = pull(native.brain_mask.astype(np.float32), native.grid, grid, world_to_native)
     brain = weight >= 0.5
     if not brain.any():
         raise BadInput(
@@ -136,7 +136,7 @@ def prepare_reading(subject: Subject, settings: Preprocessing, key: str = "") ->
     )
     lesion = None
     if reading.lesion is not None:
-        soft = _pull(reading.lesion.voxels.astype(np.float32), native.grid, grid, world_to_native)
+        soft = pull(reading.lesion.voxels.astype(np.float32), native.grid, grid, world_to_native)
         lesion = Mask(soft >= 0.5, grid)
     notes = [*reading.notes, *alignment_notes(native, brain, working_template(settings.spacing_mm).brain_mask)]
     notes += _cut_off(native, grid, world_to_native)
@@ -244,6 +244,24 @@ def to_native(
     return result
 
 
+def pull(
+    values: Float32[np.ndarray, "x y z"], source: Grid, onto: Grid, world_to_source: Float64[np.ndarray, "4 4"]
+) -> Float32[np.ndarray, "i j k"]:
+    """Values at the voxel centres of `onto`, linear; a finer source is smoothed first to the area `onto` averages.
+
+    Gaussian of sigma = 0.5 √(r² - 1) source voxels along each source axis, r being the step of `onto` in source
+    voxels; none where `onto` is the finer one. `world_to_source` as in `resample`.
+    """
+    from scipy.ndimage import gaussian_filter
+
+    matrix = np.linalg.inv(source.affine) @ world_to_source @ onto.affine
+    steps = np.linalg.norm(matrix[:3, :3], axis=1)
+    sigma = 0.5 * np.sqrt(np.maximum(steps**2 - 1.0, 0.0))
+    if sigma.max() > 0.0:
+        values = gaussian_filter(values, sigma, mode="constant")
+    return resample(values, source, onto, world_to_source=world_to_source)
+
+
 def _nearest_finite(
     values: Float32[np.ndarray, "x y z"],
     finite: Bool[np.ndarray, "x y z"],
@@ -257,19 +275,6 @@ def _nearest_finite(
     return np.asarray(values[finite][which], dtype=np.float32)
 
 
-def _pull(
-    values: Float32[np.ndarray, "x y z"], source: Grid, onto: Grid, world_to_source: Float64[np.ndarray, "4 4"]
-) -> Float32[np.ndarray, "i j k"]:
-    from scipy.ndimage import gaussian_filter
-
-    matrix = np.linalg.inv(source.affine) @ world_to_source @ onto.affine
-    steps = np.linalg.norm(matrix[:3, :3], axis=1)
-    sigma = 0.5 * np.sqrt(np.maximum(steps**2 - 1.0, 0.0))
-    if sigma.max() > 0.0:
-        values = gaussian_filter(values, sigma, mode="constant")
-    return resample(values, source, onto, world_to_source=world_to_source)
-
-
 def _pull_inside(
     values: Float32[np.ndarray, "x y z"],
     native: Volume,
@@ -278,7 +283,7 @@ def _pull_inside(
     world_to_source: Float64[np.ndarray, "4 4"],
 ) -> Float32[np.ndarray, "i j k"]:
     masked = np.where(native.brain_mask, values, np.float32(0))
-    pulled = _pull(masked, native.grid, onto, world_to_source)
+    pulled = pull(masked, native.grid, onto, world_to_source)
     return np.asarray(np.where(weight >= 0.5, pulled / np.maximum(weight, 0.5), 0.0), dtype=np.float32)
 
 
