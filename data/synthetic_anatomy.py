@@ -176,7 +176,8 @@ def _ventricles(csf: np.ndarray, brain: np.ndarray) -> np.ndarray:
     pieces, _ = ndimage.label(deep > 0.2, np.ones((3, 3, 3)))
     sizes = np.bincount(pieces.ravel())
     sizes[0] = 0
-    return np.where(pieces == int(sizes.argmax()), deep, 0).astype(np.float32)
+    largest: np.ndarray = np.where(pieces == int(sizes.argmax()), deep, 0).astype(np.float32)
+    return largest
 
 
 def _towards(ventricles: np.ndarray) -> np.ndarray:
