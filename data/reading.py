@@ -1,0 +1,328 @@
+"""From a subject's files to one volume: contrasts and masks on one grid, every doubt said or refused.
+
+A scan that cannot be used sets its subject aside with a reason; it never stops the others.
+"""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float32
+
+from data.cohort import ROLES, Cohort, Split, Subject
+from data.errors import BadInput
+from data.nifti import BadScan, Labels, Scan, read_labels, read_scan
+from data.volume import Grid, Mask, Volume, resample, resample_mask
+
+LARGEST_STRIPPED_ML = 2500.0
+"""Non-zero tissue above this is a head, not a brain (whole heads at hand: over 6000 ml, brains: 1100 to 1600)."""
+BRAIN_ML = (900.0, 2000.0)
+"""Brain volumes outside of this are noted."""
+SMALLEST_BRAIN_FRACTION = 1e-3
+"""A brain in fewer of the voxels than this is an empty scan or a broken mask."""
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """A subject as read: `voxel_sha256` is over the first contrast's voxels in RAS+ order, blind to the header."""
+
+    volume: Volume
+    lesion: Mask | None
+    notes: tuple[str, ...]
+    files_sha256: str
+    voxel_sha256: str
+
+
+@dataclass(frozen=True)
+class SetAside:
+    """A subject that cannot be used: the file, a code, and the whole message."""
+
+    subject_id: str
+    path: str
+    code: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class SubjectFacts:
+    """What a reading shows of a subject, without its voxels."""
+
+    subject_id: str
+    role: str | None
+    healthy: bool
+    shape: tuple[int, int, int]
+    spacing_mm: tuple[float, float, float]
+    orientation: str
+    brain_ml: float
+    lesion_ml: float | None
+    """None when there is no lesion mask."""
+    n_lesions: int | None
+    """Lesions that touch by a face, an edge or a corner count as one."""
+    notes: tuple[str, ...]
+    voxel_sha256: str
+
+
+@dataclass(frozen=True)
+class CohortCheck:
+    """Who can be used, who cannot and why, and whose voxels stand under two ids."""
+
+    facts: tuple[SubjectFacts, ...]
+    set_aside: tuple[SetAside, ...]
+    duplicates: tuple[tuple[str, str], ...]
+
+    @property
+    def n_total(self) -> int:
+        """Subjects looked at."""
+        return len(self.facts) + len(self.set_aside)
+
+
+def read_subject(subject: Subject, contrasts: tuple[str, ...], *, resample_masks: bool = False) -> Reading:
+    """The subject's contrasts on the grid of the first one, with brain and lesion mask.
+
+    Later contrasts are resampled linearly, with a note. Without a brain mask the non-zero voxels of a skull-stripped
+    scan are the brain. Masks must lie on the first contrast's grid (within 1e-3 mm), unless `resample_masks`.
+    NaN inside the brain is an error, outside it becomes 0. BadScan or BadInput says what to do.
+    """
+    scans = _read_contrasts(subject, contrasts)
+    grid = scans[0].grid
+    notes = [f"{name}: {note}" for name, scan in zip(contrasts, scans, strict=True) for note in scan.notes]
+    shas = [f"scan {scan.sha256}" for scan in scans]
+    brain = _brain(subject, scans[0], contrasts[0], resample_masks, notes, shas)
+    lesion = _lesion(subject, grid, resample_masks, notes, shas)
+    if lesion is not None:
+        _note_lesion(subject, lesion, brain, notes)
+    stack = [_on_grid(scan, grid, name, notes) for name, scan in zip(contrasts, scans, strict=True)]
+    voxels = np.stack([_clean(subject, name, one, brain) for name, one in zip(contrasts, stack, strict=True)])
+    volume = Volume(voxels, grid, brain.voxels, subject.subject_id, contrasts)
+    files = hashlib.sha256("\n".join(shas).encode()).hexdigest()
+    return Reading(volume, lesion, tuple(notes), files, _voxel_sha256(scans[0].voxels))
+
+
+def check_cohort(
+    cohort: Cohort,
+    contrasts: tuple[str, ...],
+    *,
+    monitor: Callable[[int, str], None] | None = None,
+    resample_masks: bool = False,
+) -> CohortCheck:
+    """Read every subject once, one at a time; `monitor` gets the position and the id before each."""
+    facts: list[SubjectFacts] = []
+    aside: list[SetAside] = []
+    for position, subject in enumerate(cohort.subjects):
+        if monitor is not None:
+            monitor(position, subject.subject_id)
+        try:
+            facts.append(facts_of(subject, read_subject(subject, contrasts, resample_masks=resample_masks)))
+        except (BadInput, OSError, MemoryError) as error:
+            aside.append(set_aside(subject, error))
+    return CohortCheck(tuple(facts), tuple(aside), find_duplicates({f.subject_id: f.voxel_sha256 for f in facts}))
+
+
+def set_aside(subject: Subject, error: Exception) -> SetAside:
+    """The record of a subject whose reading raised `error`."""
+    if isinstance(error, BadScan):
+        return SetAside(subject.subject_id, str(error.path), error.code, str(error))
+    code = "E-SUBJECT" if isinstance(error, BadInput) else "E-READ"
+    return SetAside(subject.subject_id, "", code, str(error) or type(error).__name__)
+
+
+def facts_of(subject: Subject, reading: Reading) -> SubjectFacts:
+    """The facts of one reading."""
+    grid = reading.volume.grid
+    brain = Mask(reading.volume.brain_mask, grid)
+    return SubjectFacts(
+        subject.subject_id, subject.role, subject.healthy, grid.shape, grid.spacing_mm, grid.orientation,
+        brain.volume_ml, None if reading.lesion is None else reading.lesion.volume_ml,
+        None if reading.lesion is None else _count_lesions(reading.lesion.voxels), reading.notes, reading.voxel_sha256,
+    )  # fmt: skip
+
+
+def find_duplicates(hashes: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """Pairs of ids with the same voxels, from a mapping of id to voxel hash; the first id of a group stands first."""
+    owners: dict[str, list[str]] = defaultdict(list)
+    for subject_id in sorted(hashes):
+        owners[hashes[subject_id]].append(subject_id)
+    return tuple((ids[0], other) for ids in owners.values() for other in ids[1:])
+
+
+def refuse_leakage(split: Split, hashes: Mapping[str, str]) -> None:
+    """Raise BadInput when two ids of the split have the same voxels, in one role or in two."""
+    roles = {subject_id: role for role in ROLES for subject_id in getattr(split, role)}
+    pairs = find_duplicates({i: h for i, h in hashes.items() if i in roles})
+    if not pairs:
+        return
+    named = "; ".join(f"{a!r} ({roles[a]}) and {b!r} ({roles[b]})" for a, b in pairs[:5])
+    raise BadInput(
+        f"E-LEAKAGE: {len(pairs)} pair(s) of ids hold the same scan: {named}. Numbers on them would be too good or "
+        "counted twice. Remove one id of each pair from the split."
+    )
+
+
+def _read_contrasts(subject: Subject, contrasts: tuple[str, ...]) -> list[Scan]:
+    if not contrasts:
+        raise BadInput("No contrast was asked for. Name at least one, for example ('t1',).")
+    for name in contrasts:
+        if name not in subject.scans:
+            raise BadInput(
+                f"Subject {subject.subject_id!r} has no {name!r} scan. It has: {', '.join(subject.scans) or 'none'}. "
+                "Choose another contrast or add the file."
+            )
+    return [read_scan(subject.scans[name]) for name in contrasts]
+
+
+def _on_grid(scan: Scan, grid: Grid, name: str, notes: list[str]) -> Float32[np.ndarray, "x y z"]:
+    if scan.grid.matches(grid):
+        return scan.voxels
+    spacing = " x ".join(f"{x:.3g}" for x in scan.grid.spacing_mm)
+    notes.append(f"{name}: resampled linearly onto the first contrast's grid (from {scan.grid.shape}, {spacing} mm).")
+    return resample(scan.voxels, scan.grid, grid, order=1)
+
+
+def _brain(
+    subject: Subject, scan: Scan, contrast: str, resample_masks: bool, notes: list[str], shas: list[str]
+) -> Mask:
+    path = subject.brain_mask
+    if path is not None:
+        labels = read_labels(path)
+        shas.append(f"brain {labels.sha256}")
+        notes += [f"brain mask: {note}" for note in labels.notes]
+        mask = _mask_on_grid(subject, labels, labels.voxels > 0, scan.grid, "brain mask", resample_masks, notes)
+    else:
+        mask = Mask(_stripped_brain(subject, scan, contrast), scan.grid)
+        notes.append(f"brain mask: the non-zero voxels of {contrast}, which is skull-stripped.")
+    count = int(np.count_nonzero(mask.voxels))
+    if count < max(8, SMALLEST_BRAIN_FRACTION * mask.voxels.size):
+        raise BadScan(
+            "E-BRAIN-EMPTY", path or subject.scans[contrast],
+            f"the brain has {count} of {mask.voxels.size} voxels; nothing can be learnt from that.",
+            "Check the brain mask, or the scan when it has none.",
+        )  # fmt: skip
+    if not BRAIN_ML[0] <= mask.volume_ml <= BRAIN_ML[1]:
+        notes.append(f"brain mask: {mask.volume_ml:.0f} ml, brains have {BRAIN_ML[0]:.0f} to {BRAIN_ML[1]:.0f}.")
+    return mask
+
+
+def _stripped_brain(subject: Subject, scan: Scan, contrast: str) -> Bool[np.ndarray, "x y z"]:
+    """Non-zero voxels, when a fifth of the scan and nine tenths of its faces are 0 and the rest is brain-sized."""
+    brain: np.ndarray = np.isfinite(scan.voxels) & (scan.voxels != 0)
+    inside = np.zeros(brain.shape, dtype=bool)
+    inside[1:-1, 1:-1, 1:-1] = True
+    ml = np.count_nonzero(brain) * scan.grid.voxel_volume_mm3 / 1000.0
+    if brain.mean() > 0.8 or brain[~inside].mean() > 0.1 or ml > LARGEST_STRIPPED_ML:
+        raise BadScan(
+            "E-BRAIN-MISSING", subject.scans[contrast],
+            f"is a whole head ({ml:.0f} ml of non-zero voxels) and subject {subject.subject_id!r} has no brain mask; "
+            "skull would be scored as brain.",
+            "Make a brain mask (HD-BET, SynthStrip) and name it as brain_mask, or strip the scan.",
+        )  # fmt: skip
+    return brain
+
+
+def _lesion(subject: Subject, grid: Grid, resample_masks: bool, notes: list[str], shas: list[str]) -> Mask | None:
+    path = subject.lesion_mask
+    if path is None:
+        if not subject.healthy:
+            notes.append("lesion mask: none given; overlap cannot be measured.")
+        return None
+    labels = read_labels(path)
+    shas.append(f"lesion {labels.sha256}")
+    notes += [f"lesion mask: {note}" for note in labels.notes]
+    positive = _positive(subject, labels, notes)
+    return _mask_on_grid(subject, labels, positive, grid, "lesion mask", resample_masks, notes)
+
+
+def _positive(subject: Subject, labels: Labels, notes: list[str]) -> Bool[np.ndarray, "x y z"]:
+    """Which voxels are lesion; nothing is guessed about a map with several labels."""
+    assert subject.lesion_mask is not None
+    values = [int(v) for v in np.unique(labels.voxels) if v != 0]
+    if any(v < 0 for v in values):
+        raise BadScan(
+            "E-MASK-NEGATIVE", subject.lesion_mask, f"holds negative labels {values[:8]}.", "Save lesion as 1, rest 0."
+        )
+    if subject.lesion_labels is not None:
+        unknown = sorted(set(values) - set(subject.lesion_labels))
+        if unknown:
+            notes.append(f"lesion mask: labels {unknown[:8]} are not declared as lesion and count as tissue.")
+        return np.asarray(np.isin(labels.voxels, subject.lesion_labels))
+    if len(values) > 1:
+        raise BadScan(
+            "E-MASK-LABELS", subject.lesion_mask, f"holds the labels {values[:8]}, undeclared.",
+            'Declare them: lesion_labels = "' + ";".join(map(str, values[:8])) + '", or fewer.',
+        )  # fmt: skip
+    if values and values != [1]:
+        notes.append(f"lesion mask: its one value {values[0]} is taken as lesion.")
+    return labels.voxels > 0
+
+
+def _mask_on_grid(
+    subject: Subject, labels: Labels, positive: Bool[np.ndarray, "x y z"], grid: Grid, what: str,
+    resample_masks: bool, notes: list[str],
+) -> Mask:  # fmt: skip
+    mask = Mask(positive, labels.grid)
+    if mask.grid.matches(grid):
+        return Mask(positive, grid)
+    apart = (
+        f"its corners lie up to {np.abs(mask.grid.corners_mm() - grid.corners_mm()).max():.3g} mm from the scan's"
+        if mask.grid.shape == grid.shape
+        else f"its shape is {mask.grid.shape}, the scan's {grid.shape}"
+    )
+    if not resample_masks:
+        path = subject.brain_mask if what == "brain mask" else subject.lesion_mask
+        assert path is not None
+        raise BadScan(
+            "E-MASK-GRID", path, f"the {what} is on another grid than the scan: {apart} (both in RAS+ order).",
+            "Check that it belongs to this scan, then allow resampling (resample_masks=True); it will be noted.",
+        )  # fmt: skip
+    moved = resample_mask(mask, grid)
+    notes.append(
+        f"{what}: resampled onto the scan's grid ({apart}); {mask.volume_ml:.3f} ml became {moved.volume_ml:.3f} ml."
+    )
+    return moved
+
+
+def _note_lesion(subject: Subject, lesion: Mask, brain: Mask, notes: list[str]) -> None:
+    total = int(np.count_nonzero(lesion.voxels))
+    if total == 0:
+        notes.append("lesion mask: empty; Dice is undefined, only false positives are counted.")
+        return
+    if subject.healthy:
+        notes.append("lesion mask: not empty although the subject is marked healthy.")
+    outside = np.count_nonzero(lesion.voxels & ~brain.voxels) / total
+    if outside > 0:
+        notes.append(f"lesion mask: {100 * outside:.1f} % lies outside the brain mask and cannot be found.")
+    if total > 0.5 * np.count_nonzero(brain.voxels):
+        notes.append("lesion mask: larger than half of the brain.")
+
+
+def _clean(
+    subject: Subject, contrast: str, voxels: Float32[np.ndarray, "x y z"], brain: Mask
+) -> Float32[np.ndarray, "x y z"]:
+    """Finite voxels with a spread inside the brain; NaN and infinity outside it become 0."""
+    bad = ~np.isfinite(voxels)
+    inside = int(np.count_nonzero(bad & brain.voxels))
+    if inside:
+        raise BadScan(
+            "E-SCAN-NAN", subject.scans[contrast], f"{inside} voxels inside the brain are NaN or infinite.",
+            "Their score would be undefined. Repair the scan or shrink the brain mask.",
+        )  # fmt: skip
+    values = voxels[brain.voxels]
+    if float(values.min()) == float(values.max()):
+        raise BadScan(
+            "E-SCAN-CONSTANT", subject.scans[contrast], f"is {float(values[0]):g} everywhere inside the brain.",
+            "Check that scan and brain mask belong together.",
+        )  # fmt: skip
+    return np.where(bad, np.float32(0), voxels) if bad.any() else voxels
+
+
+def _voxel_sha256(voxels: Float32[np.ndarray, "x y z"]) -> str:
+    digest = hashlib.sha256(repr(voxels.shape).encode())
+    digest.update(np.ascontiguousarray(voxels + np.float32(0), dtype="<f4").tobytes())
+    return digest.hexdigest()
+
+
+def _count_lesions(voxels: Bool[np.ndarray, "x y z"]) -> int:
+    from scipy.ndimage import label
+
+    return int(label(voxels, structure=np.ones((3, 3, 3)))[1])
