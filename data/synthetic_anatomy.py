@@ -183,7 +183,8 @@ def _ventricles(csf: np.ndarray, brain: np.ndarray) -> np.ndarray:
 def _towards(ventricles: np.ndarray) -> np.ndarray:
     near = ndimage.gaussian_filter(ventricles, 3.0)
     slope = np.stack([ndimage.gaussian_filter1d(near, 1.0, axis=a, order=1) for a in range(3)])
-    return (slope / np.sqrt((slope**2).sum(0)).max()).astype(np.float32)
+    shifts: np.ndarray = (slope / np.sqrt((slope**2).sum(0)).max()).astype(np.float32)
+    return shifts
 
 
 def _pull_back(rng: np.random.Generator, base: Template, scale: float, atrophy: float) -> np.ndarray:
