@@ -1,0 +1,296 @@
+"""Real lesion shapes put into healthy brains: a lesioned cohort whose truth is known, written as ordinary files.
+
+A planted lesion has a true shape and place, but its intensities are ours; say so beside every number got from it.
+"""
+
+import hashlib
+import multiprocessing
+import re
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool, Float64
+
+from data.cohort import Cohort, Subject
+from data.errors import BadInput
+from data.files import committed_directory, is_committed, read_json, write_json
+from data.nifti import read_labels, write_nifti
+from data.preprocessing import pull
+from data.reading import SetAside, read_subject, set_aside
+from data.registration import register
+from data.table import write_table
+from data.volume import Mask, Volume
+
+Polarity = Literal["hypo", "hyper"]
+TABLE = "cohort.csv"
+RECORDS = "lesions.json"
+_DARK_PERCENT, _BRIGHT_PERCENT = 2.0, 99.0
+_NEIGHBOURHOOD_MM = 3.0
+_TEXTURE_MM = 3.0
+_TEXTURE_SD = 0.15
+_LEAST_INSIDE = 0.5
+
+
+@dataclass(frozen=True, eq=False)
+class LesionShape:
+    """The outline of a real lesion in MNI152."""
+
+    name: str
+    mask: Mask
+
+
+@dataclass(frozen=True)
+class PlantedLesion:
+    """What was planted in whom."""
+
+    subject_id: str
+    shape: str
+    contrast: float
+    """Fraction of the way from the local tissue's intensity to that of fluid (hypo) or the brightest tissue (hyper)."""
+    polarity: Polarity
+    volume_ml: float
+    """Volume of the truth mask in the subject's own space, ml."""
+    centre_mm: tuple[float, float, float]
+    """Centre of the truth mask in the scan's world, mm."""
+
+
+def read_shapes(directory: Path) -> tuple[LesionShape, ...]:
+    """All NIfTI masks of a folder, taken to lie in MNI152 mm (any grid); values above 0 are lesion. Sorted by name."""
+    paths = sorted(p for p in Path(directory).glob("*") if p.name.endswith((".nii", ".nii.gz")))
+    if not paths:
+        raise BadInput(f"No .nii or .nii.gz file in {directory}. Give a folder with lesion masks in MNI space.")
+    shapes = []
+    for path in paths:
+        labels = read_labels(path)
+        shapes.append(LesionShape(path.name.split(".nii")[0], Mask(labels.voxels > 0, labels.grid)))
+    return tuple(shapes)
+
+
+def plant(
+    volume: Volume,
+    lesion: Mask,
+    *,
+    contrast: float,
+    edge_mm: float = 2.0,
+    texture_seed: int,
+    polarity: Polarity = "hypo",
+) -> Volume:
+    """The volume with its intensities moved inside the lesion, every contrast alike; nothing changes elsewhere.
+
+    v' = v + w · c · (1 + t) · (target - local): `local` is the mean of brain voxels around (Gaussian, 3 mm), so the
+    tissue's texture stays; `target` is the brain's 2nd percentile (fluid on T1; hypo) or 99th (hyper), and tissue
+    beyond it already is left alone; t is a smooth random field of SD 0.15; w falls linearly from 1 at `edge_mm`
+    inside the outline to 0 at `edge_mm` outside it (partial volume), and is 0 outside the brain.
+    """
+    if not 0.0 < contrast <= 1.0 or edge_mm < 0.0:
+        raise BadInput(f"Contrast {contrast} and edge {edge_mm} mm. Allowed: contrast above 0 up to 1, edge 0 or more.")
+    if not lesion.grid.matches(volume.grid):
+        raise BadInput("Lesion mask and volume are on different grids. Resample the mask first.")
+    inside = lesion.voxels & volume.brain_mask
+    if not inside.any():
+        raise BadInput(f"The lesion lies outside the brain of {volume.subject_id!r}; nothing to plant.")
+    strength = contrast * _edge_weight(inside, volume, edge_mm) * (1.0 + _texture(volume, texture_seed))
+    strength = np.where(volume.brain_mask, np.clip(strength, 0.0, 1.0), 0.0)
+    planted = np.stack([_moved(one, volume, strength, polarity) for one in volume.voxels])
+    return Volume(planted, volume.grid, volume.brain_mask, volume.subject_id, volume.contrasts)
+
+
+def plant_cohort(
+    cohort: Cohort,
+    shapes: Sequence[LesionShape],
+    directory: Path,
+    *,
+    contrast: str = "T1",
+    seed: int = 0,
+    contrast_range: tuple[float, float] = (0.15, 0.6),
+    min_volume_ml: float = 0.5,
+    edge_mm: float = 2.0,
+    polarity: Polarity = "hypo",
+    workers: int = 2,
+) -> Path:
+    """Plant one lesion in every subject of a healthy cohort; returns the table of what was written.
+
+    Each subject draws its shapes and its contrast from (seed, subject id) alone, and takes the first shape that keeps
+    half of its volume inside the brain and at least `min_volume_ml` of it. Shapes come from MNI152 by the subject's
+    own affine registration. `directory` gets the planted scans, brain and lesion masks, cohort.csv and lesions.json
+    (one PlantedLesion per subject, and who was set aside), all or nothing. Same input, same bytes.
+    """
+    low, high = contrast_range
+    if not 0.0 < low <= high <= 1.0:
+        raise BadInput(f"Contrast range {contrast_range}. Allowed: two fractions, 0 < low <= high <= 1.")
+    if not shapes or not cohort.subjects:
+        raise BadInput(f"{len(shapes)} shapes and {len(cohort.subjects)} subjects. At least one of each is needed.")
+    ill = [s.subject_id for s in cohort.subjects if not s.healthy]
+    if ill:
+        raise BadInput(f"{len(ill)} subject(s) are not healthy: {', '.join(ill[:5])}. Plant in healthy subjects only.")
+    if directory.exists() and not is_committed(directory) and any(directory.iterdir()):
+        raise BadInput(f"{directory} holds other files and would be replaced. Choose a new or empty directory.")
+    settings = _Settings(contrast, seed, contrast_range, min_volume_ml, edge_mm, polarity)
+    with committed_directory(directory) as scratch:
+        results = list(_each(cohort.subjects, tuple(shapes), settings, scratch, workers))
+        planted = [(subject, record) for subject, record, _ in results if subject is not None and record is not None]
+        aside = [problem for _, _, problem in results if problem is not None]
+        if not planted:
+            raise BadInput(f"No lesion could be planted. First reason: {aside[0].reason}")
+        write_table(scratch / TABLE, [subject for subject, _ in planted])
+        write_json(
+            scratch / RECORDS,
+            {
+                "settings": asdict(settings),
+                "lesions": [asdict(record) for _, record in planted],
+                "set_aside": [asdict(problem) for problem in aside],
+            },
+        )
+    return directory / TABLE
+
+
+def read_records(directory: Path) -> tuple[PlantedLesion, ...]:
+    """The records that `plant_cohort` wrote."""
+    records = read_json(directory / RECORDS)["lesions"]
+    return tuple(PlantedLesion(**{**record, "centre_mm": tuple(record["centre_mm"])}) for record in records)
+
+
+@dataclass(frozen=True)
+class _Settings:
+    contrast: str
+    seed: int
+    contrast_range: tuple[float, float]
+    min_volume_ml: float
+    edge_mm: float
+    polarity: Polarity
+
+
+_Result = tuple[Subject | None, PlantedLesion | None, SetAside | None]
+
+
+def _each(
+    subjects: Sequence[Subject], shapes: tuple[LesionShape, ...], settings: _Settings, directory: Path, workers: int
+) -> Iterator[_Result]:
+    if workers <= 1 or len(subjects) == 1:
+        for number, subject in enumerate(subjects):
+            yield _plant_one(number, subject, shapes, settings, directory)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(workers, len(subjects)), mp_context=context) as pool:
+        futures = [
+            pool.submit(_plant_one, n, subject, shapes, settings, directory) for n, subject in enumerate(subjects)
+        ]
+        for future in futures:
+            yield future.result()
+
+
+def _plant_one(
+    number: int, subject: Subject, shapes: tuple[LesionShape, ...], settings: _Settings, directory: Path
+) -> _Result:
+    try:
+        volume = read_subject(subject, (settings.contrast,)).volume
+        world_to_native = register(volume, "affine")
+        generator = _generator(settings.seed, subject.subject_id)
+        contrast = float(np.round(generator.uniform(*settings.contrast_range), 4))
+        shape, lesion = _fitting_shape(volume, shapes, settings.min_volume_ml, world_to_native, generator)
+        planted = plant(
+            volume,
+            lesion,
+            contrast=contrast,
+            edge_mm=settings.edge_mm,
+            texture_seed=int(generator.integers(2**32)),
+            polarity=settings.polarity,
+        )
+    except (BadInput, OSError, MemoryError) as error:
+        return None, None, set_aside(subject, error)
+    centre = np.argwhere(lesion.voxels).mean(axis=0) @ volume.grid.affine[:3, :3].T + volume.grid.affine[:3, 3]
+    x, y, z = (round(float(value), 3) for value in centre)
+    record = PlantedLesion(
+        subject.subject_id, shape.name, contrast, settings.polarity, round(lesion.volume_ml, 4), (x, y, z)
+    )
+    return _write(number, subject, planted, lesion, settings.contrast, directory), record, None
+
+
+def _write(number: int, subject: Subject, planted: Volume, lesion: Mask, contrast: str, directory: Path) -> Subject:
+    stem = f"{number:04d}_{re.sub(r'[^A-Za-z0-9._-]', '_', subject.subject_id)[:100]}"
+    scan, brain, mask = (directory / f"{stem}_{what}.nii.gz" for what in (contrast, "brain", "lesion"))
+    write_nifti(scan, planted.voxels[0], planted.grid)
+    write_nifti(brain, planted.brain_mask.astype(np.uint8), planted.grid)
+    write_nifti(mask, lesion.voxels.astype(np.uint8), planted.grid)
+    return Subject(
+        subject.subject_id,
+        {contrast: scan},
+        brain_mask=brain,
+        lesion_mask=mask,
+        healthy=False,
+        site=subject.site,
+        age=subject.age,
+        sex=subject.sex,
+    )
+
+
+def _fitting_shape(
+    volume: Volume,
+    shapes: tuple[LesionShape, ...],
+    min_volume_ml: float,
+    world_to_native: Float64[np.ndarray, "4 4"],
+    generator: np.random.Generator,
+) -> tuple[LesionShape, Mask]:
+    to_template = np.linalg.inv(world_to_native)
+    for index in generator.permutation(len(shapes)):
+        shape = shapes[int(index)]
+        placed = pull(shape.mask.voxels.astype(np.float32), shape.mask.grid, volume.grid, to_template) >= 0.5
+        lesion = Mask(placed & volume.brain_mask, volume.grid)
+        kept = int(np.count_nonzero(lesion.voxels)) / max(int(np.count_nonzero(placed)), 1)
+        if lesion.volume_ml >= min_volume_ml and kept >= _LEAST_INSIDE:
+            return shape, lesion
+    raise BadInput(
+        f"None of {len(shapes)} shapes keeps {min_volume_ml} ml inside the brain of {volume.subject_id!r}. "
+        "Lower min_volume_ml, or check that the shapes are in MNI space."
+    )
+
+
+def _generator(seed: int, name: str) -> np.random.Generator:
+    purpose = int.from_bytes(hashlib.sha256(f"planting {name}".encode()).digest()[:8], "little")
+    return np.random.Generator(np.random.Philox(key=np.array([seed, purpose], dtype=np.uint64)))
+
+
+def _edge_weight(inside: Bool[np.ndarray, "x y z"], volume: Volume, edge_mm: float) -> Float64[np.ndarray, "x y z"]:
+    # Distance from the outline, which runs halfway between voxel centres; negative inside.
+    from scipy.ndimage import distance_transform_edt
+
+    if edge_mm == 0.0:
+        return inside.astype(np.float64)
+    spacing = volume.grid.spacing_mm
+    half = min(spacing) / 2.0
+    outwards = distance_transform_edt(~inside, sampling=spacing) - half
+    inwards = distance_transform_edt(inside, sampling=spacing) - half
+    distance = np.where(inside, -inwards, outwards)
+    return np.asarray(np.clip(0.5 - distance / (2.0 * edge_mm), 0.0, 1.0), dtype=np.float64)
+
+
+def _texture(volume: Volume, seed: int) -> Float64[np.ndarray, "x y z"]:
+    from scipy.ndimage import gaussian_filter
+
+    generator = np.random.Generator(np.random.Philox(key=np.array([seed, 0x7E87], dtype=np.uint64)))
+    field = gaussian_filter(
+        generator.standard_normal(volume.grid.shape), _TEXTURE_MM / np.array(volume.grid.spacing_mm)
+    )
+    return np.asarray(_TEXTURE_SD * field / field.std(), dtype=np.float64)
+
+
+def _moved(
+    values: np.ndarray, volume: Volume, strength: Float64[np.ndarray, "x y z"], polarity: Polarity
+) -> Float64[np.ndarray, "x y z"]:
+    from scipy.ndimage import gaussian_filter
+
+    brain = volume.brain_mask
+    sigma = _NEIGHBOURHOOD_MM / np.array(volume.grid.spacing_mm)
+    weight = gaussian_filter(brain.astype(np.float64), sigma)
+    local = gaussian_filter(np.where(brain, values, 0.0).astype(np.float64), sigma) / np.maximum(weight, 1e-6)
+    if polarity == "hypo":
+        step = np.minimum(np.percentile(values[brain], _DARK_PERCENT) - local, 0.0)
+    else:
+        step = np.maximum(np.percentile(values[brain], _BRIGHT_PERCENT) - local, 0.0)
+    moved = np.where(strength > 0.0, values + strength * step, values)
+    # Darkened texture may not fall below what the scan holds already.
+    return np.asarray(np.maximum(moved, min(float(values.min()), 0.0)), dtype=np.float64)
