@@ -106,9 +106,7 @@ def _shape(path: Path, fields: Any) -> tuple[int, ...]:
     if not shape or min(shape) < 1:
         refuse("E-NII-DIM", path, f"has impossible dimensions {dim}.", "Its header is damaged; get it again.")
     if len(shape) < 3 or min(shape[:3]) < 2:
-        refuse(
-            "E-NII-2D", path, f"is a slice, not a volume: its shape is {shape}.", "Give a volume."
-        )
+        refuse("E-NII-2D", path, f"is a slice, not a volume: its shape is {shape}.", "Give a volume.")
     return shape
 
 

@@ -1,0 +1,75 @@
+"""Walking a data set's folder: links that leave it are not followed silently, names that collide are refused."""
+
+import os
+from collections import defaultdict
+from pathlib import Path
+
+from data.errors import BadInput
+
+SCAN_SUFFIXES = (".nii.gz", ".nii")
+
+
+class BadDataset(BadInput):
+    """A data set that cannot be understood: `code` names the fault, `path` the place."""
+
+    def __init__(self, code: str, path: Path, cause: str, remedy: str) -> None:
+        super().__init__(f"{code}: {path}: {cause} {remedy}")
+        self.code = code
+        self.path = path
+
+
+def scans_under(root: Path, *, follow_symlinks: bool = False) -> tuple[tuple[Path, ...], tuple[str, ...]]:
+    """All .nii and .nii.gz files under a folder in sorted order, and notes on what was left out.
+
+    Links to places inside the folder count (datalad), links that leave it only with `follow_symlinks`.
+    BadDataset when names differ only by case, or a .nii lies beside a .nii.gz of the same name.
+    """
+    if not root.is_dir():
+        raise BadDataset("E-DATA-ROOT", root, "is not a folder.", "Give the folder that holds the subjects.")
+    home = root.resolve()
+    found: list[Path] = []
+    left_out: list[str] = []
+    visited: set[Path] = set()
+    for place, folders, names in os.walk(root, followlinks=True):
+        here = Path(place).resolve()
+        if here in visited:
+            folders.clear()
+            continue
+        visited.add(here)
+        kept = []
+        for name in sorted(folders):
+            link = Path(place, name)
+            if link.is_symlink() and not follow_symlinks and not link.resolve().is_relative_to(home):
+                left_out.append(f"{link.relative_to(root)} leads out of the data set and was not followed.")
+            elif not name.startswith("."):
+                kept.append(name)
+        folders[:] = kept
+        for name in sorted(n for n in names if n.lower().endswith(SCAN_SUFFIXES) and not n.startswith(".")):
+            link = Path(place, name)
+            if link.is_symlink() and not follow_symlinks and not link.resolve().is_relative_to(home):
+                left_out.append(f"{link.relative_to(root)} leads out of the data set and was not followed.")
+            else:
+                found.append(link)
+    _refuse_twins(found)
+    return tuple(sorted(found)), tuple(left_out)
+
+
+def stem(path: Path) -> str:
+    """File name without .nii or .nii.gz."""
+    name = path.name
+    for suffix in SCAN_SUFFIXES:
+        if name.lower().endswith(suffix):
+            return name[: -len(suffix)]
+    return name
+
+
+def _refuse_twins(paths: list[Path]) -> None:
+    owners: dict[tuple[str, str], list[Path]] = defaultdict(list)
+    for path in paths:
+        owners[str(path.parent).lower(), stem(path).lower()].append(path)
+    for twins in owners.values():
+        if len(twins) > 1:
+            raise BadDataset(
+                "E-DATA-TWINS", twins[0], f"and {twins[1].name} are the same name but for case or packing.",
+                "Which one is meant is not clear; remove or rename one.",
+            )  # fmt: skip

@@ -1,0 +1,78 @@
+"""IXI, healthy heads from three London sites: https://brain-development.org/ixi-dataset (CC BY-SA 3.0)."""
+
+import re
+from pathlib import Path
+
+from data.cohort import Cohort, Subject
+from data.folders import BadDataset, scans_under, stem
+from data.table import number, read_rows
+
+NAME = re.compile(r"^(?P<id>IXI\d{3}-(HH|Guys|IOP)-\d+)[-_](?P<rest>.+)$")
+CITATION = "IXI dataset, https://brain-development.org/ixi-dataset, CC BY-SA 3.0."
+_CONTRASTS = ("t1", "t2", "pd", "mra")
+_MASK_ENDS = ("dlmuse", "mask")
+
+
+def read_ixi(root: Path, *, follow_symlinks: bool = False) -> Cohort:
+    """IXI012-HH-1211-T1.nii.gz, or _T1 with _dlmuse or _mask beside it, in any folders; IXI.csv gives age and sex.
+
+    All subjects are healthy; the site is HH, Guys or IOP. A second visit of a person is left out with a note.
+    """
+    files, left_out = scans_under(root, follow_symlinks=follow_symlinks)
+    notes = list(left_out)
+    found: dict[str, dict[str, Path]] = {}
+    for file in files:
+        match = NAME.match(stem(file))
+        kind = _kind(match["rest"]) if match else None
+        if match is None or kind is None:
+            notes.append(f"{file.relative_to(root)} is no IXI scan or mask and was left out.")
+        elif kind in (kinds := found.setdefault(match["id"], {})):
+            notes.append(f"{file.relative_to(root)} is a second {kind} and was left out.")
+        else:
+            kinds[kind] = file
+    ages, sexes = _demographics(root, notes)
+    subjects: dict[str, Subject] = {}
+    for name, kinds in sorted(found.items()):
+        person, site, _ = name.split("-")
+        scans = {c: kinds[c] for c in _CONTRASTS if c in kinds}
+        if not scans or person in subjects:
+            notes.append(f"{name}: " + ("no scan" if not scans else f"a second visit of {person}") + "; left out.")
+            continue
+        subjects[person] = Subject(
+            name, scans, kinds.get("mask"), site=site, age=ages.get(person), sex=sexes.get(person)
+        )
+    if not subjects:
+        raise BadDataset("E-IXI-EMPTY", root, "holds no IXI scan.", "Names look like IXI012-HH-1211-T1.nii.gz.")
+    return Cohort("ixi", tuple(subjects.values()), CITATION, tuple(notes))
+
+
+def _kind(rest: str) -> str | None:
+    rest = rest.lower()
+    if rest in _CONTRASTS:
+        return rest
+    return "mask" if rest.endswith(_MASK_ENDS) and "lesion" not in rest else None
+
+
+def _demographics(root: Path, notes: list[str]) -> tuple[dict[str, float], dict[str, str]]:
+    ages: dict[str, float] = {}
+    sexes: dict[str, str] = {}
+    table = next((t for t in (root / "IXI.csv", root.parent / "IXI.csv") if t.is_file()), None)
+    if table is None:
+        return ages, sexes
+    header, rows = read_rows(table)
+    sex_column = next((c for c in header if c.upper().startswith("SEX")), None)
+    if "IXI_ID" not in header:
+        notes.append(f"{table.name} has no column IXI_ID and was left out.")
+        return ages, sexes
+    for line, row in rows:
+        ident = number(row["IXI_ID"])
+        if ident is None:
+            notes.append(f"{table.name}, row {line}: IXI_ID {row['IXI_ID']!r} is no number; row left out.")
+            continue
+        person = f"IXI{int(ident):03d}"
+        age = number(row.get("AGE", ""))
+        if age is not None and age > 0:
+            ages.setdefault(person, age)
+        if sex_column and row[sex_column]:
+            sexes.setdefault(person, {"1": "M", "2": "F"}.get(row[sex_column], row[sex_column]))
+    return ages, sexes
