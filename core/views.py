@@ -196,14 +196,13 @@ def _bias_field(
     shape: tuple[int, int, int], coefficient: float, generator: torch.Generator, device: torch.device
 ) -> Tensor:
     """exp of a random polynomial of order 3 in coordinates from −1 to 1."""
-    x, y, z = (torch.linspace(-1, 1, n, device=device) for n in shape)
-    field = torch.zeros(shape, device=device)
-    for i in range(BIAS_ORDER + 1):
-        for j in range(BIAS_ORDER + 1 - i):
-            for k in range(BIAS_ORDER + 1 - i - j):
-                drawn = coefficient * (2 * float(torch.rand((), generator=generator)) - 1)
-                plane = (drawn * x**i)[:, None] * (y**j)[None, :]
-                field = field + plane[:, :, None] * z**k
+    orders = torch.arange(BIAS_ORDER + 1)
+    drawn = coefficient * (2 * torch.rand((BIAS_ORDER + 1,) * 3, generator=generator) - 1)
+    total_order = orders[:, None, None] + orders[:, None] + orders
+    field = torch.where(total_order <= BIAS_ORDER, drawn, 0.0).to(device)
+    for n in shape:  # contracts the first axis with the powers of one coordinate and appends it: i j k → x y z
+        powers = torch.linspace(-1, 1, n, device=device) ** orders.to(device)[:, None]
+        field = torch.tensordot(field, powers, dims=([0], [0]))
     return field.exp()
 
 

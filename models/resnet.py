@@ -2,7 +2,6 @@
 
 from typing import Literal
 
-from monai.networks.nets.resnet import ResNet, ResNetBlock
 from torch import nn
 
 from models.taps import Tap
@@ -26,6 +25,8 @@ def resnet_stages(
     """
     if width < 1 or stem_stride < 1:
         raise ValueError(f"Width {width} and stem stride {stem_stride} of a ResNet are whole numbers from 1 up.")
+    from monai.networks.nets.resnet import ResNet, ResNetBlock  # takes longer to import than torch; cnn3d needs none
+
     network = ResNet(
         ResNetBlock,
         list(BLOCKS[depth]),

@@ -275,8 +275,8 @@ pretrain_encoder(_volumes(), TINY, Path(sys.argv[1]))
 """
 
 
-@pytest.mark.parametrize("lines", [1, 4])
-def test_a_run_killed_with_sigkill_and_resumed_has_the_bytes_of_one_that_was_not(tmp_path: Path, lines: int) -> None:
+def test_a_run_killed_with_sigkill_and_resumed_has_the_bytes_of_one_that_was_not(tmp_path: Path) -> None:
+    lines = 3  # one step after a checkpoint, one before the next
     whole = pretrain_encoder(_volumes(), TINY, tmp_path / "whole")
     killed = tmp_path / "killed"
     slow = "import time, core.simclr as s\nd = s.diagnostics\n"
