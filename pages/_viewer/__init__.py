@@ -1,6 +1,7 @@
 """The slice viewer: volumes drawn, thresholded and counted in the browser.
 
-Python names the volumes by address and says where to start; the browser fetches them once and answers every drag itself.
+Python names the volumes by address and says where to start; the browser fetches them once and answers every
+drag itself.
 """
 
 import functools
@@ -36,8 +37,8 @@ def viewer(data: dict[str, Any], key: str, on_view: Callable[[], None] = lambda:
     volumes in C order; `maps` with url, 255 ascending `levels` (a byte q says how many levels are at or below the
     score) and `thresholds`; `layers` for the cross-hair; `reported` exact numbers by map and protocol; `state`.
     A field of `state` is applied when it differs from what Python gave before, so an echo never fights the user.
-    The view is {x, y, z, threshold, opacity, window, convention, plane, show}; None before the first change. `on_view` runs
-    when it arrives; there, read `st.session_state[key]["view"]`.
+    The view is {x, y, z, threshold, opacity, window, convention, plane, show}; None before the first change. `on_view`
+    runs when it arrives; there, read `st.session_state[key]["view"]`.
     """
     result = _component()(key=key, data=data, on_view_change=on_view)
     view: dict[str, Any] | None = result.view

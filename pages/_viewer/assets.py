@@ -1,4 +1,4 @@
-"""The viewer's own files, under an address that changes with their content, so that a browser may keep them for good."""
+"""The viewer's own files, under an address that changes with their content, so a browser may keep them for good."""
 
 import functools
 import hashlib

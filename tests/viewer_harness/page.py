@@ -10,7 +10,8 @@ query = st.query_params
 maps = tuple(query.get("maps", "a").split(","))
 swapped = st.toggle("Other map", key="swap")
 given = data("/api/volume/run/phantom", ("b",) if swapped else maps, healthy="healthy" in query)
-state = {"threshold": query.get("threshold", "healthy")}
+threshold = query.get("threshold", "healthy")
+state = {"threshold": threshold if threshold.isalpha() else float(threshold)}
 state |= {name: int(query[name]) for name in "xyz" if name in query}
 if "missing" in query:
     given["image_url"] = "/api/volume/run/phantom/nothing"

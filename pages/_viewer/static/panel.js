@@ -50,18 +50,21 @@ export function build(root) {
             make("input", "threshold", { type: "range", min: 1, max: 256, step: 1, "aria-label": "Score threshold" }),
             make("div", "ticks", { class: "ticks", "aria-hidden": "true" }),
           ]),
+          make("div", null, { class: "ends" }, [make("span", "lowest"), make("span", "highest")]),
           make("div", "protocols", { class: "buttons", role: "group", "aria-label": "Threshold protocols" }),
         ]),
-        make("div", null, { class: "buttons", role: "group", "aria-label": "What is drawn" }, [
-          toggle("show-overlay", "Scores", "scores"),
-          toggle("show-lesion", "Lesion", "lesion"),
-          toggle("show-segmentation", "Segmentation", "segmentation"),
-          toggle("show-outcome", "Hits and misses", "outcome"),
-        ]),
-        make("div", null, { class: "buttons", role: "group", "aria-label": "Jump to" }, [
-          button("next-lesion", "Next lesion"),
-          button("missed-lesion", "Missed lesion"),
-          button("worst-false", "Worst false positive"),
+        make("div", null, { class: "groups" }, [
+          make("div", null, { class: "buttons", role: "group", "aria-label": "What is drawn" }, [
+            toggle("show-overlay", "Scores", "scores"),
+            toggle("show-lesion", "Lesion", "lesion"),
+            toggle("show-segmentation", "Segmentation", "segmentation"),
+            toggle("show-outcome", "Hits and misses", "outcome"),
+          ]),
+          make("div", null, { class: "buttons", role: "group", "aria-label": "Jump to" }, [
+            button("next-lesion", "Next lesion"),
+            button("missed-lesion", "Missed lesion"),
+            button("worst-false", "Worst false positive"),
+          ]),
         ]),
         make("p", "jumped", { class: "jumped", role: "status" }),
         make("div", null, { class: "fields" }, [
@@ -69,8 +72,8 @@ export function build(root) {
           range("window-low", "Darkest", 0, 1, 0.01),
           range("window-high", "Brightest", 0, 1, 0.01),
           choice("convention", "Left and right", [
-            ["radiological", "Radiological (patient's left is right)"],
-            ["neurological", "Neurological (patient's left is left)"],
+            ["radiological", "Radiological"],
+            ["neurological", "Neurological"],
           ]),
           choice("plane", "Plane", [["axial", "Axial"], ["coronal", "Coronal"], ["sagittal", "Sagittal"]]),
         ]),

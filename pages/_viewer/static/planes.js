@@ -6,8 +6,8 @@ export const PLANES = { axial: [0, 1, 2], coronal: [0, 2, 1], sagittal: [1, 2, 0
 const LETTERS = [["L", "R"], ["P", "A"], ["I", "S"]];
 const BACKGROUND = "#07080b";
 
-/** Screen layout of a plane for a grid with `affine` (RAS+ mm); left and right follow the convention. */
-export function layout(name, dims, spacing, affine, convention) {
+/** Screen layout of a plane for a grid with `affine` (RAS+ mm): the part inside `bounds`; left and right follow the convention. */
+export function layout(name, dims, spacing, affine, convention, bounds) {
   const axes = worldAxes(affine);
   const [across, up, normal] = PLANES[name];
   const h = axes[across];
@@ -19,14 +19,33 @@ export function layout(name, dims, spacing, affine, convention) {
     h: h.axis, v: v.axis, n: axes[normal].axis, normalSign: axes[normal].sign,
     flipH: rightIsPositive !== h.sign > 0,
     flipV: v.sign > 0,
-    cols: dims[h.axis], rows: dims[v.axis], slices: dims[axes[normal].axis],
-    width: dims[h.axis] * spacing[h.axis], height: dims[v.axis] * spacing[v.axis],
+    firstH: bounds.low[h.axis], firstV: bounds.low[v.axis],
+    cols: bounds.size[h.axis], rows: bounds.size[v.axis], slices: dims[axes[normal].axis],
+    width: bounds.size[h.axis] * spacing[h.axis], height: bounds.size[v.axis] * spacing[v.axis],
     stepH: strides[h.axis], stepV: strides[v.axis], stepN: strides[axes[normal].axis],
     letters: {
       left: LETTERS[across][rightIsPositive ? 0 : 1], right: LETTERS[across][rightIsPositive ? 1 : 0],
       top: LETTERS[up][1], bottom: LETTERS[up][0],
     },
   };
+}
+
+/** The box of everything that is set in any of the masks, with a margin; the whole grid when nothing is. */
+export function boundsOf(masks, dims, margin = 3) {
+  const low = [...dims];
+  const high = [-1, -1, -1];
+  for (let x = 0, i = 0; x < dims[0]; x++)
+    for (let y = 0; y < dims[1]; y++)
+      for (let z = 0; z < dims[2]; z++, i++) {
+        if (!masks.some((mask) => mask[i])) continue;
+        [x, y, z].forEach((v, k) => {
+          if (v < low[k]) low[k] = v;
+          if (v > high[k]) high[k] = v;
+        });
+      }
+  if (high[0] < 0) return { low: [0, 0, 0], size: [...dims] };
+  const from = low.map((v) => Math.max(0, v - margin));
+  return { low: from, size: high.map((v, k) => Math.min(dims[k], v + margin + 1) - from[k]) };
 }
 
 /** Voxel index to RAS+ millimetres. */
@@ -41,14 +60,25 @@ export function fit(plane, width, height) {
   return { left: (width - w) / 2, top: (height - h) / 2, width: w, height: h };
 }
 
-/** The voxel under a point of the canvas, on the slice of `voxel`; clamped to the grid. */
+/** The voxel under a point of the canvas, on the slice of `voxel`; clamped to what is shown. */
 export function pick(plane, box, x, y, voxel) {
   const col = clamp(Math.floor(((x - box.left) / box.width) * plane.cols), plane.cols);
   const row = clamp(Math.floor(((y - box.top) / box.height) * plane.rows), plane.rows);
   const picked = [...voxel];
-  picked[plane.h] = plane.flipH ? plane.cols - 1 - col : col;
-  picked[plane.v] = plane.flipV ? plane.rows - 1 - row : row;
+  picked[plane.h] = plane.firstH + (plane.flipH ? plane.cols - 1 - col : col);
+  picked[plane.v] = plane.firstV + (plane.flipV ? plane.rows - 1 - row : row);
   return picked;
+}
+
+/** The middle of a voxel on the canvas, in CSS pixels on the half, where a thin line is sharp. */
+export function place(plane, box, voxel) {
+  const [h, v] = [voxel[plane.h] - plane.firstH, voxel[plane.v] - plane.firstV];
+  const col = plane.flipH ? plane.cols - 1 - h : h;
+  const row = plane.flipV ? plane.rows - 1 - v : v;
+  return {
+    x: Math.round(box.left + ((col + 0.5) * box.width) / plane.cols) + 0.5,
+    y: Math.round(box.top + ((row + 0.5) * box.height) / plane.rows) + 0.5,
+  };
 }
 
 /** Draw one slice. `scene`: image, scores, lesion, brain (bytes), greys, words, outcome, step, show, voxel, caption. */
@@ -80,9 +110,10 @@ export function draw(canvas, plane, scene) {
 }
 
 function slice(plane, voxel) {
-  const { cols, rows, flipH, flipV, stepH, stepV } = plane;
+  const { cols, rows, flipH, flipV, stepH, stepV, firstH, firstV } = plane;
   const cells = new Int32Array(cols * rows);
-  const start = voxel[plane.n] * plane.stepN + (flipH ? (cols - 1) * stepH : 0) + (flipV ? (rows - 1) * stepV : 0);
+  const [h0, v0] = [firstH + (flipH ? cols - 1 : 0), firstV + (flipV ? rows - 1 : 0)];
+  const start = voxel[plane.n] * plane.stepN + h0 * stepH + v0 * stepV;
   const [dh, dv] = [flipH ? -stepH : stepH, flipV ? -stepV : stepV];
   for (let r = 0, k = 0; r < rows; r++) for (let c = 0; c < cols; c++) cells[k++] = start + r * dv + c * dh;
   return cells;
@@ -144,10 +175,7 @@ function outline(context, { cols, rows }, box, mask, colour) {
 }
 
 function crosshair(context, plane, box, voxel) {
-  const col = plane.flipH ? plane.cols - 1 - voxel[plane.h] : voxel[plane.h];
-  const row = plane.flipV ? plane.rows - 1 - voxel[plane.v] : voxel[plane.v];
-  const x = Math.round(box.left + ((col + 0.5) * box.width) / plane.cols) + 0.5;
-  const y = Math.round(box.top + ((row + 0.5) * box.height) / plane.rows) + 0.5;
+  const { x, y } = place(plane, box, voxel);
   const gap = 9;
   context.beginPath();
   for (const [x0, y0, x1, y1] of [

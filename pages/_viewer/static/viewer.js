@@ -6,12 +6,13 @@ import {
   STEPS, components, countsAt, cumulate, falseByScore, nextFalse, peak, sameShare, stepOf, unravel,
 } from "./counts.js";
 import { build, card, fillList, pane } from "./panel.js";
-import { PLANES, draw, fit, layout, pick, toWorld } from "./planes.js";
+import { PLANES, boundsOf, draw, fit, layout, pick, place, toWorld } from "./planes.js";
 import { volume } from "./volumes.js";
 
 const APART_MM = 10; // two false positives closer than this count as one jump
 const REST_MS = 250;
-const TALLEST = 620;
+const TALLEST = 640;
+const SHARE_OF_WINDOW = 0.62; // so that the threshold stays in sight below the planes
 const SHOWN = ["overlay", "lesion", "segmentation", "outcome"];
 const DEFAULTS = {
   x: null, y: null, z: null, threshold: null, opacity: 0.85, window: [0, 1], convention: "radiological", plane: "axial",
@@ -39,7 +40,7 @@ function create(root) {
   const sent = []; // what Python may echo back while the user is already further
   let given = {}; // the state that Python gave last, field by field
   let data = null;
-  let loaded = null; // { image, brain, lesion, lesions, maps: [{ scores, above, hits, peaks, order }], layers: Map }
+  let loaded = null; // { image, brain, lesion, lesions, bounds, dims, unreachable, maps: [{ scores, above, hits, peaks, order }], layers }
   let panes = [];
   let cards = [];
   let pending = 0;
@@ -68,7 +69,7 @@ function create(root) {
       const text = JSON.stringify(value);
       if (value === undefined || value === null || text === given[key]) continue;
       given[key] = text;
-      if (sent.some((old) => JSON.stringify(old[key]) === text)) continue;
+      if (sent.some((old) => alike(old[key], value))) continue;
       view[key] = key === "show" ? { ...view.show, ...value } : structuredClone(value);
     }
   }
@@ -90,6 +91,7 @@ function create(root) {
       const known = loaded?.brain === brain && same ? loaded : null;
       const maps = scores.map((q) => known?.maps.find((m) => m.scores === q) ?? analyse(q, brain, lesion, lesions));
       loaded = { image, brain, lesion, lesions, maps, layers: new Map(), dims: wanted.dims };
+      loaded.bounds = known?.bounds ?? boundsOf(lesion ? [brain, lesion] : [brain], wanted.dims);
       loaded.unreachable = wanted.lesion_unreachable ?? outside(lesion, brain);
     } catch (error) {
       if (turn === round) notice(error.message, true);
@@ -188,7 +190,8 @@ function create(root) {
     button.className = protocol.oracle ? "oracle" : "";
     const named = /oracle/i.test(protocol.label);
     button.textContent = protocol.oracle && !named ? `${protocol.label} (oracle)` : protocol.label;
-    button.title = protocol.oracle ? "Chosen with the lesion labels: an upper bound, not a result." : "Chosen without this subject's labels.";
+    const origin = protocol.oracle ? "Chosen with the lesion labels: an upper bound, not a result." : "Chosen without this subject's labels.";
+    button.title = protocol.rule ? `${protocol.rule}. ${origin}` : origin;
     button.dataset.testid = `protocol-${protocol.id}`;
     button.dataset.protocol = protocol.id;
     button.disabled = !Number.isFinite(protocol.value);
@@ -198,7 +201,7 @@ function create(root) {
 
   /** Give all panes one height, so that a millimetre is as long in every plane. */
   function measure() {
-    if (!panes.length || !data) return;
+    if (!panes.length || !loaded) return;
     const shapes = panes.map((p) => geometry(p));
     const width = parts.stage.clientWidth;
     const stacked = width < 560 && panes.length > 1;
@@ -208,11 +211,11 @@ function create(root) {
     const tallest = Math.max(...shapes.map((s) => s.height));
     panes.forEach((p, n) => {
       const height = across ? (across[n] * shapes[n].height) / shapes[n].width : (width * tallest) / total;
-      p.canvas.style.height = `${Math.round(Math.min(TALLEST, height))}px`;
+      p.canvas.style.height = `${Math.round(Math.min(TALLEST, SHARE_OF_WINDOW * window.innerHeight, height))}px`;
     });
   }
 
-  const geometry = (p) => layout(p.plane, data.dims, data.spacing_mm, data.affine, view.convention);
+  const geometry = (p) => layout(p.plane, data.dims, data.spacing_mm, data.affine, view.convention, loaded.bounds);
 
   function repaint() {
     if (!pending) pending = requestAnimationFrame(paint);
@@ -275,6 +278,8 @@ function create(root) {
       tick.style.setProperty("--at", (stepOf(map.levels, p.value) - 1) / (STEPS - 1));
       return tick;
     }));
+    parts.lowest.textContent = levelText(map, 1);
+    parts.highest.textContent = levelText(map, map.levels.length);
     put(parts.opacity, view.opacity);
     put(parts["window-low"], view.window[0]);
     put(parts["window-high"], view.window[1]);
@@ -287,7 +292,7 @@ function create(root) {
     enable(parts["missed-lesion"], missed(at[0]).length > 0, none ? "This subject has no lesion." : "Every lesion is found at this threshold.");
     const counts = countsAt(loaded.maps[0], at[0], loaded.unreachable);
     enable(parts["worst-false"], counts.fp > 0, "There is no false positive at this threshold.");
-    const spacing = data.spacing_mm.every((s) => s === data.spacing_mm[0]) ? `${number(data.spacing_mm[0])} mm` : `${data.spacing_mm.map(number).join(" × ")} mm`;
+    const spacing = data.spacing_mm.every((s) => s === data.spacing_mm[0]) ? `${plain(data.spacing_mm[0])} mm` : `${data.spacing_mm.map(plain).join(" × ")} mm`;
     parts.grid.textContent = `Live values on the working grid (${spacing}), exact at the slider's steps.`;
   }
 
@@ -455,7 +460,7 @@ function create(root) {
     }
     if (next < 0) return;
     visited.falses.push(next);
-    go(next, `False positive ${visited.falses.length}: score ${levelText(data.maps[0], map.scores[next])}, at least ${APART_MM} mm from the earlier ones.`);
+    go(next, `False positive ${visited.falses.length}: score ${levelText(data.maps[0], map.scores[next])}${visited.falses.length > 1 ? `, at least ${APART_MM} mm from the earlier ones` : ""}.`);
   };
 
   parts.panel.addEventListener("keydown", (event) => {
@@ -482,6 +487,11 @@ function create(root) {
       view: structuredClone(view),
       steps: at,
       counts: loaded.maps.map((map, m) => countsAt(map, at[m], loaded.unreachable)),
+      onScreen: (n, voxel) => {
+        const area = panes[n].canvas.getBoundingClientRect();
+        const at = place(geometry(panes[n]), fit(geometry(panes[n]), area.width, area.height), voxel);
+        return [area.left + at.x, area.top + at.y];
+      },
       hash: () => panes.map((p) => hash(p.canvas)),
     };
   }
@@ -512,6 +522,12 @@ function create(root) {
   return self;
 }
 
+/** Whether Python echoes what it was sent; an address keeps six digits of a number. */
+function alike(old, value) {
+  if (typeof old === "number" && typeof value === "number") return Math.abs(old - value) <= 1e-5 * Math.abs(old);
+  return JSON.stringify(old) === JSON.stringify(value);
+}
+
 function outside(lesion, brain) {
   if (!lesion) return 0;
   let n = 0;
@@ -534,8 +550,10 @@ function clamp(value, low, high) {
 
 function number(value) {
   const size = Math.abs(value);
-  return value.toLocaleString("en", { maximumFractionDigits: size >= 100 ? 0 : size >= 10 ? 1 : size >= 1 ? 2 : 3, useGrouping: size >= 1e4 });
+  const digits = size >= 100 ? 0 : size >= 10 ? 1 : size >= 1 ? 2 : 3;
+  return value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits, useGrouping: size >= 1e4 });
 }
 
+const plain = (value) => String(Math.round(value * 100) / 100);
 const ratio = (value) => (Number.isFinite(value) ? value.toFixed(3) : "undefined");
 const percent = (value) => `${(100 * value).toFixed(2)} %`;
