@@ -22,8 +22,9 @@ SHIFT = 12
 """Mantissa bits that a bin does not see: 2^(23 − 12) bins per octave."""
 LOWEST = float(2.0**-12)
 _BASE = int(np.array(LOWEST, dtype=np.float32).view(np.int32))
+_TOP = _BASE + (N_BINS << SHIFT)
 _INFINITY = int(np.array(np.inf, dtype=np.float32).view(np.int32))
-_CHUNK = 1 << 18
+_CHUNK = 1 << 19
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +44,7 @@ class ScoreHistogram:
         if scores.shape != lesion.shape:
             raise BadInput(f"Scores {scores.shape} and lesion mask {lesion.shape} differ in shape. Give one per voxel.")
         everything = bin_counts(scores)
-        anomalous = bin_counts(scores[lesion])
+        anomalous = bin_counts(scores.reshape(-1)[np.flatnonzero(lesion)])
         return cls(everything - anomalous, anomalous, unreachable)
 
     @classmethod
@@ -194,12 +195,15 @@ def bin_counts(scores: Float32[np.ndarray, " voxels"]) -> Int64[np.ndarray, " bi
     keys = np.empty(min(_CHUNK, len(bits)), dtype=np.int32)
     for start in range(0, len(bits), _CHUNK):
         chunk = bits[start : start + _CHUNK]
-        if int(chunk.min()) < 0 or int(chunk.max()) >= _INFINITY:
+        low, high = int(chunk.min()), int(chunk.max())
+        if low < 0 or high >= _INFINITY:
             chunk = _checked(flat[start : start + _CHUNK])
-        np.subtract(chunk, _BASE, out=keys[: len(chunk)])
-        key = torch.from_numpy(keys[: len(chunk)])
-        key.bitwise_right_shift_(SHIFT).clamp_(0, N_BINS - 1)
-        counts += torch.bincount(key, minlength=N_BINS)
+        key = keys[: len(chunk)]
+        np.right_shift(chunk, SHIFT, out=key)
+        np.subtract(key, _BASE >> SHIFT, out=key)
+        if low < _BASE or high >= _TOP:
+            np.clip(key, 0, N_BINS - 1, out=key)
+        counts += torch.bincount(torch.from_numpy(key), minlength=N_BINS)
     result: np.ndarray = counts.numpy()
     return result
 
