@@ -8,6 +8,7 @@ belongs to each of the P positions on which distances are wanted (so a coarse la
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Self
 
@@ -356,19 +357,40 @@ class VoxelGaussian:
         monitor: Monitor,
     ) -> Float32[np.ndarray, "subsets width positions"]:
         used = {layer: self.channels[layer] for layer in self.layers if any(layer in subset for subset in subsets)}
-        size = block or block_positions(self.n_subjects, used, self.form, self.settings.covariance)
+        workers = torch.get_num_threads() if self.device.type == "cpu" else 1
+        size = block or max(1, block_positions(self.n_subjects, used, self.form, self.settings.covariance) // workers)
         order = np.lexsort([self.lookup[layer] for layer in sorted(used, key=lambda layer: -len(self.means[layer]))])
         out = np.empty((len(subsets), width, self.n_positions), dtype=np.float32)
-        for start in range(0, self.n_positions, size):
+
+        def score(start: int) -> int:
             positions = order[start : start + size]
-            work = _Block(self, tuple(used), positions, volumes)
-            for s, subset in enumerate(subsets):
-                squared, back = work.squared_distances(subset)
-                self.clamped += int((squared < 0).sum())
-                distances = squared.clamp_min_(0).sqrt_().to(torch.float32).T.cpu().numpy()
-                out[s][:, positions] = distances if back is None else distances[:, back]
-            monitor(start + len(positions), {"positions": float(self.n_positions)})
+            return self._score_block(out, subsets, positions, _Block(self, tuple(used), positions, volumes))
+
+        starts = range(0, self.n_positions, size)
+        # Batched factorisations use one core: blocks, which share nothing, use the others. Same bits in any order.
+        with ThreadPoolExecutor(workers) as pool:
+            try:
+                for start, clamped in zip(starts, pool.map(score, starts), strict=True):
+                    self.clamped += clamped
+                    monitor(min(start + size, self.n_positions), {"positions": float(self.n_positions)})
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
         return out
+
+    def _score_block(
+        self,
+        out: Float32[np.ndarray, "subsets width positions"],
+        subsets: list[tuple[str, ...]],
+        positions: Int64[np.ndarray, " block"],
+        work: "_Block",
+    ) -> int:
+        clamped = 0
+        for s, subset in enumerate(subsets):
+            squared, back = work.squared_distances(subset)
+            clamped += int((squared < 0).sum())
+            out[s][:, positions] = squared.clamp_min_(0).sqrt_().to(torch.float32).T.cpu().numpy()[:, back]
+        return clamped
 
     def _ordered(self, layers: Sequence[str]) -> tuple[str, ...]:
         unknown = sorted(set(layers) - set(self.layers))
@@ -410,7 +432,7 @@ class _Block:
         self._terms: dict[tuple[str, torch.dtype], tuple[Tensor, Tensor | None, Tensor | None]] = {}
         self._deltas: dict[str, Tensor] = {}
 
-    def squared_distances(self, subset: tuple[str, ...]) -> tuple[Tensor, np.ndarray | None]:
+    def squared_distances(self, subset: tuple[str, ...]) -> tuple[Tensor, np.ndarray]:
         """(units × volumes, which unit each position takes); units are the distinct positions of the subset."""
         gaussian = self.gaussian
         units, back = self._distinct(tuple(dict.fromkeys(self.group[layer] for layer in subset)))
