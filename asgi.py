@@ -3,6 +3,7 @@
 Streamlit's pages, plus two routes: score volumes, compressed once, and the viewer's own modules.
 """
 
+import logging
 import os
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from core.packed import packed_path
 from data.errors import BadInput, EnvironmentProblem, IntegrityError
 from pages._viewer.assets import viewer_route
 
+_LOG = logging.getLogger(__name__)
 _LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 
@@ -67,8 +69,9 @@ async def volume(request: Request) -> Response:
         path = await run_in_threadpool(packed_path, runs, ids["run"], ids["subject"], ids["name"])
     except BadInput:
         return PlainTextResponse("No such volume in this run.", status_code=404)
-    except (EnvironmentProblem, IntegrityError):
-        return PlainTextResponse("The volume could not be read. Check the run: python cli.py check", status_code=500)
+    except (EnvironmentProblem, IntegrityError) as problem:
+        _LOG.error("Volume %s of %s in run %s: %s", ids["name"], ids["subject"], ids["run"], problem)
+        return PlainTextResponse("The volume could not be read. The server's log says why.", status_code=500)
     return FileResponse(
         path,
         media_type="application/octet-stream",

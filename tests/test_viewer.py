@@ -1,5 +1,7 @@
 """The slice viewer in a real browser, on a synthetic brain whose right answers NumPy knows."""
 
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from asgi import is_local
+from pages._viewer.assets import version
 from tests.browser import FLAGS, find_chromium, serve
 from tests.viewer_harness.subject import BRIGHT_FALSE, LESIONS, SPACING_MM, levels, volumes
 
@@ -322,6 +325,24 @@ def test_a_page_fits_its_window_and_asks_only_this_machine(
     assert (len(set(heights)) == 1) == (width > 1000)
     assert watched.complaints == []
     assert all(url.startswith((address, "data:", "blob:")) for url in watched.requests)
+
+
+def test_the_dashboard_answers_local_hosts_only_and_names_no_path_for_an_unknown_volume(tmp_path: Path) -> None:
+    with serve(HARNESS.parents[2] / "asgi.py", DICESCOPE_RUNS=str(tmp_path)) as address:
+        unknown = answer(f"{address}/api/volume/no-run/no-subject/image-0")
+        assert unknown == (404, "No such volume in this run.", "nosniff")
+        assert answer(f"{address}/", host="example.org")[0] == 403
+        assert answer(f"{address}/", host="localhost")[0] == 200
+        assert answer(f"{address}/api/viewer/{version()}/viewer.js")[0] == 200
+        assert answer(f"{address}/api/viewer/{version()}/viewer.css")[0] == 404
+
+
+def answer(url: str, host: str = "127.0.0.1") -> tuple[int, str, str]:
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, headers={"Host": host}), timeout=20) as response:
+            return response.status, response.read().decode(), response.headers["X-Content-Type-Options"]
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode(), error.headers["X-Content-Type-Options"]
 
 
 @pytest.mark.parametrize(

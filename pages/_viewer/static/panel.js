@@ -97,7 +97,7 @@ export function fillList(list, rows) {
       const [dt, dd] = [document.createElement("dt"), document.createElement("dd")];
       dt.textContent = term;
       dd.textContent = value;
-      if (name) dd.dataset.testid = name;
+      if (name) dt.className = dd.dataset.testid = name;
       return [dt, dd];
     }),
   );

@@ -286,6 +286,7 @@ function create(root) {
     put(parts.convention, view.convention);
     put(parts.plane, view.plane);
     for (const name of SHOWN) parts[`show-${name}`].setAttribute("aria-pressed", String(Boolean(view.show[name])));
+    parts.panel.dataset.outcome = String(Boolean(view.show.outcome));
     const none = !loaded.lesions.length;
     for (const name of ["show-lesion", "show-outcome"]) enable(parts[name], !none, "This subject has no lesion mask.");
     enable(parts["next-lesion"], !none, "This subject has no lesion.");
