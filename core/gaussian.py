@@ -42,7 +42,7 @@ Rows = Mapping[str, Tensor]
 """Features of one volume: layer -> (native positions, channels)."""
 _DESCRIPTION = "gaussian.json"
 _TENSORS = "gaussian.safetensors"
-_PROJECT_BYTES = 16e6
+_PROJECT_BYTES = 2e6
 _CANCELLED = 0.01
 """Share of |δ|² that must be left over for float32 to keep m² to about 1e-5."""
 
