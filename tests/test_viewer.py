@@ -118,7 +118,7 @@ def test_dragging_the_threshold_shows_the_dice_of_numpy_and_sends_nothing(
     assert len(seen) > 50
     assert watched.socket_bytes == before
     page.mouse.up()
-    page.get_by_text("Python has: 20").wait_for()
+    page.get_by_text("Python has: 20, 44, 34").wait_for()
     assert watched.socket_bytes > before
 
 
@@ -231,11 +231,23 @@ def test_a_link_restores_the_view_on_the_first_run(watched: Watched, address: st
 
 
 @pytest.mark.browser
+def test_python_can_move_the_cross_hair_twice_to_the_same_place(watched: Watched, address: str) -> None:
+    page = watched.open(address)
+    for _ in range(2):
+        page.get_by_role("button", name="Go to 10, 20, 30").click()
+        page.wait_for_function("() => window.__viewer.view.x === 10 && window.__viewer.view.z === 30")
+        page.get_by_test_id("axial").focus()
+        page.keyboard.press("Home")
+        page.get_by_text("Python has: 10, 20, 0").wait_for()
+        assert voxel(page) == (10, 20, 0)
+
+
+@pytest.mark.browser
 def test_another_map_keeps_the_cross_hair_and_fetches_only_what_is_new(watched: Watched, address: str) -> None:
     page = watched.open(f"{address}/?x=30&y=36&z=30")
     page.get_by_test_id("axial").focus()
     page.keyboard.press("ArrowUp")
-    page.get_by_text("Python has: 30").wait_for()
+    page.get_by_text("Python has: 30, 36, 31").wait_for()
     page.get_by_text("layer b").wait_for()
     assert sorted(watched.volumes()) == ["brain", "image", "lesion", "score-a", "score-b"]
     page.get_by_text("Other map").click()

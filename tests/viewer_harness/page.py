@@ -13,7 +13,10 @@ given = data("/api/volume/run/phantom", ("b",) if swapped else maps, healthy="he
 threshold = query.get("threshold", "healthy")
 state = {"threshold": threshold if threshold.isalpha() else float(threshold)}
 state |= {name: int(query[name]) for name in "xyz" if name in query}
+if st.button("Go to 10, 20, 30"):
+    state |= {"x": 10, "y": 20, "z": 30}
 if "missing" in query:
     given["image_url"] = "/api/volume/run/phantom/nothing"
 view = viewer(given | {"state": state}, key="viewer")
-st.caption(f"Python has: {view['x'] if view else 'nothing yet'}")
+place = f"{view['x']}, {view['y']}, {view['z']}" if view else "nothing yet"
+st.caption(f"Python has: {place}")

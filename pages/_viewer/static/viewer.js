@@ -37,7 +37,7 @@ export default function mount({ parentElement: root, data, setStateValue }) {
 function create(root) {
   const parts = build(root);
   const view = structuredClone(DEFAULTS);
-  const sent = []; // what Python may echo back while the user is already further
+  const sent = []; // what Python may still echo while the user is already further
   let given = {}; // the state that Python gave last, field by field
   let data = null;
   let loaded = null; // { image, brain, lesion, lesions, bounds, dims, unreachable, maps: [{ scores, above, hits, peaks, order }], layers }
@@ -45,6 +45,7 @@ function create(root) {
   let cards = [];
   let pending = 0;
   let timer = 0;
+  let told = "";
   let round = 0;
   let visited = { lesion: -1, missed: -1, falses: [] };
   const self = { send: () => {}, apply, dispose };
@@ -56,7 +57,8 @@ function create(root) {
     const before = data;
     data = next;
     const moved = !before || before.subject_id !== next.subject_id;
-    if (moved && before && String(before.dims) !== String(next.dims)) [view.x, view.y, view.z] = [null, null, null];
+    const placed = ["x", "y", "z"].every((key) => Number.isFinite(next.state?.[key]));
+    if (moved && before && !placed) [view.x, view.y, view.z] = [null, null, null]; // a new subject opens at its lesion
     takeState(next.state ?? {});
     const sources = (d) => JSON.stringify([d.subject_id, d.image_url, d.brain_url, d.lesion_url, d.maps, d.layers, d.affine]);
     if (before && loaded && sources(before) === sources(next)) return repaint();
@@ -64,12 +66,15 @@ function create(root) {
   }
 
   function takeState(state) {
-    for (const key of Object.keys(DEFAULTS)) {
+    const asked = Object.keys(DEFAULTS).filter((key) => state[key] !== undefined && state[key] !== null);
+    const echo = sent.findLastIndex((old) => asked.every((key) => alike(old[key], state[key])));
+    sent.splice(0, echo + 1); // answered; the same words later are a wish, not an echo
+    const before = given;
+    given = Object.fromEntries(asked.map((key) => [key, JSON.stringify(state[key])]));
+    if (echo >= 0) return;
+    told = "";
+    for (const key of asked.filter((k) => given[k] !== before[k])) {
       const value = state[key];
-      const text = JSON.stringify(value);
-      if (value === undefined || value === null || text === given[key]) continue;
-      given[key] = text;
-      if (sent.some((old) => alike(old[key], value))) continue;
       view[key] = key === "show" ? { ...view.show, ...value } : structuredClone(value);
     }
   }
@@ -350,7 +355,8 @@ function create(root) {
 
   function tell() {
     const now = structuredClone(view);
-    if (sent.length && JSON.stringify(sent.at(-1)) === JSON.stringify(now)) return;
+    if (told === JSON.stringify(now)) return;
+    told = JSON.stringify(now);
     sent.push(now);
     if (sent.length > 20) sent.shift();
     self.send(now);
