@@ -1,0 +1,172 @@
+"""Commands of cli.py as lists of words, from settings and from runs: what a button starts, a terminal can repeat."""
+
+import dataclasses
+import hashlib
+import json
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from core.jobs import Job, list_jobs, start_job
+from core.recipes import as_json, from_json
+from core.simclr import SimclrSettings
+from core.store import Run, list_runs, stage_done
+from core.training_view import asked_run_id
+from data.cohort import ROLES
+from data.errors import BadInput
+from data.files import is_committed, write_json
+from data.preprocessing import Preprocessing
+
+
+@dataclass(frozen=True)
+class Scans:
+    """Which scans a command works on."""
+
+    cohort: str
+    layout: str = "auto"
+    split: str | None = None
+    """A file with the four lists; None lets the table or the seeded draw decide."""
+    preprocessing: Preprocessing = dataclasses.field(default_factory=Preprocessing)
+
+
+@dataclass(frozen=True)
+class Step:
+    """The next command for a run, and what its button says."""
+
+    label: str
+    argv: tuple[str, ...]
+    run_id: str
+
+
+def scans_of(runs: Path, run: Run) -> Scans:
+    """The scans, the split and the preprocessing of a run, to be used again; its split is written to a file.
+
+    So a second encoder or a detector sees exactly the training subjects of the first, whatever the split came from.
+    """
+    path = runs.absolute() / ".splits" / f"{run.run_id}.json"
+    write_json(path, {role: list(run.record["split"].get(role, [])) for role in ROLES})
+    cohort = run.record["cohort"]
+    preprocessing = from_json(Preprocessing, run.record["preprocessing"])
+    return Scans(str(cohort["path"]), str(cohort.get("layout", "auto")), str(path), preprocessing)
+
+
+def scans_at(path: str, layout: str, preprocessing: Preprocessing) -> Scans:
+    """Scans at a path that somebody typed; BadInput when nothing is there."""
+    found = Path(path.strip()).expanduser()
+    if not path.strip() or not found.exists():
+        raise BadInput(
+            f"No cohort at {path.strip()!r}. Give the path, on the machine that serves this page, of a table "
+            "(CSV, TSV) or of a data set's folder."
+        )
+    return Scans(str(found.resolve()), layout, None, preprocessing)
+
+
+def check_argv(path: str, layout: str, contrasts: Sequence[str]) -> list[str]:
+    """`check` of the cohort at a path, with its findings as JSON."""
+    words = ["check", scans_at(path, layout, Preprocessing()).cohort, "--layout", layout, "--json"]
+    return [*words, "--contrasts", *contrasts] if contrasts else words
+
+
+def pretrain_argv(
+    runs: Path, scans: Scans, settings: SimclrSettings, name: str, run_id: str | None = None
+) -> list[str]:
+    """`pretrain` with every setting said, under a run id that the settings determine (see `pretrain_id`)."""
+    settings = dataclasses.replace(
+        settings, encoder=dataclasses.replace(settings.encoder, in_channels=len(scans.preprocessing.contrasts))
+    )
+    return [
+        *("pretrain", *_scan_flags(runs, scans)),
+        *(f"--name={name}", "--run-id", run_id or pretrain_id(scans, settings, name)),
+        *_flags("simclr", as_json(settings)),
+    ]
+
+
+def pretrain_id(scans: Scans, settings: SimclrSettings, name: str) -> str:
+    """A run id of name, scans and settings: asking twice for the same training gives one run, not two."""
+    described = json.dumps([as_json(scans), as_json(settings)], sort_keys=True).encode()
+    stem = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40] or "simclr"
+    return f"{stem}-{hashlib.sha256(described).hexdigest()[:6]}"
+
+
+def resume_argv(runs: Path, run: Run | None, job: Job | None) -> list[str]:
+    """What continues a training: its job's own words again, or the same said from the run's record."""
+    if job is not None and asked_run_id(job) is not None:
+        return list(job.argv)
+    assert run is not None
+    recipe = {key: value for key, value in run.record["recipe"].items() if key != "kind"}
+    return pretrain_argv(runs, scans_of(runs, run), from_json(SimclrSettings, recipe), run.name, run.run_id)
+
+
+def next_step(runs: Path, encoder: Run) -> Step | None:
+    """What is missing between a trained encoder and its Dice: fit, score, evaluate; None when all is there."""
+    for run in list_runs(runs)[0]:
+        if run.kind == "detector" and run.record.get("parents", {}).get("encoder") == encoder.run_id:
+            return _step_of_detector(runs, encoder, run)
+    run_id = f"{encoder.run_id[:88]}-gaussian"
+    return Step("Fit a Gaussian on this encoder", tuple(_fit_argv(runs, encoder, run_id)), run_id)
+
+
+def start_once(runs: Path, argv: Sequence[str]) -> Job:
+    """Start a command unless the same one is at work; a double click, or another browser, gets the same job.
+
+    The token counts the ended jobs of the same words, so a repetition after an end is a new job.
+    """
+    words = list(argv)
+    ended = 0
+    for job in list_jobs(runs):
+        if list(job.argv) == words:
+            if job.active:
+                return job
+            ended += 1
+    return start_job(runs, words, token=json.dumps([words, ended]))
+
+
+def in_shell(argv: Sequence[str]) -> str:
+    """The command as it would be typed."""
+    return "python cli.py " + shlex.join(argv)
+
+
+def _step_of_detector(runs: Path, encoder: Run, run: Run) -> Step | None:
+    where = ("--runs", str(runs.absolute()))
+    if not stage_done(run, "detector"):
+        if run.run_id != f"{encoder.run_id[:88]}-gaussian":
+            return None
+        return Step("Go on fitting the Gaussian", tuple(_fit_argv(runs, encoder, run.run_id)), run.run_id)
+    scored = [i for role in ROLES[1:] for i in run.record["split"].get(role, [])]
+    if not all(is_committed(run.directory / "scores" / i) for i in scored):
+        return Step(f"Score the scans with {run.name}", ("score", run.run_id, *where), run.run_id)
+    if not is_committed(run.directory / "evaluation"):
+        return Step(f"Evaluate {run.name}", ("evaluate", run.run_id, *where), run.run_id)
+    return None
+
+
+def _fit_argv(runs: Path, encoder: Run, run_id: str) -> list[str]:
+    return [
+        *("fit", *_scan_flags(runs, scans_of(runs, encoder))),
+        *("--detector", "gaussian", "--encoder", encoder.run_id),
+        *(f"--name=Gaussian, {encoder.name}", "--run-id", run_id),
+    ]
+
+
+def _scan_flags(runs: Path, scans: Scans) -> list[str]:
+    words = [scans.cohort, "--runs", str(runs.absolute()), "--layout", scans.layout]
+    words += ["--split", scans.split] if scans.split is not None else []
+    return words + _flags("preprocessing", as_json(scans.preprocessing))
+
+
+def _flags(prefix: str, values: Mapping[str, Any]) -> list[str]:
+    words: list[str] = []
+    for key, value in values.items():
+        name = f"{prefix}.{key.replace('_', '-')}"
+        if isinstance(value, Mapping):
+            words += _flags(name, value)
+        elif isinstance(value, bool):
+            words.append(f"--{name}" if value else f"--{prefix}.no-{key.replace('_', '-')}")
+        elif isinstance(value, list):
+            words += [f"--{name}", *map(str, value)]
+        else:
+            words += [f"--{name}", str(value)]
+    return words

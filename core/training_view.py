@@ -1,0 +1,220 @@
+"""Reading a training run for a screen: its curves, how far it is, what it is doing in words, what to do next."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from core.jobs import Job
+from core.store import Run, current_status
+from core.training import read_events
+from core.verdict import Verdict, verdict
+
+DRAWN_POINTS = 400
+"""Points per curve: more cannot be told apart on a screen."""
+RECENT_STEPS = 20
+"""Steps over which speed and the latest values are averaged."""
+SERIES = (
+    "loss", "top1", "alignment", "uniformity", "embedding_std", "effective_rank", "gradient_norm", "lr",
+    "examples_per_s",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Logged values over steps, thinned for drawing, and the same as running means."""
+
+    steps: tuple[int, ...]
+    values: Mapping[str, tuple[float | None, ...]]
+    means: Mapping[str, tuple[float | None, ...]]
+    """Each point is the mean of the steps before it, over a fiftieth of the run."""
+
+
+@dataclass(frozen=True)
+class TrainingView:
+    """What a training run shows at one moment."""
+
+    step: int
+    total: int
+    latest: Mapping[str, float]
+    """Means of the most recent logged steps."""
+    seconds_left: float | None
+    """At the recent speed; None when it is not known or nothing is left."""
+    batch: int
+    verdict: Verdict
+    curves: Curves
+
+    @property
+    def share(self) -> float:
+        """How much of the run is done, 0 to 1."""
+        return min(self.step / self.total, 1.0) if self.total else 0.0
+
+    @property
+    def candidates(self) -> int:
+        """2N − 1: the views among which a view must find its partner."""
+        return 2 * self.batch - 1
+
+    @property
+    def chance(self) -> float:
+        """ln(2N − 1), the loss of an embedding that tells nothing apart."""
+        return math.log(self.candidates) if self.candidates > 0 else 0.0
+
+    @property
+    def chance_top1(self) -> float:
+        """How often a partner is found by guessing."""
+        return 1 / self.candidates if self.candidates > 0 else 0.0
+
+
+def read_training(run: Run) -> TrainingView:
+    """The state of an encoder run as its journal has it now; also before the first step."""
+    events = [e for e in read_events(run.directory / "events.jsonl") if "loss" in e and "step" in e]
+    settings = run.record["recipe"]
+    total = int(settings.get("steps", 0))
+    step = int(events[-1]["step"]) if events else 0
+    seconds = [float(e["seconds"]) for e in events[-RECENT_STEPS:] if e.get("seconds")]
+    left = (total - step) * float(np.median(seconds)) if seconds and step < total else None
+    return TrainingView(
+        step=step,
+        total=total,
+        latest={name: _recent(events, name) for name in SERIES if events and name in events[-1]},
+        seconds_left=left,
+        batch=int(settings.get("batch", 0)),
+        verdict=verdict(events),
+        curves=thinned(events),
+    )
+
+
+def thinned(events: Sequence[Mapping[str, Any]], points: int = DRAWN_POINTS) -> Curves:
+    """At most `points` steps, evenly spread, always with the last one; running means look backwards only."""
+    if not events:
+        return Curves((), {}, {})
+    chosen = np.unique(np.linspace(0, len(events) - 1, min(points, len(events))).round().astype(int))
+    window = max(1, len(events) // 50)
+    values, means = {}, {}
+    for name in SERIES:
+        column = np.array([_number(event.get(name)) for event in events])
+        values[name] = tuple(_plain(v) for v in column[chosen])
+        means[name] = tuple(_plain(v) for v in _running_mean(column, window)[chosen])
+    return Curves(tuple(int(events[i]["step"]) for i in chosen), values, means)
+
+
+def next_advice(view: TrainingView, status: str) -> str:
+    """The verdict's advice; a run that is over is not told to go on."""
+    if view.verdict.state == "learning" and status == "finished":
+        return "It is trained. Fit a detector on it: only Dice tells whether its features find lesions."
+    if view.verdict.state in ("learning", "too early") and status in ("interrupted", "failed"):
+        return "Resume it: it goes on from its last checkpoint."
+    if view.verdict.state == "too early" and status == "finished":
+        return "The run was too short to judge. Train a new one with more steps."
+    return view.verdict.advice
+
+
+def settings_groups(run: Run) -> dict[str, list[tuple[str, str]]]:
+    """What determined an encoder run, as (setting, value) in four groups."""
+    record, recipe = run.record, run.record["recipe"]
+    cohort, preparation = record["cohort"], record["preprocessing"]
+    encoder, views = recipe.get("encoder", {}), recipe.get("views", {})
+    rest = {key: value for key, value in recipe.items() if key not in ("kind", "encoder", "views")}
+    groups: dict[str, Mapping[str, Any]] = {
+        "Scans": {"cohort": cohort.get("name"), "training subjects": len(record["split"].get("train", []))}
+        | preparation,
+        "Encoder": encoder,
+        "Views": views,
+        "Training": rest,
+    }
+    return {name: [(key.replace("_", " "), in_words(value)) for key, value in g.items()] for name, g in groups.items()}
+
+
+def job_of_run(jobs: Sequence[Job], run_id: str, verb: str = "pretrain") -> Job | None:
+    """The newest job of a verb that works on a run, also before the run exists; `jobs` are newest first."""
+    for job in jobs:
+        if job.argv[:1] == (verb,) and run_id in (job.run_id, asked_run_id(job)):
+            return job
+    return None
+
+
+def asked_run_id(job: Job) -> str | None:
+    """The --run-id that a job was started with."""
+    for flag, value in zip(job.argv, job.argv[1:], strict=False):
+        if flag == "--run-id":
+            return value
+    return None
+
+
+def state_of(run: Run | None, job: Job | None) -> str:
+    """One word for a run and its job: preparing, running, finished, interrupted, failed, stopped or killed.
+
+    The job knows better than the record how a process ended; the record knows better whether the work is complete.
+    """
+    written = None if run is None else current_status(run)
+    if written == "finished":
+        return "finished"
+    if job is None:
+        return written or "missing"
+    if job.active:
+        return "running" if run is not None and (run.directory / "training.json").is_file() else "preparing"
+    return job.status if job.status != "finished" else written or "finished"
+
+
+def can_resume(run: Run | None, job: Job | None) -> bool:
+    """Whether repeating the command would go on with it: begun, not complete, and nobody works on it."""
+    if (job is not None and job.active) or (run is None and job is None):
+        return False
+    return state_of(run, job) in ("interrupted", "stopped", "killed", "failed")
+
+
+def read_log(path: Path, most_bytes: int = 50_000_000) -> str:
+    """The whole log of a job; the last part of one that is larger than `most_bytes`."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(path.stat().st_size - most_bytes, 0))
+            return file.read().decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def in_words(value: Any) -> str:
+    """A setting as it is shown in a table."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds in words."""
+    if seconds is None:
+        return "–"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def _recent(events: Sequence[Mapping[str, Any]], name: str) -> float:
+    found = [float(e[name]) for e in events[-RECENT_STEPS:] if isinstance(e.get(name), (int, float))]
+    return float(np.mean(found)) if found else float("nan")
+
+
+def _running_mean(column: np.ndarray, window: int) -> np.ndarray:
+    known = np.isfinite(column)
+    total = np.concatenate([[0.0], np.cumsum(np.where(known, column, 0.0))])
+    count = np.concatenate([[0], np.cumsum(known)])
+    ends = np.arange(1, len(column) + 1)
+    begins = np.maximum(ends - window, 0)
+    number = count[ends] - count[begins]
+    return np.where(number > 0, (total[ends] - total[begins]) / np.maximum(number, 1), np.nan)
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, (int, float)) else float("nan")
+
+
+def _plain(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None

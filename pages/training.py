@@ -1,0 +1,64 @@
+"""Encoders while they learn: curves against chance, a verdict in words, and the jobs that make them."""
+
+import streamlit as st
+
+from core.jobs import Job, list_jobs
+from core.store import Run, stage_done
+from core.training_view import asked_run_id, job_of_run
+from pages._monitor import show_next, show_settings, watch_jobs, watch_run
+from pages._pretrain import pretrain_form
+from pages._shared import every_run, runs_directory
+
+
+def pick_encoder(encoders: dict[str, Run], jobs: list[Job]) -> str | None:
+    """The picker of encoder runs in the sidebar; a run that a job is still preparing scans for is among them."""
+    coming = [i for job in jobs if job.argv[:1] == ("pretrain",) and (i := asked_run_id(job)) and i not in encoders]
+    ids = [*dict.fromkeys(coming), *encoders]
+    if not ids:
+        return None
+    if st.session_state.get("encoder_run", ids[0]) not in ids:
+        del st.session_state["encoder_run"]
+    busy = [i for job in jobs if job.active and (i := asked_run_id(job)) in ids]
+    opening = (busy or list(encoders) or ids)[0]
+    return st.sidebar.selectbox(
+        "Encoder run",
+        ids,
+        index=ids.index(str(opening)),
+        format_func=lambda i: f"{encoders[i].name} · {i}" if i in encoders else f"{i} · not begun",
+        key="encoder_run",
+        bind="query-params",
+        persist_state="session",
+        help="Newest first. The choice is in the address.",
+    )
+
+
+st.title("Training")
+if "training_problem" in st.session_state:
+    st.error(st.session_state.pop("training_problem"), icon=":material/error:")
+jobs = list_jobs(runs_directory())
+encoders = {run.run_id: run for run in every_run("encoder")}
+run_id = pick_encoder(encoders, jobs)
+
+if run_id is None:
+    st.info(
+        "No encoder yet. Start one below, or make the demo study: `python cli.py demo`",
+        icon=":material/model_training:",
+    )
+else:
+    job = job_of_run(jobs, run_id)
+    watch_run(run_id, active=job is not None and job.active)
+    run = encoders.get(run_id)
+    if run is not None:
+        if stage_done(run, "encoder"):
+            show_next(run)
+        show_settings(run)
+
+st.subheader("Train a new encoder", anchor=False)
+pretrain_form(encoders, run_id)
+
+st.subheader("Jobs", anchor=False)
+if jobs:
+    st.caption("Every command started from a browser. They go on when the browser or this server is closed.")
+    watch_jobs(active=any(job.active for job in jobs))
+else:
+    st.caption("Nothing was started from a browser yet. The form above starts a training.")
