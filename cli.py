@@ -424,7 +424,7 @@ def _compare_layers(arguments: CompareLayersVerb) -> int:
             _interval(row["healthy"]),
             _interval(row["validation"]),
         )
-    Console().print(table)
+    _console().print(table)
     return EXIT_OK
 
 
@@ -467,7 +467,7 @@ def _detectors(arguments: DetectorsVerb) -> int:
     table = Table("name", "what it is")
     for name in CATALOGUE:
         table.add_row(name, DESCRIPTIONS[name])
-    Console().print(table)
+    _console().print(table)
     return EXIT_OK
 
 
@@ -587,7 +587,12 @@ def _print_runs(runs: Path, ids: Sequence[str]) -> None:
             _number(row.get("auprc")),
             str(row.get("n_lesion_subjects") or ""),
         )
-    Console().print(table)
+    _console().print(table)
+
+
+def _console() -> Console:
+    """As wide as the terminal; wide enough for every column where there is none."""
+    return Console() if sys.stdout.isatty() else Console(width=180)
 
 
 def _number(value: float | None) -> str:

@@ -72,13 +72,17 @@ class Progress:
             now = time.monotonic()
             if now - said >= self.line_every_seconds:
                 said = now
-                self._say(f"{description}: {_how_far(done, total, now - began)}{': ' if note else ''}{note}")
+                self.say(f"{description}: {_how_far(done, total, now - began)}{': ' if note else ''}{note}")
 
-        self._say(f"{description} ..." if total is None else f"{description}: {total:g} to do")
+        self.say(f"{description} ..." if total is None else f"{description}: {total:g} to do")
         yield advance
-        self._say(f"{description}: {done:g} done in {_duration(time.monotonic() - began)}")
+        self.say(f"{description}: {done:g} done in {_duration(time.monotonic() - began)}")
 
-    def _say(self, line: str) -> None:
+    def say(self, line: str) -> None:
+        """Print one line; a bar that is being shown stays below it."""
+        if self._bars is not None:
+            self._bars.console.print(line, markup=False)
+            return
         # A log that cannot be written to must not stop the work.
         with contextlib.suppress(OSError, ValueError):
             print(line, file=self.stream, flush=True)

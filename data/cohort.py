@@ -11,7 +11,7 @@ ROLES = ("train", "calibration", "validation", "test")
 
 @dataclass(frozen=True)
 class Subject:
-    """One person's scans: contrast name -> file, masks, and what is known of them."""
+    """One person's scans: contrast name (upper case: T1, FLAIR) -> file, masks, and what is known of them."""
 
     subject_id: str
     scans: Mapping[str, Path]
@@ -25,6 +25,12 @@ class Subject:
     sex: str | None = None
     lesion_labels: tuple[int, ...] | None = None
     """Which values of the lesion mask are lesion, when it is a label map (BraTS: 1, 2, 4)."""
+
+    def __post_init__(self) -> None:
+        scans = {name.upper(): path for name, path in self.scans.items()}
+        if len(scans) != len(self.scans):
+            raise BadInput(f"Subject {self.subject_id!r} has one contrast twice: {', '.join(self.scans)}. Keep one.")
+        object.__setattr__(self, "scans", scans)
 
 
 @dataclass(frozen=True)

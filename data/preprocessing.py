@@ -50,7 +50,7 @@ class Preprocessing:
     """Whether a mask on another grid than its scan is resampled (with a note) instead of refused."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "contrasts", tuple(self.contrasts))
+        object.__setattr__(self, "contrasts", tuple(name.upper() for name in self.contrasts))
         if not self.contrasts or len(set(self.contrasts)) != len(self.contrasts):
             raise BadInput(f"Contrasts {self.contrasts}. Name at least one, and each once.")
 

@@ -39,11 +39,11 @@ def test_a_table_names_everything_of_a_subject(tmp_path: Path) -> None:
     )
     cohort = read_cohort(table(tmp_path, text))
     assert cohort["a"] == Subject(
-        "a", {"t1": tmp_path / "a/t1.nii.gz", "flair": tmp_path / "a/fl.nii"}, tmp_path / "m.nii.gz",
+        "a", {"T1": tmp_path / "a/t1.nii.gz", "FLAIR": tmp_path / "a/fl.nii"}, tmp_path / "m.nii.gz",
         role="train", site="Guy's, London", age=61.5, sex="F",
     )  # fmt: skip
     assert cohort["b"] == Subject(
-        "b", {"t1": tmp_path / "a/t1.nii.gz"}, None, tmp_path / "m.nii.gz", False, "test", lesion_labels=(1, 2, 4)
+        "b", {"T1": tmp_path / "a/t1.nii.gz"}, None, tmp_path / "m.nii.gz", False, "test", lesion_labels=(1, 2, 4)
     )
     assert cohort.notes == ("Column 'scanner' holds no scans and was left out.",)
 
@@ -55,7 +55,7 @@ def test_a_table_names_everything_of_a_subject(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_bom_crlf_tabs_and_blanks_do_no_harm(tmp_path: Path, text: str) -> None:
     touch(tmp_path, "x.nii")
-    assert read_table(table(tmp_path, text))["a"].scans == {"t1": tmp_path / "x.nii"}
+    assert read_table(table(tmp_path, text))["a"].scans == {"T1": tmp_path / "x.nii"}
 
 
 @pytest.mark.parametrize(
@@ -95,17 +95,17 @@ def test_a_written_table_reads_back_and_moves_with_its_folder(tmp_path: Path, na
     odd = ['a "b", c', "-x", "é;1", '"><img src=x>', "n/a"]
     old = tmp_path / "old"
     subjects = [
-        Subject(i, {"t1": old / f"{n} ü,'\".nii.gz"}, lesion_mask=old / "m.nii.gz", healthy=False, role="test",
+        Subject(i, {"T1": old / f"{n} ü,'\".nii.gz"}, lesion_mask=old / "m.nii.gz", healthy=False, role="test",
                 lesion_labels=(1, 4), age=3.5, site="s\tt")
         for n, i in enumerate(odd)
     ]  # fmt: skip
-    write_table(old / name, [*subjects, Subject("plain", {"flair": old / "f.nii.gz"})])
+    write_table(old / name, [*subjects, Subject("plain", {"FLAIR": old / "f.nii.gz"})])
     cohort = read_table(old / name)
     assert [*subjects] == list(cohort.subjects[:-1])
     assert cohort["plain"].healthy
     old.rename(tmp_path / "new")
     moved = read_table(tmp_path / "new" / name)
-    assert moved["plain"].scans == {"flair": tmp_path / "new" / "f.nii.gz"}
+    assert moved["plain"].scans == {"FLAIR": tmp_path / "new" / "f.nii.gz"}
 
 
 def test_ixi_names_give_site_mask_and_demographics(tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_ixi_names_give_site_mask_and_demographics(tmp_path: Path) -> None:
     cohort = read_cohort(tmp_path)
     assert [s.subject_id for s in cohort.subjects] == ["IXI012-HH-1211", "IXI013-Guys-1212", "IXI014-IOP-1"]
     first, second, _ = cohort.subjects
-    assert (set(first.scans), first.site, first.age, first.sex) == ({"t1", "t2"}, "HH", 38.5, "F")
+    assert (set(first.scans), first.site, first.age, first.sex) == ({"T1", "T2"}, "HH", 38.5, "F")
     assert (second.site, second.age, second.sex) == ("Guys", 70, "M")
     assert second.brain_mask == tmp_path / "IXI013-Guys-1212_dlmuse.nii.gz"
     text = " ".join(cohort.notes)
@@ -139,7 +139,7 @@ def test_brats_of_every_year_gives_the_same_contrasts(tmp_path: Path, name: str,
     touch(tmp_path, *[f"case/{name.format(kind)}" for kind in kinds])
     (one,) = read_cohort(tmp_path).subjects
     want = [tmp_path / "case" / name.format(kind) for kind in kinds]
-    assert one.scans == dict(zip(("t1", "t1c", "t2", "flair"), want, strict=False))
+    assert one.scans == dict(zip(("T1", "T1C", "T2", "FLAIR"), want, strict=False))
     assert (one.lesion_mask, one.lesion_labels, one.healthy) == (want[4], labels, False)
     assert one.subject_id == name[: name.index("{") - 1]
 
@@ -170,8 +170,8 @@ def test_bids_joins_raw_scans_derived_masks_and_participants(tmp_path: Path) -> 
     one, two = cohort.subjects
     assert one == Subject(
         "sub-01",
-        {"t1": tmp_path / f"{anat}_T1w.nii.gz", "t1c": tmp_path / f"{anat}_ce-gd_T1w.nii.gz",
-         "flair": tmp_path / f"{anat}_run-1_FLAIR.nii.gz"},
+        {"T1": tmp_path / f"{anat}_T1w.nii.gz", "T1C": tmp_path / f"{anat}_ce-gd_T1w.nii.gz",
+         "FLAIR": tmp_path / f"{anat}_run-1_FLAIR.nii.gz"},
         tmp_path / f"{derived}_space-T1w_desc-brain_mask.nii.gz", tmp_path / f"{derived}_label-lesion_mask.nii.gz",
         False, "test", "X", 50.0, "F",
     )  # fmt: skip
@@ -246,7 +246,7 @@ def test_a_moved_folder_gives_the_same_cohort(tmp_path: Path) -> None:
         touch(tmp_path / place, "sub-1/anat/sub-1_T1w.nii.gz", "sub-1/anat/sub-1_label-lesion_roi.nii.gz")
     one, two = (read_bids(tmp_path / p).subjects[0] for p in ("a", "b/mask_seg_lesion/derivatives"))
     assert replace(one, scans={}, lesion_mask=None) == replace(two, scans={}, lesion_mask=None)
-    assert set(one.scans) == set(two.scans) == {"t1"}
+    assert set(one.scans) == set(two.scans) == {"T1"}
     assert two.lesion_mask is not None
 
 
