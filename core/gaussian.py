@@ -6,7 +6,6 @@ a volume is `rows`, per layer one row of channels for each native position, and 
 belongs to each of the P positions on which distances are wanted (so a coarse layer is stored once).
 """
 
-import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,17 +14,16 @@ from typing import Self
 import numpy as np
 import torch
 from jaxtyping import Float32, Int64
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from core import gaussian_dual as dual
+from core.gaussian_block import Block, Fitted
+from core.gaussian_files import read_gaussian, write_gaussian
 from core.gaussian_primal import BLOCK_VOLUMES, Moments
 from core.memory_plan import Form, GaussianSettings, MemoryPlan, block_positions, plan_memory
-from core.shrinkage import Shrinkage, scale_and_floor
+from core.shrinkage import Shrinkage
 from core.types import Monitor, silent
-from data.errors import BadInput, IntegrityError
-from data.files import read_json, write_json
+from data.errors import BadInput
 
 __all__ = [
     "GaussianSettings",
@@ -40,11 +38,7 @@ __all__ = [
 
 Rows = Mapping[str, Tensor]
 """Features of one volume: layer -> (native positions, channels)."""
-_DESCRIPTION = "gaussian.json"
-_TENSORS = "gaussian.safetensors"
 _PROJECT_BYTES = 2e6
-_CANCELLED = 0.01
-"""Share of |δ|² that must be left over for float32 to keep m² to about 1e-5."""
 
 
 def expected_inflation(n: int, d: int) -> float:
@@ -121,7 +115,7 @@ class RunningGaussian:
     def update(self, batch: Sequence[Rows]) -> None:
         """Add volumes. In dual form the tensors are kept by reference: do not write into them afterwards."""
         for rows in batch:
-            self._waiting.append(_checked(rows, self.channels, self.lookup, self.device))
+            self._waiting.append(_checked(rows, self.channels, self.lookup, self._sizes(), self.device))
             if self.form == "primal" and len(self._waiting) == BLOCK_VOLUMES:
                 self._absorb()
 
@@ -129,6 +123,14 @@ class RunningGaussian:
         """Add all volumes of another shard, in place."""
         if (other.channels, other.settings, other.form) != (self.channels, self.settings, self.form):
             raise BadInput("Two Gaussians with different layers, settings or form cannot be merged. Fit them alike.")
+        mine, its = self._sizes(), other._sizes()
+        if (mine and its and mine != its) or any(
+            not np.array_equal(self.lookup[layer], other.lookup[layer]) for layer in self.channels
+        ):
+            raise BadInput(
+                f"Two Gaussians of different layouts cannot be merged: native positions {mine} and {its}, or another "
+                "lookup. Fit all shards with one layout."
+            )
         if self.form == "dual":
             self._waiting.extend(other._waiting)
             return
@@ -149,12 +151,12 @@ class RunningGaussian:
         if self._moments is not None:
             tensors |= {f"mean.{layer}": mean for layer, mean in self._moments.means.items()}
             tensors |= {f"scatter.{key}": value for key, value in self._moments.scatter.items()}
-        _write(directory, tensors, self.lookup, self.channels, self.settings, self.form, self.n, 0)
+        write_gaussian(directory, tensors, self.lookup, self.channels, self.settings, self.form, self.n, 0)
 
     @classmethod
     def load(cls, directory: Path, device: str = "cpu") -> Self:
         """Read what `save` wrote, to go on with it or to merge it."""
-        described, tensors = _read(directory, device)
+        described, tensors = read_gaussian(directory, device)
         running = cls(
             described.channels,
             {layer: tensors[f"lookup.{layer}"].cpu().numpy() for layer in described.channels},
@@ -202,6 +204,11 @@ class RunningGaussian:
                 block = torch.stack([rows[here] for rows in stack], 1)
                 projected[layer][here], means[layer][here] = dual.project(block)
         return means, projected
+
+    def _sizes(self) -> dict[str, int]:
+        # Native positions per layer, known from the first volume on.
+        first = self._waiting[0] if self._waiting else self._moments.means if self._moments else {}
+        return {layer: len(values) for layer, values in first.items()}
 
     def _absorb(self) -> None:
         if self.form == "dual" or not self._waiting:
@@ -268,7 +275,7 @@ class VoxelGaussian:
         if self.form == "dual" or self.settings.covariance == "diagonal":
             state = {layer: self.state[layer] for layer in chosen}
         else:
-            pick = self._columns(chosen)
+            pick = self._fitted().columns(chosen)
             state = {"all": self.state["all"].index_select(-1, pick).index_select(-2, pick)}
         return VoxelGaussian(
             {layer: self.channels[layer] for layer in chosen},
@@ -301,7 +308,8 @@ class VoxelGaussian:
         Works in blocks of positions; in each block a combination is factored once and solved for all volumes, and a
         combination of coarse layers only at their own positions. `monitor` hears the positions done.
         """
-        checked = [_checked(rows, self.channels, self.lookup, str(self.device)) for rows in volumes]
+        sizes = {layer: len(mean) for layer, mean in self.means.items()}
+        checked = [_checked(rows, self.channels, self.lookup, sizes, str(self.device)) for rows in volumes]
         chosen = [self._ordered(subset) for subset in subsets]
         return self._by_block(chosen, checked, len(checked), block_positions, monitor)
 
@@ -327,12 +335,14 @@ class VoxelGaussian:
         directory.mkdir(parents=True, exist_ok=True)
         tensors = {f"mean.{layer}": mean for layer, mean in self.means.items()}
         tensors |= {f"state.{key}": value for key, value in self.state.items()}
-        _write(directory, tensors, self.lookup, self.channels, self.settings, self.form, self.n_subjects, self.clamped)
+        write_gaussian(
+            directory, tensors, self.lookup, self.channels, self.settings, self.form, self.n_subjects, self.clamped
+        )
 
     @classmethod
     def load(cls, directory: Path, device: str = "cpu") -> Self:
         """Read what `save` wrote. IntegrityError when a file is missing or damaged."""
-        described, tensors = _read(directory, device)
+        described, tensors = read_gaussian(directory, device)
         layers = described.channels
         keys = [key.removeprefix("state.") for key in tensors if key.startswith("state.")]
         order = [key for key in layers if key in keys] or keys
@@ -360,11 +370,12 @@ class VoxelGaussian:
         workers = torch.get_num_threads() if self.device.type == "cpu" else 1
         size = block or max(1, block_positions(self.n_subjects, used, self.form, self.settings.covariance) // workers)
         order = np.lexsort([self.lookup[layer] for layer in sorted(used, key=lambda layer: -len(self.means[layer]))])
+        fitted = self._fitted()
         out = np.empty((len(subsets), width, self.n_positions), dtype=np.float32)
 
         def score(start: int) -> int:
             positions = order[start : start + size]
-            return self._score_block(out, subsets, positions, _Block(self, tuple(used), positions, volumes))
+            return self._score_block(out, subsets, positions, Block(fitted, tuple(used), positions, volumes))
 
         starts = range(0, self.n_positions, size)
         # Batched factorisations use one core: blocks, which share nothing, use the others. Same bits in any order.
@@ -383,7 +394,7 @@ class VoxelGaussian:
         out: Float32[np.ndarray, "subsets width positions"],
         subsets: list[tuple[str, ...]],
         positions: Int64[np.ndarray, " block"],
-        work: "_Block",
+        work: Block,
     ) -> int:
         clamped = 0
         for s, subset in enumerate(subsets):
@@ -401,247 +412,8 @@ class VoxelGaussian:
             )
         return tuple(layer for layer in self.layers if layer in layers)
 
-    def _columns(self, layers: Sequence[str]) -> Tensor:
-        starts = np.cumsum([0, *self.channels.values()])
-        where = dict(zip(self.channels, starts, strict=False))
-        columns = np.concatenate([np.arange(where[layer], where[layer] + self.channels[layer]) for layer in layers])
-        return torch.from_numpy(columns).to(self.device)
-
-
-class _Block:
-    """What some positions need for every combination of layers: per layer G, b and |δ|² at its own positions."""
-
-    def __init__(
-        self,
-        gaussian: VoxelGaussian,
-        layers: tuple[str, ...],
-        positions: Int64[np.ndarray, " block"],
-        volumes: list[dict[str, Tensor]] | None,
-    ) -> None:
-        self.gaussian, self.volumes, self.positions = gaussian, volumes, positions
-        self.rows: dict[str, np.ndarray] = {}
-        self.inverse: dict[str, np.ndarray] = {}
-        self.group: dict[str, str] = {}
-        for layer in layers:
-            index = gaussian.lookup[layer][positions]
-            same = [g for g in self.rows if np.array_equal(gaussian.lookup[g][positions], index)]
-            self.group[layer] = same[0] if same else layer
-            if not same:
-                self.rows[layer], self.inverse[layer] = np.unique(index, return_inverse=True)
-        self._units: dict[tuple[str, ...], tuple[dict[str, np.ndarray], np.ndarray]] = {}
-        self._terms: dict[tuple[str, torch.dtype], tuple[Tensor, Tensor | None, Tensor | None]] = {}
-        self._deltas: dict[str, Tensor] = {}
-
-    def squared_distances(self, subset: tuple[str, ...]) -> tuple[Tensor, np.ndarray]:
-        """(units × volumes, which unit each position takes); units are the distinct positions of the subset."""
-        gaussian = self.gaussian
-        units, back = self._distinct(tuple(dict.fromkeys(self.group[layer] for layer in subset)))
-        d = sum(gaussian.channels[layer] for layer in subset)
-        if gaussian.form == "dual":
-            if self.volumes is None:
-                return self._left_out(subset, units, d), back
-            if dual.use_samples(gaussian.n_subjects, d):
-                return self._from_gram(subset, units, d), back
-            return self._from_samples(subset, units, d), back
-        if gaussian.settings.covariance == "diagonal":
-            return self._from_variances(subset, units), back
-        return self._from_moments(subset, units, back), back
-
-    def _distinct(self, groups: tuple[str, ...]) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        # Per group, the rows (within this block) of every distinct unit, and the unit of each position.
-        if groups not in self._units:
-            key = np.zeros(len(self.positions), dtype=np.int64)
-            for group in groups:
-                key = key * len(self.rows[group]) + self.inverse[group]
-            _, first, back = np.unique(key, return_index=True, return_inverse=True)
-            self._units[groups] = ({group: self.inverse[group][first] for group in groups}, back)
-        return self._units[groups]
-
-    def _delta(self, layer: str) -> Tensor:
-        if layer not in self._deltas:
-            assert self.volumes is not None
-            rows = torch.from_numpy(self.rows[self.group[layer]]).to(self.gaussian.device)
-            values = torch.stack([volume[layer].index_select(0, rows) for volume in self.volumes], 1)
-            self._deltas[layer] = values - self.gaussian.means[layer].index_select(0, rows)[:, None]
-        return self._deltas[layer]
-
-    def _samples(self, layer: str) -> Tensor:
-        rows = torch.from_numpy(self.rows[self.group[layer]]).to(self.gaussian.device)
-        return self.gaussian.state[layer].index_select(0, rows)
-
-    def _layer_terms(self, layer: str, dtype: torch.dtype) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        if (layer, dtype) not in self._terms:
-            samples = self._samples(layer).to(dtype)
-            gram = samples @ samples.transpose(1, 2)
-            if self.volumes is None:
-                self._terms[layer, dtype] = gram, None, None
-            else:
-                delta = self._delta(layer).to(dtype)
-                self._terms[layer, dtype] = gram, samples @ delta.transpose(1, 2), delta.square().sum(-1)
-        return self._terms[layer, dtype]
-
-    def _sum(self, subset: tuple[str, ...], units: Mapping[str, np.ndarray], dtype: torch.dtype, term: int) -> Tensor:
-        # Layers of one grid are added at their own positions before they are spread over the units.
-        total: Tensor | None = None
-        for group, index in units.items():
-            parts = [self._layer_terms(layer, dtype)[term] for layer in subset if self.group[layer] == group]
-            tensors = [part for part in parts if part is not None]
-            added = tensors[0] if len(tensors) == 1 else tensors[0] + tensors[1]
-            for tensor in tensors[2:]:
-                added += tensor
-            spread = self._spread(added, index, len(self.rows[group]))
-            if total is None:
-                total = spread.clone() if spread.data_ptr() == tensors[0].data_ptr() else spread
-            else:
-                total += spread
-        assert total is not None
-        return total
-
-    def _spread(self, values: Tensor, index: np.ndarray, n_rows: int) -> Tensor:
-        if len(index) == n_rows and np.array_equal(index, np.arange(n_rows)):
-            return values
-        return values.index_select(0, torch.from_numpy(index).to(values.device))
-
-    def _from_gram(self, subset: tuple[str, ...], units: Mapping[str, np.ndarray], d: int) -> Tensor:
-        if dual.needs_float64(self.gaussian.n_subjects, d):
-            return self._solve_gram(subset, units, d, torch.float64)[0]
-        squared, cancelled = self._solve_gram(subset, units, d, torch.float32)
-        lost = np.flatnonzero(cancelled.any(-1).cpu().numpy())
-        if len(lost):
-            few = {group: index[lost] for group, index in units.items()}
-            again = self._solve_gram(subset, few, d, torch.float64)[0]
-            squared[torch.from_numpy(lost).to(squared.device)] = again.to(torch.float32)
-        return squared
-
-    def _solve_gram(
-        self, subset: tuple[str, ...], units: Mapping[str, np.ndarray], d: int, dtype: torch.dtype
-    ) -> tuple[Tensor, Tensor]:
-        # m², and where it is so small a difference of large numbers that float32 loses digits.
-        settings = self.gaussian.settings
-        gram = self._sum(subset, units, dtype, 0)
-        scale, floor = dual.gram_shrinkage(settings.shrinkage, settings.ridge, gram, d)
-        b, norms = self._sum(subset, units, dtype, 1), self._sum(subset, units, dtype, 2)
-        squared = dual.squared_distance_from_gram(gram, b, norms, scale, floor)
-        return squared, squared * floor.to(dtype)[:, None] < _CANCELLED * norms
-
-    def _left_out(self, subset: tuple[str, ...], units: Mapping[str, np.ndarray], d: int) -> Tensor:
-        settings, n = self.gaussian.settings, self.gaussian.n_subjects
-        exact = d < 2 * n or settings.shrinkage != "ridge"
-        gram = self._sum(subset, units, torch.float64 if exact else torch.float32, 0)
-        return dual.squared_leave_one_out(gram, settings.shrinkage, settings.ridge, d)
-
-    def _from_samples(self, subset: tuple[str, ...], units: Mapping[str, np.ndarray], d: int) -> Tensor:
-        settings = self.gaussian.settings
-        samples = torch.cat([self._spread_layer(x, self._samples(x), units) for x in subset], -1).to(torch.float64)
-        deltas = torch.cat([self._spread_layer(x, self._delta(x), units) for x in subset], -1).to(torch.float64)
-        covariance = samples.transpose(1, 2) @ samples
-        n = self.gaussian.n_subjects
-        quartic = None
-        if settings.shrinkage == "ledoit_wolf":
-            centred = dual.helmert(n).T.to(samples) @ samples
-            quartic = centred.square().sum(-1).square().sum(-1)
-        return _shrunk_distance(covariance, deltas, settings, n, d, quartic)
-
-    def _from_moments(self, subset: tuple[str, ...], units: Mapping[str, np.ndarray], back: np.ndarray) -> Tensor:
-        gaussian = self.gaussian
-        pick = gaussian._columns(subset)
-        deltas = torch.cat([self._spread_layer(x, self._delta(x), units) for x in subset], -1).to(torch.float64)
-        scatter = gaussian.state["all"]
-        if gaussian.settings.covariance == "shared":
-            joint = scatter.index_select(-1, pick).index_select(-2, pick) / (gaussian.n_subjects - 1)
-            joint = joint / gaussian.n_positions
-            joint.diagonal().add_(gaussian.settings.ridge)
-            solved = torch.linalg.solve_triangular(dual.cholesky(joint[None])[0], deltas.flatten(0, 1).T, upper=False)
-            squared: Tensor = solved.square_().sum(0).view(deltas.shape[:2])
-            return squared
-        _, first = np.unique(back, return_index=True)
-        here = torch.from_numpy(self.positions[first]).to(gaussian.device)
-        block = scatter.index_select(0, here)
-        if len(pick) < block.shape[-1]:
-            block = block.index_select(-1, pick).index_select(-2, pick)
-        return _shrunk_distance(
-            block.to(torch.float64), deltas, gaussian.settings, gaussian.n_subjects, len(pick), None
-        )
-
-    def _from_variances(self, subset: tuple[str, ...], units: Mapping[str, np.ndarray]) -> Tensor:
-        gaussian = self.gaussian
-        total: Tensor | None = None
-        for layer in subset:
-            rows = torch.from_numpy(self.rows[self.group[layer]]).to(gaussian.device)
-            variance = gaussian.state[layer].index_select(0, rows) / (gaussian.n_subjects - 1) + gaussian.settings.ridge
-            squared = (self._delta(layer).square() / variance[:, None]).sum(-1)
-            spread = self._spread_layer(layer, squared, units)
-            total = spread if total is None else total + spread
-        assert total is not None
-        return total
-
-    def _spread_layer(self, layer: str, values: Tensor, units: Mapping[str, np.ndarray]) -> Tensor:
-        group = self.group[layer]
-        return self._spread(values, units[group], len(self.rows[group]))
-
-
-def _shrunk_distance(
-    scatter: Tensor, deltas: Tensor, settings: GaussianSettings, n: int, d: int, quartic: Tensor | None
-) -> Tensor:
-    trace = scatter.diagonal(dim1=-2, dim2=-1).sum(-1)
-    squared = scatter.square().sum((-2, -1)) if settings.shrinkage != "ridge" else trace
-    scale, floor = scale_and_floor(settings.shrinkage, settings.ridge, n, d, trace, squared, quartic)
-    covariance = scatter * scale[:, None, None]
-    covariance.diagonal(dim1=-2, dim2=-1).add_(floor[:, None])
-    return dual.squared_distance_from_covariance(covariance, deltas)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Described:
-    channels: dict[str, int]
-    settings: GaussianSettings
-    form: Form
-    n: int
-    clamped: int
-
-
-def _write(
-    directory: Path,
-    tensors: Mapping[str, Tensor],
-    lookup: Mapping[str, np.ndarray],
-    channels: Mapping[str, int],
-    settings: GaussianSettings,
-    form: Form,
-    n: int,
-    clamped: int,
-) -> None:
-    everything = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    everything |= {f"lookup.{layer}": torch.from_numpy(index) for layer, index in lookup.items()}
-    save_file(everything, directory / _TENSORS)
-    write_json(
-        directory / _DESCRIPTION,
-        {
-            "schema": 1,
-            "layers": [[layer, count] for layer, count in channels.items()],
-            "form": form,
-            "n_subjects": n,
-            "clamped": clamped,
-            "settings": dataclasses.asdict(settings),
-        },
-    )
-
-
-def _read(directory: Path, device: str) -> tuple[_Described, dict[str, Tensor]]:
-    try:
-        value = read_json(directory / _DESCRIPTION)
-        tensors = load_file(directory / _TENSORS, device=device)
-        described = _Described(
-            dict(value["layers"]),
-            GaussianSettings(**value["settings"]),
-            value["form"],
-            value["n_subjects"],
-            value["clamped"],
-        )
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise IntegrityError(
-            f"The Gaussian in {directory} is missing or damaged: {error}. Fit it again, or restore the directory."
-        ) from error
-    return described, tensors
+    def _fitted(self) -> Fitted:
+        return Fitted(self.channels, self.lookup, self.settings, self.form, self.n_subjects, self.means, self.state)
 
 
 def _check_layers(given: Mapping[str, object], channels: Mapping[str, int]) -> None:
@@ -651,17 +423,20 @@ def _check_layers(given: Mapping[str, object], channels: Mapping[str, int]) -> N
 
 
 def _checked(
-    rows: Rows, channels: Mapping[str, int], lookup: Mapping[str, np.ndarray], device: str
+    rows: Rows, channels: Mapping[str, int], lookup: Mapping[str, np.ndarray], sizes: Mapping[str, int], device: str
 ) -> dict[str, Tensor]:
+    # `sizes` are the native positions of the fit, still unknown (empty) for its first volume.
     _check_layers(rows, channels)
     checked = {}
     for layer, count in channels.items():
         values = rows[layer].detach()
-        needed = int(lookup[layer].max()) + 1
-        if values.ndim != 2 or values.shape[1] != count or len(values) < needed:
+        needed = sizes.get(layer, int(lookup[layer].max()) + 1)
+        usable = len(values) == needed if layer in sizes else len(values) >= needed
+        if values.ndim != 2 or values.shape[1] != count or not usable:
+            allowed = f"{'' if layer in sizes else 'at least '}{needed} native positions, {count} channels"
             raise BadInput(
-                f"Features of layer {layer!r} have shape {tuple(values.shape)}. Allowed is (at least {needed} "
-                f"positions, {count} channels). Extract them with the layout of the fit."
+                f"Features of layer {layer!r} have shape {tuple(values.shape)}. Allowed is ({allowed}). "
+                "Extract them with the layout of the fit."
             )
         if not bool(torch.isfinite(values).all()):
             raise BadInput(

@@ -345,14 +345,42 @@ def test_a_ridge_too_small_for_the_features_is_named_instead_of_returning_nan() 
         fit(train, GaussianSettings(ridge=1e-12, form="primal")).mahalanobis(make_volumes(1, seed=1)[0], ["middle"])
 
 
-def test_clamped_distances_are_counted() -> None:
-    train = make_volumes(6, channels={"coarse": 8}, spread=1e3)
-    gaussian = fit(train, GaussianSettings(ridge=1e-6, form="dual"), {"coarse": 8})
-    mean = {"coarse": torch.stack([rows["coarse"] for rows in train]).mean(0)}
-    distances = gaussian.mahalanobis_subsets([mean, *train], [("coarse",)])
+def test_squared_distances_that_rounding_makes_negative_become_zero_and_are_counted() -> None:
+    # All on one line: the true m² is 1/2, a difference of numbers near 1e18, so rounding decides its sign.
+    first = {"coarse": torch.arange(1, 4)[:, None] * 1024.0 * torch.ones(3, 8)}
+    train = [first, {"coarse": torch.zeros(3, 8)}]
+    tests = [{"coarse": rows} for rows in (first["coarse"] * k for k in range(2, 42))]
+    gaussian = fit(train, GaussianSettings(ridge=1e-12, form="dual"), {"coarse": 8})
+    distances = gaussian.mahalanobis_subsets(tests, [("coarse",)])
     assert np.isfinite(distances).all()
-    assert gaussian.clamped >= 0
-    assert gaussian.clamped == int((distances == 0).sum()) / 4
+    assert 0 < gaussian.clamped <= int((distances == 0).sum()) / 4
+    calm = fit(make_volumes(6), GaussianSettings())
+    calm.mahalanobis_subsets(make_volumes(2, seed=1), SUBSETS)
+    assert calm.clamped == 0
+
+
+def test_the_count_of_clamped_distances_is_that_of_the_solver(monkeypatch) -> None:
+    gaussian = fit(make_volumes(6), GaussianSettings(form="dual"), {"coarse": 8})
+    minus = torch.tensor([[1.0, -1.0], [-4.0, 9.0], [-1.0, -1e-9]])
+    monkeypatch.setattr("core.gaussian_dual.squared_distance_from_gram", lambda *_: minus.clone())
+    distances = gaussian.mahalanobis_subsets(make_volumes(2, seed=1), [("coarse",)])
+    assert gaussian.clamped == 4
+    assert sorted(set(distances.ravel().tolist())) == [0.0, 1.0, 3.0]
+    gaussian.mahalanobis_subsets(make_volumes(2, seed=1), [("coarse",)])
+    assert gaussian.clamped == 8
+
+
+@pytest.mark.parametrize("form", ["dual", "primal"])
+def test_volumes_of_another_layout_are_refused(form: str) -> None:
+    longer = [{x: torch.cat([values, values]) for x, values in rows.items()} for rows in make_volumes(6)]
+    with pytest.raises(BadInput, match="Extract them with the layout of the fit"):
+        fit([*make_volumes(18), longer[0]], GaussianSettings(form=form))
+    with pytest.raises(BadInput, match="12 native positions"):
+        fit(make_volumes(6), GaussianSettings(form=form)).mahalanobis(longer[0])
+    first, second = shards(form, [make_volumes(18), longer])
+    with pytest.raises(BadInput, match="one layout"):
+        first.merge(second)
+    assert (first.n, second.n) == (18, 6)
 
 
 def test_one_volume_has_no_variance() -> None:

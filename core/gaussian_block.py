@@ -1,0 +1,233 @@
+"""Distances at a block of positions for any combination of layers: what layers share is computed once.
+
+A combination is solved at its distinct *units*: positions that take the same rows of all its layers are one unit, so
+coarse layers are solved at their own positions. Each form and covariance has its own solution below.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from core import gaussian_dual as dual
+from core.memory_plan import Form, GaussianSettings
+from core.shrinkage import scale_and_floor
+
+_CANCELLED = 0.01
+"""Share of |δ|² that must be left over for float32 to keep m² to about 1e-5."""
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """What a fit leaves, all that distances need."""
+
+    channels: Mapping[str, int]
+    lookup: Mapping[str, Int64[np.ndarray, " positions"]]
+    settings: GaussianSettings
+    form: Form
+    n_subjects: int
+    means: Mapping[str, Tensor]
+    state: Mapping[str, Tensor]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors live."""
+        return next(iter(self.means.values())).device
+
+    @property
+    def n_positions(self) -> int:
+        """Positions of the feature grid."""
+        return len(next(iter(self.lookup.values())))
+
+    def columns(self, layers: Sequence[str]) -> Int64[Tensor, " features"]:
+        """Where the features of some layers stand among those of all."""
+        starts = np.cumsum([0, *self.channels.values()])
+        where = dict(zip(self.channels, starts, strict=False))
+        columns = np.concatenate([np.arange(where[layer], where[layer] + self.channels[layer]) for layer in layers])
+        return torch.from_numpy(columns).to(self.device)
+
+
+class Block:
+    """What some positions need for every combination of layers: per layer G, b and |δ|² at its own positions."""
+
+    def __init__(
+        self,
+        gaussian: Fitted,
+        layers: tuple[str, ...],
+        positions: Int64[np.ndarray, " block"],
+        volumes: list[dict[str, Tensor]] | None,
+    ) -> None:
+        self.gaussian, self.volumes, self.positions = gaussian, volumes, positions
+        self.rows: dict[str, np.ndarray] = {}
+        self.inverse: dict[str, np.ndarray] = {}
+        self.group: dict[str, str] = {}
+        for layer in layers:
+            index = gaussian.lookup[layer][positions]
+            same = [g for g in self.rows if np.array_equal(gaussian.lookup[g][positions], index)]
+            self.group[layer] = same[0] if same else layer
+            if not same:
+                self.rows[layer], self.inverse[layer] = np.unique(index, return_inverse=True)
+        self._units: dict[tuple[str, ...], tuple[dict[str, np.ndarray], np.ndarray]] = {}
+        self._terms: dict[tuple[str, torch.dtype], tuple[Tensor, Tensor | None, Tensor | None]] = {}
+        self._deltas: dict[str, Tensor] = {}
+
+    def squared_distances(self, subset: tuple[str, ...]) -> tuple[Tensor, np.ndarray]:
+        """(units × volumes, which unit each position takes); units are the distinct positions of the subset."""
+        gaussian = self.gaussian
+        units, back = self._distinct(tuple(dict.fromkeys(self.group[layer] for layer in subset)))
+        d = sum(gaussian.channels[layer] for layer in subset)
+        if gaussian.form == "dual":
+            if self.volumes is None:
+                return self._left_out(subset, units, d), back
+            if dual.use_samples(gaussian.n_subjects, d):
+                return self._from_gram(subset, units, d), back
+            return self._from_samples(subset, units, d), back
+        if gaussian.settings.covariance == "diagonal":
+            return self._from_variances(subset, units), back
+        return self._from_moments(subset, units, back), back
+
+    def _distinct(self, groups: tuple[str, ...]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        # Per group, the rows (within this block) of every distinct unit, and the unit of each position.
+        if groups not in self._units:
+            key = np.zeros(len(self.positions), dtype=np.int64)
+            for group in groups:
+                key = key * len(self.rows[group]) + self.inverse[group]
+            _, first, back = np.unique(key, return_index=True, return_inverse=True)
+            self._units[groups] = ({group: self.inverse[group][first] for group in groups}, back)
+        return self._units[groups]
+
+    def _delta(self, layer: str) -> Tensor:
+        if layer not in self._deltas:
+            assert self.volumes is not None
+            rows = torch.from_numpy(self.rows[self.group[layer]]).to(self.gaussian.device)
+            values = torch.stack([volume[layer].index_select(0, rows) for volume in self.volumes], 1)
+            self._deltas[layer] = values - self.gaussian.means[layer].index_select(0, rows)[:, None]
+        return self._deltas[layer]
+
+    def _samples(self, layer: str) -> Tensor:
+        rows = torch.from_numpy(self.rows[self.group[layer]]).to(self.gaussian.device)
+        return self.gaussian.state[layer].index_select(0, rows)
+
+    def _layer_terms(self, layer: str, dtype: torch.dtype) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        if (layer, dtype) not in self._terms:
+            samples = self._samples(layer).to(dtype)
+            gram = samples @ samples.transpose(1, 2)
+            if self.volumes is None:
+                self._terms[layer, dtype] = gram, None, None
+            else:
+                delta = self._delta(layer).to(dtype)
+                self._terms[layer, dtype] = gram, samples @ delta.transpose(1, 2), delta.square().sum(-1)
+        return self._terms[layer, dtype]
+
+    def _sum(self, subset: tuple[str, ...], units: Mapping[str, np.ndarray], dtype: torch.dtype, term: int) -> Tensor:
+        # Layers of one grid are added at their own positions before they are spread over the units.
+        total: Tensor | None = None
+        for group, index in units.items():
+            parts = [self._layer_terms(layer, dtype)[term] for layer in subset if self.group[layer] == group]
+            tensors = [part for part in parts if part is not None]
+            added = tensors[0] if len(tensors) == 1 else tensors[0] + tensors[1]
+            for tensor in tensors[2:]:
+                added += tensor
+            spread = self._spread(added, index, len(self.rows[group]))
+            if total is None:
+                total = spread.clone() if spread.data_ptr() == tensors[0].data_ptr() else spread
+            else:
+                total += spread
+        assert total is not None
+        return total
+
+    def _spread(self, values: Tensor, index: np.ndarray, n_rows: int) -> Tensor:
+        if len(index) == n_rows and np.array_equal(index, np.arange(n_rows)):
+            return values
+        return values.index_select(0, torch.from_numpy(index).to(values.device))
+
+    def _from_gram(self, subset: tuple[str, ...], units: Mapping[str, np.ndarray], d: int) -> Tensor:
+        if dual.needs_float64(self.gaussian.n_subjects, d):
+            return self._solve_gram(subset, units, d, torch.float64)[0]
+        squared, cancelled = self._solve_gram(subset, units, d, torch.float32)
+        lost = np.flatnonzero(cancelled.any(-1).cpu().numpy())
+        if len(lost):
+            few = {group: index[lost] for group, index in units.items()}
+            again = self._solve_gram(subset, few, d, torch.float64)[0]
+            squared[torch.from_numpy(lost).to(squared.device)] = again.to(torch.float32)
+        return squared
+
+    def _solve_gram(
+        self, subset: tuple[str, ...], units: Mapping[str, np.ndarray], d: int, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        # m², and where it is so small a difference of large numbers that float32 loses digits.
+        settings = self.gaussian.settings
+        gram = self._sum(subset, units, dtype, 0)
+        scale, floor = dual.gram_shrinkage(settings.shrinkage, settings.ridge, gram, d)
+        b, norms = self._sum(subset, units, dtype, 1), self._sum(subset, units, dtype, 2)
+        squared = dual.squared_distance_from_gram(gram, b, norms, scale, floor)
+        return squared, squared * floor.to(dtype)[:, None] < _CANCELLED * norms
+
+    def _left_out(self, subset: tuple[str, ...], units: Mapping[str, np.ndarray], d: int) -> Tensor:
+        settings, n = self.gaussian.settings, self.gaussian.n_subjects
+        exact = d < 2 * n or settings.shrinkage != "ridge"
+        gram = self._sum(subset, units, torch.float64 if exact else torch.float32, 0)
+        return dual.squared_leave_one_out(gram, settings.shrinkage, settings.ridge, d)
+
+    def _from_samples(self, subset: tuple[str, ...], units: Mapping[str, np.ndarray], d: int) -> Tensor:
+        settings = self.gaussian.settings
+        samples = torch.cat([self._spread_layer(x, self._samples(x), units) for x in subset], -1).to(torch.float64)
+        deltas = torch.cat([self._spread_layer(x, self._delta(x), units) for x in subset], -1).to(torch.float64)
+        covariance = samples.transpose(1, 2) @ samples
+        n = self.gaussian.n_subjects
+        quartic = None
+        if settings.shrinkage == "ledoit_wolf":
+            centred = dual.helmert(n).T.to(samples) @ samples
+            quartic = centred.square().sum(-1).square().sum(-1)
+        return _shrunk_distance(covariance, deltas, settings, n, d, quartic)
+
+    def _from_moments(self, subset: tuple[str, ...], units: Mapping[str, np.ndarray], back: np.ndarray) -> Tensor:
+        gaussian = self.gaussian
+        pick = gaussian.columns(subset)
+        deltas = torch.cat([self._spread_layer(x, self._delta(x), units) for x in subset], -1).to(torch.float64)
+        scatter = gaussian.state["all"]
+        if gaussian.settings.covariance == "shared":
+            joint = scatter.index_select(-1, pick).index_select(-2, pick) / (gaussian.n_subjects - 1)
+            joint = joint / gaussian.n_positions
+            joint.diagonal().add_(gaussian.settings.ridge)
+            solved = torch.linalg.solve_triangular(dual.cholesky(joint[None])[0], deltas.flatten(0, 1).T, upper=False)
+            squared: Tensor = solved.square_().sum(0).view(deltas.shape[:2])
+            return squared
+        _, first = np.unique(back, return_index=True)
+        here = torch.from_numpy(self.positions[first]).to(gaussian.device)
+        block = scatter.index_select(0, here)
+        if len(pick) < block.shape[-1]:
+            block = block.index_select(-1, pick).index_select(-2, pick)
+        return _shrunk_distance(
+            block.to(torch.float64), deltas, gaussian.settings, gaussian.n_subjects, len(pick), None
+        )
+
+    def _from_variances(self, subset: tuple[str, ...], units: Mapping[str, np.ndarray]) -> Tensor:
+        gaussian = self.gaussian
+        total: Tensor | None = None
+        for layer in subset:
+            rows = torch.from_numpy(self.rows[self.group[layer]]).to(gaussian.device)
+            variance = gaussian.state[layer].index_select(0, rows) / (gaussian.n_subjects - 1) + gaussian.settings.ridge
+            squared = (self._delta(layer).square() / variance[:, None]).sum(-1)
+            spread = self._spread_layer(layer, squared, units)
+            total = spread if total is None else total + spread
+        assert total is not None
+        return total
+
+    def _spread_layer(self, layer: str, values: Tensor, units: Mapping[str, np.ndarray]) -> Tensor:
+        group = self.group[layer]
+        return self._spread(values, units[group], len(self.rows[group]))
+
+
+def _shrunk_distance(
+    scatter: Tensor, deltas: Tensor, settings: GaussianSettings, n: int, d: int, quartic: Tensor | None
+) -> Tensor:
+    trace = scatter.diagonal(dim1=-2, dim2=-1).sum(-1)
+    squared = scatter.square().sum((-2, -1)) if settings.shrinkage != "ridge" else trace
+    scale, floor = scale_and_floor(settings.shrinkage, settings.ridge, n, d, trace, squared, quartic)
+    covariance = scatter * scale[:, None, None]
+    covariance.diagonal(dim1=-2, dim2=-1).add_(floor[:, None])
+    return dual.squared_distance_from_covariance(covariance, deltas)
