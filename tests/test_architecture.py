@@ -1,0 +1,132 @@
+"""The folder names are the architecture: imports point one way, and nothing dangerous is used anywhere."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+OURS = ("data", "models", "core", "pages", "app", "asgi", "cli", "tests", "benchmarks")
+MAY_IMPORT = {
+    "data": {"data"},
+    "models": {"models"},
+    "core": {"data", "models", "core"},
+    "pages": {"data", "core", "pages"},
+    "app": {"pages", "core", "data"},
+    "asgi": {"pages", "core", "data"},
+    "cli": {"core", "data"},
+}
+NEVER = {
+    "data": {"streamlit", "torch", "plotly", "faiss"},
+    "models": {"streamlit", "plotly", "nibabel", "faiss", "numpy"},
+    "core": {"streamlit"},
+    "pages": {"torch", "nibabel", "faiss", "scipy", "sklearn", "ants", "nilearn", "monai", "safetensors"},
+    "app": {"torch", "nibabel", "faiss", "scipy", "sklearn", "ants"},
+    "asgi": {"torch", "nibabel", "faiss", "scipy", "sklearn", "ants"},
+    "cli": {"streamlit", "plotly"},
+}
+ORDER = """
+types distributed randomness shrinkage recipes progress provenance journal lock store
+bootstrap curves calibration decision lesions metrics distributions verdict
+views contrastive training simclr
+memory_plan gaussian_dual gaussian_primal gaussian_files gaussian_block gaussian features scoring
+detectors.intensity detectors.voxel_zscore detectors.feature_gaussian detectors
+experiment run_scores packed evaluation summary export demo
+jobs training_view commands cohort_view thumbnails figures
+""".split()
+"""Each module of core imports only modules that stand before it here. A new module gets its place in this list."""
+
+
+def sources(*folders: str) -> list[str]:
+    paths = [ROOT / f"{name}.py" for name in ("app", "asgi", "cli") if name in folders]
+    for folder in folders:
+        paths += sorted((ROOT / folder).rglob("*.py"))
+    return [path.relative_to(ROOT).as_posix() for path in paths]
+
+
+def imports(file: str) -> set[str]:
+    """Full dotted names: `from core import store` gives core.store, `from core.store import lock` core.store.lock."""
+    found = set()
+    for node in ast.walk(ast.parse((ROOT / file).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file} imports relatively"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def core_modules(file: str) -> set[str]:
+    """Names in ORDER of the core modules that a file imports."""
+    found = set()
+    for name in imports(file):
+        if name.startswith("core."):
+            inner = name.removeprefix("core.")
+            while inner not in ORDER and "." in inner:
+                inner = inner.rsplit(".", 1)[0]
+            found.add(inner)
+    return found
+
+
+def module_of(file: str) -> str:
+    return file.removeprefix("core/").removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+ALL = sources("data", "models", "core", "pages", "app", "asgi", "cli")
+
+
+@pytest.mark.parametrize("file", ALL)
+def test_imports_point_one_way(file: str) -> None:
+    package = file.split("/")[0].removesuffix(".py")
+    tops = {name.split(".")[0] for name in imports(file)}
+    assert not (tops & set(OURS)) - MAY_IMPORT[package]
+    assert not tops & NEVER[package]
+    if file != "core/figures.py":
+        assert "plotly" not in tops
+
+
+@pytest.mark.parametrize("file", [f for f in sources("core") if f != "core/__init__.py"])
+def test_a_core_module_imports_only_what_stands_before_it(file: str) -> None:
+    module = module_of(file)
+    assert module in ORDER, f"core/{module} has no place in ORDER"
+    later = set(ORDER[ORDER.index(module) :])
+    assert not core_modules(file) & later
+    assert core_modules(file) <= set(ORDER)
+
+
+def test_the_order_names_only_modules_that_exist() -> None:
+    there = {module_of(f) for f in sources("core")}
+    assert set(ORDER) <= there
+    assert len(ORDER) == len(set(ORDER))
+
+
+@pytest.mark.parametrize("file", [f for f in sources("core/detectors") if not f.endswith("__init__.py")])
+def test_detectors_never_import_one_another(file: str) -> None:
+    assert not {m for m in core_modules(file) if m.startswith("detectors")}
+
+
+@pytest.mark.parametrize("file", [*ALL, *sources("benchmarks")])
+def test_nothing_is_unpickled_and_no_html_is_trusted(file: str) -> None:
+    tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
+    assert not {name.split(".")[0] for name in imports(file)} & {"pickle", "cPickle", "dill", "joblib", "shelve"}
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        called = ast.unparse(node.func)
+        keywords = {k.arg: k.value for k in node.keywords}
+        assert called not in ("torch.load", "torch.save"), f"line {node.lineno}"
+        if called in ("np.load", "numpy.load"):
+            allowed = keywords.get("allow_pickle")
+            assert isinstance(allowed, ast.Constant), f"line {node.lineno} does not say allow_pickle=False"
+            assert allowed.value is False
+        assert "unsafe_allow_html" not in keywords, f"line {node.lineno}"
+
+
+def test_the_law_sees_a_forbidden_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "core").mkdir()
+    (tmp_path / "core" / "types.py").write_text("def f():\n    import streamlit\n    from core import store\n")
+    monkeypatch.setattr(f"{__name__}.ROOT", tmp_path)
+    with pytest.raises(AssertionError):
+        test_imports_point_one_way("core/types.py")
+    with pytest.raises(AssertionError):
+        test_a_core_module_imports_only_what_stands_before_it("core/types.py")
