@@ -130,10 +130,16 @@ class FeatureExtractor:
         return FeatureMap(rows, self.layout, volume.subject_id)
 
     def _rows(self, name: str, values: Float[Tensor, "channels x y z"]) -> Float[Tensor, "positions channels"]:
-        values = _average_down(values, self.layout.layer_grids[name].shape)
+        values = _average_down(values, self._ratios(name))
         x, y, z = (torch.from_numpy(axis).to(values.device) for axis in self.layout.layer_positions[name].T)
         rows = values[:, x, y, z].T.contiguous()
         return rows @ self.projections[name].to(rows) if name in self.projections else rows
+
+    def _ratios(self, name: str) -> Stride:
+        """Cells of the encoder's output per kept cell, along each axis."""
+        own = next(tap.stride for tap in self.encoder.taps if tap.name == name)
+        kept = np.array(self.layout.layer_grids[name].spacing_mm) / self.layout.working_grid.spacing_mm
+        return _triple(np.round(kept / own))
 
     def save(self, directory: Path) -> None:
         """Write the layout and the reduction (the encoder is saved by its owner)."""
@@ -184,6 +190,7 @@ def make_extractor(
         given = ", ".join(map(repr, unknown)) or "(none)"
         raise BadInput(f"Layer {given} is not in the encoder. It has: {', '.join(taps)}.")
     stride = feature_stride(encoder, settings.grid, train[0].grid)
+    _check_strides(settings, stride, {name: taps[name].stride for name in settings.layers}, train[0].grid)
     layout = feature_layout(
         train[0].grid,
         stride,
@@ -210,13 +217,23 @@ def load_extractor(
     return FeatureExtractor(encoder, settings, load_layout(directory), device, projections)
 
 
-def _average_down(
-    values: Float[Tensor, "channels x y z"], shape: tuple[int, int, int]
-) -> Float[Tensor, "channels i j k"]:
+def _check_strides(
+    settings: FeatureSettings, stride: Stride, layer_strides: Mapping[str, Stride], working: Grid
+) -> None:
+    """A finer layer is averaged down by a whole number of its cells; BadInput where there is none."""
+    for name, own in layer_strides.items():
+        if any(common > o and common % o for o, common in zip(own, stride, strict=True)):
+            cell = own[0] * working.spacing_mm[0]
+            raise BadInput(
+                f"Feature grid {settings.grid!r} is no multiple of layer {name!r}, whose cells are {cell:g} mm. "
+                f"Give for example '{cell:g}mm' or '{2 * cell:g}mm', or leave the layer out."
+            )
+
+
+def _average_down(values: Float[Tensor, "channels x y z"], ratios: Stride) -> Float[Tensor, "channels i j k"]:
     """Triangle-weighted means centred on every r-th cell, per axis: finer layers on the feature grid, unshifted."""
-    for axis in range(3):
+    for axis, ratio in enumerate(ratios):
         size = values.shape[axis + 1]
-        ratio = -(-size // shape[axis])
         if ratio == 1:
             continue
         moved = values.movedim(axis + 1, -1)
@@ -225,7 +242,7 @@ def _average_down(
         total = functional.conv1d(flat, kernel, stride=ratio, padding=ratio - 1)
         weight = functional.conv1d(torch.ones_like(flat[:1]), kernel, stride=ratio, padding=ratio - 1)
         values = (total / weight).reshape(*moved.shape[:-1], -1).movedim(-1, axis + 1)
-    return values[:, : shape[0], : shape[1], : shape[2]]
+    return values
 
 
 def _drawn_channels(settings: FeatureSettings, channels: Mapping[str, int]) -> dict[str, Tensor]:

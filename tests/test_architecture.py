@@ -25,7 +25,7 @@ NEVER = {
     "asgi": {"torch", "nibabel", "faiss", "scipy", "sklearn", "ants"},
     "cli": {"streamlit", "plotly"},
 }
-ORDER = """
+ORDER: list[str] = """
 types distributed randomness shrinkage recipes progress provenance journal lock store
 bootstrap curves calibration decision lesions metrics distributions verdict
 views contrastive training simclr
@@ -33,7 +33,7 @@ memory_plan gaussian_dual gaussian_primal gaussian_files gaussian_block gaussian
 detectors.intensity detectors.voxel_zscore detectors.feature_gaussian detectors
 experiment run_scores packed evaluation summary export demo
 jobs training_view commands cohort_view thumbnails figures
-""".split()
+""".split()  # noqa: SIM905
 """Each module of core imports only modules that stand before it here. A new module gets its place in this list."""
 
 
