@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-st.set_page_config(page_title="Dicescope", page_icon=":material/biotech:", layout="wide")
+st.set_page_config(page_title="Dicescope", page_icon="pages/_assets/icon.png", layout="wide")
 
 st.navigation(
     [

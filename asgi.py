@@ -44,6 +44,22 @@ class LocalOnly:
             await self.app(scope, receive, _nosniff(send))
 
 
+class RootHealth:
+    """Streamlit's browser asks /slices/_stcore/health before /_stcore/health; the first answer is then no 404."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer health and host-config below a page's address as at the root."""
+        if scope["type"] == "http":
+            page, marker, rest = scope["path"].strip("/").partition("/_stcore/")
+            if marker and rest in ("health", "host-config") and "/" not in page:
+                path = f"/_stcore/{rest}"
+                scope = {**scope, "path": path, "raw_path": path.encode()}
+        await self.app(scope, receive, send)
+
+
 def is_local(host: str) -> bool:
     """Whether a Host header names this machine: localhost, 127.0.0.1 or [::1], with or without a port."""
     name, separator, port = host.rpartition(":") if not host.endswith("]") else (host, "", "")
@@ -82,5 +98,5 @@ async def volume(request: Request) -> Response:
 app = st.App(
     "app.py",
     routes=[Route("/api/volume/{run}/{subject}/{name}", volume), viewer_route()],
-    middleware=[Middleware(LocalOnly)],
+    middleware=[Middleware(LocalOnly), Middleware(RootHealth)],
 )

@@ -1,22 +1,17 @@
 """Curves, exact metrics, subject toggles and score maps against scikit-learn and scipy.
 
 One thread, process CPU time, the two sides interleaved, medians. Scores are synthetic (1 % lesion voxels), so the
-figures speak of speed and agreement only. Run: python -m benchmarks.bench_metrics [--voxels 50000000]
+figures speak of speed and agreement only. Run: python -m benchmarks --only NAME
 """
 
-import argparse
-import json
 import statistics
-import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
 from scipy.ndimage import gaussian_filter, map_coordinates
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
-from threadpoolctl import threadpool_limits
 
+from benchmarks.clock import cpu_seconds, side_by_side
 from core.curves import ScoreHistogram, edges, pooled
 from core.metrics import exact_curve
 from core.scoring import Upsampler
@@ -29,21 +24,20 @@ PREVALENCE = 0.01
 def threshold_curves_vs_sklearn(voxels: int = 50_000_000, rounds: int = 1) -> dict[str, Any]:
     """Dice at every threshold: histogram and curve, against precision_recall_curve and Dice from it. Target 100x."""
     scores, lesion = _voxels(voxels)
-    ours, theirs = _interleaved(
-        lambda: ScoreHistogram.of(scores, lesion).dice_curve(), lambda: _sklearn_dice(scores, lesion), rounds
+    timing = side_by_side(
+        lambda: ScoreHistogram.of(scores, lesion).dice_curve(), lambda: _sklearn_dice(scores, lesion), rounds, 1
     )
-    curve = ScoreHistogram.of(scores, lesion).dice_curve()
-    theirs_best, _ = _sklearn_dice(scores, lesion) if voxels <= 5_000_000 else _exact_best(scores, lesion)
+    curve = timing.value
     places = np.linspace(0, len(curve) - 1, 64).astype(int)
     brute = np.array([_dice(scores, lesion, edges()[k]) for k in places])
     return {
-        "ratio": theirs / ours,
+        "ratio": timing.ratio,
         "target": 100,
         "voxels": voxels,
-        "seconds": ours,
-        "sklearn_seconds": theirs,
+        "seconds": timing.seconds,
+        "sklearn_seconds": timing.reference_seconds,
         "largest_error_at_edges": float(np.abs(curve[places] - brute).max()),
-        "best_dice_below_optimum": theirs_best - float(curve.max()),
+        "best_dice_below_optimum": timing.reference[0] - float(curve.max()),
     }
 
 
@@ -54,22 +48,22 @@ def all_metrics_exact_vs_sklearn(voxels: int = 50_000_000, rounds: int = 1) -> d
     roc_auc_score, which is what gives the same figures.
     """
     scores, lesion = _voxels(voxels)
-    ours, curve_only = _interleaved(
-        lambda: exact_curve(scores[lesion], scores[~lesion]), lambda: _sklearn_dice(scores, lesion), rounds
+    timing = side_by_side(
+        lambda: exact_curve(scores[lesion], scores[~lesion]), lambda: _sklearn_dice(scores, lesion), rounds, 1
     )
-    start = time.process_time()
-    ap, roc = average_precision_score(lesion, scores), roc_auc_score(lesion, scores)
-    more = time.process_time() - start
-    curve = exact_curve(scores[lesion], scores[~lesion])
+    more, (ap, roc) = cpu_seconds(lambda: (average_precision_score(lesion, scores), roc_auc_score(lesion, scores)))
+    curve = timing.value
     return {
-        "ratio": curve_only / ours,
-        "ratio_three_calls": (curve_only + more) / ours,
+        "ratio": timing.ratio,
+        "ratio_three_calls": timing.ratio + more / timing.seconds,
         "target": 20,
         "voxels": voxels,
-        "seconds": ours,
-        "sklearn_seconds": curve_only + more,
+        "seconds": timing.seconds,
+        "sklearn_seconds": timing.reference_seconds,
+        "sklearn_three_calls_seconds": timing.reference_seconds + more,
         "auprc_difference": abs(curve.auprc - ap),
         "auroc_difference": abs((curve.auroc or 0) - roc),
+        "best_dice_difference": abs(curve.best_dice - timing.reference[0]),
     }
 
 
@@ -81,13 +75,22 @@ def subject_toggle_ms(subjects: int = 16, voxels: int = 500_000, rounds: int = 2
     parts = [_voxels(voxels, seed) for seed in range(subjects)]
     each = [ScoreHistogram.of(*part) for part in parts]
     total = pooled(each)
-    toggle, again = _interleaved(
+    removed = side_by_side(
         lambda: (total - each[3]).dice_curve(),
-        lambda: pooled([ScoreHistogram.of(*part) for part in parts]).dice_curve(),
+        lambda: pooled([ScoreHistogram.of(*part) for i, part in enumerate(parts) if i != 3]).dice_curve(),
         rounds,
+        1,
     )
-    back = _median([_seconds(lambda: (total + each[3]).dice_curve()) for _ in range(rounds)])
-    return {"ratio": again / toggle, "remove_ms": toggle * 1e3, "add_ms": back * 1e3, "target_ms": 1.0}
+    without = total - each[3]
+    back = statistics.median(cpu_seconds(lambda: (without + each[3]).dice_curve())[0] for _ in range(rounds))
+    return {
+        "ratio": removed.ratio,
+        "ms": max(removed.seconds, back) * 1e3,
+        "remove_ms": removed.seconds * 1e3,
+        "add_ms": back * 1e3,
+        "target_ms": 1.0,
+        "largest_difference": float(np.abs(removed.value - removed.reference).max()),
+    }
 
 
 def upsample_blur_vs_scipy(smoothing_mm: float = 8.0, rounds: int = 7) -> dict[str, Any]:
@@ -119,13 +122,13 @@ def upsample_blur_vs_scipy(smoothing_mm: float = 8.0, rounds: int = 7) -> dict[s
     def ours() -> np.ndarray:
         return upsampler.score_map(values.reshape(-1), volume, "σ").scores
 
-    seconds, reference = _interleaved(ours, theirs, rounds)
+    timing = side_by_side(ours, theirs, rounds)
     return {
-        "ratio": reference / seconds,
+        "ratio": timing.ratio,
         "target": 10,
-        "ms": seconds * 1e3,
-        "scipy_ms": reference * 1e3,
-        "largest_relative_difference": float(np.abs(ours() / theirs() - 1).max()),
+        "ms": timing.seconds * 1e3,
+        "scipy_ms": timing.reference_seconds * 1e3,
+        "largest_relative_difference": float(np.abs(timing.value / timing.reference - 1).max()),
     }
 
 
@@ -144,52 +147,6 @@ def _sklearn_dice(scores: np.ndarray, lesion: np.ndarray) -> tuple[float, float]
     return float(dice[best]), float(cuts[best])
 
 
-def _exact_best(scores: np.ndarray, lesion: np.ndarray) -> tuple[float, float | None]:
-    curve = exact_curve(scores[lesion], scores[~lesion])
-    return curve.best_dice, curve.best_threshold
-
-
 def _dice(scores: np.ndarray, lesion: np.ndarray, threshold: float) -> float:
     called = scores >= threshold
     return 2 * int(np.count_nonzero(called & lesion)) / (int(np.count_nonzero(called)) + int(np.count_nonzero(lesion)))
-
-
-def _interleaved(ours: Callable[[], object], theirs: Callable[[], object], rounds: int) -> tuple[float, float]:
-    """Median seconds of both; ours runs before and after theirs in every round, so that drift hits both."""
-    ours()
-    first, second = [], []
-    for _ in range(rounds):
-        first.append(_seconds(ours))
-        second.append(_seconds(theirs))
-        first.append(_seconds(ours))
-    return _median(first), _median(second)
-
-
-def _seconds(call: Callable[[], object]) -> float:
-    start = time.process_time()
-    call()
-    return time.process_time() - start
-
-
-def _median(seconds: list[float]) -> float:
-    return statistics.median(seconds)
-
-
-def main() -> None:
-    """Run everything and print one JSON object."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--voxels", type=int, default=50_000_000, help="voxels of the two large comparisons")
-    voxels = parser.parse_args().voxels
-    torch.set_num_threads(1)
-    with threadpool_limits(1):
-        results = {
-            "upsample_blur_vs_scipy": upsample_blur_vs_scipy(),
-            "subject_toggle_ms": subject_toggle_ms(),
-            "threshold_curves_vs_sklearn": threshold_curves_vs_sklearn(voxels),
-            "all_metrics_exact_vs_sklearn": all_metrics_exact_vs_sklearn(voxels),
-        }
-    print(json.dumps(results, indent=1))
-
-
-if __name__ == "__main__":
-    main()

@@ -65,7 +65,9 @@ def main() -> None:
         batch=12,
         seed=SEED,
     )
-    encoder = experiment.pretrain(given.runs, sources["planted"], simclr, progress, name="SimCLR, IXI T1", run_id="encoder")
+    encoder = experiment.pretrain(
+        given.runs, sources["planted"], simclr, progress, name="SimCLR, IXI T1", run_id="encoder"
+    )
     runs = {
         (cohort, kind): finished(given.runs, source, progress, cohort, kind, encoder)
         for cohort, source in sources.items()

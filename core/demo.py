@@ -17,7 +17,7 @@ from models.encoder import EncoderSettings
 LAYERS = ("input", "stage0", "stage1", "stage2", "stage3")
 ENCODER = EncoderSettings(width=8)
 SIMCLR = SimclrSettings(encoder=ENCODER, views=ViewSettings(crop_voxels=(48, 48, 48)), steps=80, batch=12)
-PREPROCESSING = Preprocessing(contrasts=("FLAIR",), registration="none")
+PREPROCESSING = Preprocessing(contrasts=("T1",), registration="none")
 
 
 def build_demo(runs: Path, progress: Progress, settings: DemoSettings | None = None) -> list[Run]:
@@ -30,7 +30,7 @@ def build_demo(runs: Path, progress: Progress, settings: DemoSettings | None = N
     encoder = experiment.pretrain(runs, source, SIMCLR, progress, name="demo SimCLR", run_id="demo-encoder")
     features = FeatureSettings(layers=LAYERS, grid="4mm")
     recipes: list[tuple[str, str, AnyDetector, Run | None]] = [
-        ("demo-intensity", "intensity, bright", make("intensity-bright"), None),
+        ("demo-intensity", "intensity, dark", make("intensity-dark"), None),
         ("demo-zscore", "voxel-wise |z|", make("zscore"), None),
         ("demo-random", "Gaussian, random encoder", FeatureGaussian(encoder=ENCODER, features=features), None),
         ("demo-simclr", "Gaussian, SimCLR encoder", FeatureGaussian(features=features), encoder),

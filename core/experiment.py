@@ -159,7 +159,7 @@ def fit(
 ) -> Run:
     """Fit a detector to the training split; `encoder_run` gives it that run's encoder."""
     study = prepare(runs, source, progress)
-    parents = {}
+    parents: dict[str, str] = {}
     if encoder_run is not None:
         detector, parents = _with_encoder(detector, encoder_run)
     elif isinstance(detector, FeatureGaussian) and not detector.weights:

@@ -55,7 +55,8 @@ def packed_path(runs: Path, run_id: str, subject_id: str, name: str) -> Path:
 def quantise(scores: np.ndarray, levels: Float64[np.ndarray, " levels"]) -> UInt8[np.ndarray, "x y z"]:
     """How many levels lie at or below each score; 0 outside the brain (NaN)."""
     bytes_ = np.searchsorted(levels, np.nan_to_num(scores, nan=-np.inf), side="right")
-    return bytes_.astype(np.uint8)
+    packed: np.ndarray = bytes_.astype(np.uint8)
+    return packed
 
 
 def score_levels(samples: np.ndarray, thresholds: Iterable[float]) -> Float64[np.ndarray, " levels"]:

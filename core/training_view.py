@@ -15,8 +15,8 @@ from core.verdict import Verdict, verdict
 
 DRAWN_POINTS = 400
 """Points per curve: more cannot be told apart on a screen."""
-RECENT_STEPS = 20
-"""Steps over which speed and the latest values are averaged."""
+SPEED_STEPS = 20
+"""Steps over which the speed is measured."""
 SERIES = (
     "loss", "top1", "alignment", "uniformity", "embedding_std", "effective_rank", "gradient_norm", "lr",
     "examples_per_s",
@@ -30,7 +30,7 @@ class Curves:
     steps: tuple[int, ...]
     values: Mapping[str, tuple[float | None, ...]]
     means: Mapping[str, tuple[float | None, ...]]
-    """Each point is the mean of the steps before it, over a fiftieth of the run."""
+    """Each point is the mean of the steps before it, over a twenty-fifth of the run and at least five."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def read_training(run: Run) -> TrainingView:
     settings = run.record["recipe"]
     total = int(settings.get("steps", 0))
     step = int(events[-1]["step"]) if events else 0
-    seconds = [float(e["seconds"]) for e in events[-RECENT_STEPS:] if e.get("seconds")]
+    seconds = [float(e["seconds"]) for e in events[-SPEED_STEPS:] if e.get("seconds")]
     left = (total - step) * float(np.median(seconds)) if seconds and step < total else None
     return TrainingView(
         step=step,
@@ -92,7 +92,7 @@ def thinned(events: Sequence[Mapping[str, Any]], points: int = DRAWN_POINTS) -> 
     if not events:
         return Curves((), {}, {})
     chosen = np.unique(np.linspace(0, len(events) - 1, min(points, len(events))).round().astype(int))
-    window = max(1, len(events) // 50)
+    window = max(5, len(events) // 25)
     values, means = {}, {}
     for name in SERIES:
         column = np.array([_number(event.get(name)) for event in events])
@@ -105,7 +105,7 @@ def next_advice(view: TrainingView, status: str) -> str:
     """The verdict's advice; a run that is over is not told to go on."""
     if view.verdict.state == "learning" and status == "finished":
         return "It is trained. Fit a detector on it: only Dice tells whether its features find lesions."
-    if view.verdict.state in ("learning", "too early") and status in ("interrupted", "failed"):
+    if view.verdict.state in ("learning", "too early") and status in ("interrupted", "stopped", "killed", "failed"):
         return "Resume it: it goes on from its last checkpoint."
     if view.verdict.state == "too early" and status == "finished":
         return "The run was too short to judge. Train a new one with more steps."
@@ -142,6 +142,12 @@ def asked_run_id(job: Job) -> str | None:
         if flag == "--run-id":
             return value
     return None
+
+
+def asked_name(job: Job) -> str:
+    """The --name that a job gives its run."""
+    given = [word.removeprefix("--name=") for word in job.argv if word.startswith("--name=")]
+    return given[0] if given else "simclr"
 
 
 def state_of(run: Run | None, job: Job | None) -> str:
@@ -198,7 +204,9 @@ def duration(seconds: float | None) -> str:
 
 
 def _recent(events: Sequence[Mapping[str, Any]], name: str) -> float:
-    found = [float(e[name]) for e in events[-RECENT_STEPS:] if isinstance(e.get(name), (int, float))]
+    # The same last tenth as the verdict, so that the numbers agree.
+    tail = events[-max(5, len(events) // 10) :]
+    found = [float(e[name]) for e in tail if isinstance(e.get(name), (int, float))]
     return float(np.mean(found)) if found else float("nan")
 
 

@@ -11,7 +11,7 @@ from data.synthetic_anatomy import Anatomy, generator, smooth_noise
 
 SITES = ("white matter", "periventricular", "cortex")
 DIAMETER_MM = (3.0, 30.0)
-CONTRAST_SD = (1.5, 8.0)
+CONTRAST_SD = (2.0, 14.0)
 _RING_VOXELS = 4
 
 

@@ -49,9 +49,7 @@ class Grid:
 
     def matches(self, other: "Grid", tolerance_mm: float = 1e-3) -> bool:
         """Same shape, and no corner further than `tolerance_mm` from its counterpart."""
-        return self.shape == other.shape and bool(
-            np.abs(self.corners_mm() - other.corners_mm()).max() <= tolerance_mm
-        )
+        return self.shape == other.shape and bool(np.abs(self.corners_mm() - other.corners_mm()).max() <= tolerance_mm)
 
     def coarser(self, stride: tuple[int, int, int]) -> "Grid":
         """Every `stride`-th voxel centre, starting with voxel 0: the grid of a centred, padded convolution."""
@@ -134,15 +132,19 @@ def resample(
     if source.shape == onto.shape and np.abs(matrix - np.eye(4)).max() < 1e-9:
         return np.array(values, dtype=np.float32)
     moved: Any = affine_transform(
-        np.asarray(values, dtype=np.float32), matrix[:3, :3], matrix[:3, 3],
-        output_shape=onto.shape, order=order, mode="constant", cval=outside, prefilter=order > 1,
+        np.asarray(values, dtype=np.float32),
+        matrix[:3, :3],
+        matrix[:3, 3],
+        output_shape=onto.shape,
+        order=order,
+        mode="constant",
+        cval=outside,
+        prefilter=order > 1,
     )
     return np.asarray(moved, dtype=np.float32)
 
 
-def resample_mask(
-    mask: Mask, onto: Grid, *, world_to_source: Float64[np.ndarray, "4 4"] | None = None
-) -> Mask:
+def resample_mask(mask: Mask, onto: Grid, *, world_to_source: Float64[np.ndarray, "4 4"] | None = None) -> Mask:
     """The mask on another grid: linear interpolation, then at least one half."""
     if mask.grid.matches(onto) and world_to_source is None:
         return mask

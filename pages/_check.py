@@ -95,5 +95,6 @@ def _show_found(path: str, found: dict[str, Any]) -> None:
                 "lesion mL": st.column_config.NumberColumn(format="%.2f"),
                 "notes": st.column_config.TextColumn(width="large"),
             },
+            placeholder="–",
             alt="Subjects that can be used",
         )

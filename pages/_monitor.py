@@ -100,8 +100,8 @@ def show_numbers(view: TrainingView, state: str) -> None:
         ("Loss", "loss", "{:.3f}", f"chance {view.chance:.3f}"),
         ("Top-1", "top1", "{:.0%}", f"chance {view.chance_top1:.0%}"),
         ("Alignment", "alignment", "{:.3f}", "0 is best"),
-        ("Uniformity", "uniformity", "{:.2f}", "−4 best, 0 collapsed"),
-        ("Embedding std", "embedding_std", "{:.2f}", "1 spread, 0 collapsed"),
+        ("Uniformity", "uniformity", "{:.2f}", "−4 best, 0 worst"),
+        ("Embedding std", "embedding_std", "{:.2f}", "1 best, 0 collapsed"),
         ("Effective rank", "effective_rank", "{:.1f}", f"at most {view.candidates}"),
     ]
     for column, (label, name, form, beside) in zip(columns, texts, strict=True):
@@ -113,9 +113,9 @@ def show_curves(view: TrainingView) -> None:
     """Four charts: is the loss below chance, are partners found, do views lie together, is space used."""
     charts = [
         ("Loss (NT-Xent)", ("loss",), [("chance ln(2N−1)", view.chance, ORACLE)], {"rangemode": "tozero"}),
-        ("Top-1: the nearest other view is the partner", ("top1",), [("chance", view.chance_top1, ORACLE)],
+        ("Top-1: nearest view is the partner", ("top1",), [("chance", view.chance_top1, ORACLE)],
          {"range": [-0.02, 1.05], "tickformat": ".0%"}),
-        ("Alignment of partners, uniformity of all", ("alignment", "uniformity"), [], {}),
+        ("Alignment and uniformity", ("alignment", "uniformity"), [], {}),
         ("Embedding std × √dim", ("embedding_std",), [("collapse below 0.1", 0.1, ANOMALOUS)], {"rangemode": "tozero"}),
         ("Effective rank", ("effective_rank",), [("collapse below 2", 2.0, ANOMALOUS)], {"rangemode": "tozero"}),
         ("Examples per second", ("examples_per_s",), [], {"rangemode": "tozero"}),
@@ -170,13 +170,17 @@ def show_run(run_id: str) -> None:
             st.code(in_shell(job.argv), language="bash", wrap_lines=True)
 
 
-def watch_run(run_id: str, active: bool) -> None:
-    """The run as a fragment that looks again every two seconds while a job works on it."""
+def watch_run(run_id: str, active: bool, begun: bool) -> None:
+    """The run as a fragment that looks again every two seconds while a job works on it.
+
+    The whole page is drawn anew when the run has begun, and when a job has started or ended, since it was drawn.
+    """
 
     def body() -> None:
         show_run(run_id)
         job = job_of_run(list_jobs(runs_directory()), run_id)
-        if active and not (job is not None and job.active):
+        now = (job is not None and job.active, (runs_directory() / run_id / "run.json").is_file())
+        if now != (active, begun):
             st.rerun()
 
     st.fragment(body, run_every=2 if active else None)()
@@ -239,7 +243,7 @@ def watch_jobs(active: bool) -> None:
 
     def body() -> None:
         show_jobs()
-        if active and not any(job.active for job in list_jobs(runs_directory())):
+        if active != any(job.active for job in list_jobs(runs_directory())):
             st.rerun()
 
     st.fragment(body, run_every=2 if active else None)()

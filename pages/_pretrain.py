@@ -119,8 +119,8 @@ def _ask_settings(base: str, given: SimclrSettings, run: Run | None) -> None:
         help="Ghosting, gamma, noise, bias field, blur, patch swaps. 0 off, 1 as published.",
     )  # fmt: skip
     fourth.toggle(
-        "First view is the scan as it is", given.views.first_view_clean, key=key("clean"),
-        help="Off: both views of a pair are augmented, which makes the task harder.",
+        "First view clean", given.views.first_view_clean, key=key("clean"),
+        help="On: one view of each pair is the scan as it is. Off: both are augmented, a harder task.",
     )  # fmt: skip
 
 

@@ -55,13 +55,13 @@ def show_head(run: Run) -> None:
     cohort = run.record["cohort"]
     subjects = cohort["subjects"]
     ill = sum(not s["healthy"] for s in subjects)
-    st.subheader(f"Cohort {cohort['name']}", anchor=False)
+    st.subheader("Cohort" if cohort["name"] == "cohort" else f"Cohort {cohort['name']}", anchor=False)
     columns = st.columns(4)
     columns[0].metric("Subjects used", f"{len(subjects)} of {cohort['n_total']}")
     columns[1].metric("Healthy", len(subjects) - ill)
     columns[2].metric("With lesions", ill)
     columns[3].metric("Set aside", len(cohort["set_aside"]))
-    st.caption(f"`{cohort['path']}`")
+    st.code(cohort["path"], language=None)
     if cohort["citation"]:
         st.caption(f"Cite: {cohort['citation']}")
     for note in cohort["notes"]:
@@ -132,6 +132,7 @@ def show_subjects(run: Run, roles: list[str]) -> None:
             "age": st.column_config.NumberColumn(format="%.0f"),
             "notes": st.column_config.TextColumn(width="large"),
         },
+        placeholder="–",
         alt="Subjects of the chosen splits",
     )
 

@@ -4,7 +4,7 @@ import streamlit as st
 
 from core.jobs import Job, list_jobs
 from core.store import Run, stage_done
-from core.training_view import asked_run_id, job_of_run
+from core.training_view import asked_name, asked_run_id, job_of_run
 from pages._monitor import show_next, show_settings, watch_jobs, watch_run
 from pages._pretrain import pretrain_form
 from pages._shared import every_run, runs_directory
@@ -12,8 +12,9 @@ from pages._shared import every_run, runs_directory
 
 def pick_encoder(encoders: dict[str, Run], jobs: list[Job]) -> str | None:
     """The picker of encoder runs in the sidebar; a run that a job is still preparing scans for is among them."""
-    coming = [i for job in jobs if job.argv[:1] == ("pretrain",) and (i := asked_run_id(job)) and i not in encoders]
-    ids = [*dict.fromkeys(coming), *encoders]
+    coming = {i: asked_name(job) for job in jobs if job.argv[:1] == ("pretrain",) and (i := asked_run_id(job))}
+    names = {i: name for i, name in coming.items() if i not in encoders} | {i: r.name for i, r in encoders.items()}
+    ids = list(names)
     if not ids:
         return None
     if st.session_state.get("encoder_run", ids[0]) not in ids:
@@ -24,7 +25,7 @@ def pick_encoder(encoders: dict[str, Run], jobs: list[Job]) -> str | None:
         "Encoder run",
         ids,
         index=ids.index(str(opening)),
-        format_func=lambda i: f"{encoders[i].name} · {i}" if i in encoders else f"{i} · not begun",
+        format_func=lambda i: f"{names[i]} · {i}",
         key="encoder_run",
         bind="query-params",
         persist_state="session",
@@ -46,7 +47,7 @@ if run_id is None:
     )
 else:
     job = job_of_run(jobs, run_id)
-    watch_run(run_id, active=job is not None and job.active)
+    watch_run(run_id, active=job is not None and job.active, begun=run_id in encoders)
     run = encoders.get(run_id)
     if run is not None:
         if stage_done(run, "encoder"):

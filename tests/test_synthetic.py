@@ -135,7 +135,7 @@ def test_white_matter_is_bright_on_t1_and_dark_on_flair() -> None:
 
 
 def test_intensity_alone_does_not_find_the_lesions() -> None:
-    people = [subject(0, True), subject(1, True)]
+    people = [subject(index, True) for index in range(4)]
     truth = np.concatenate([(p.lesion_labels > 0)[p.brain] for p in people])
     for scans in ([p.flair for p in people], [-p.t1 for p in people]):
         inside = [scan[p.brain] for scan, p in zip(scans, people, strict=True)]

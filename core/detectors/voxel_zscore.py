@@ -95,4 +95,5 @@ class VoxelZScore:
         sigma = [self.prior_smoothing_mm / s for s in volume.grid.spacing_mm]
         weight = np.maximum(gaussian_filter(volume.brain_mask.astype(np.float32), sigma), 1e-6)
         smoothed = [gaussian_filter(c * volume.brain_mask, sigma) / weight for c in volume.voxels]
-        return np.stack(smoothed) * volume.brain_mask
+        stacked: np.ndarray = np.stack(smoothed) * volume.brain_mask
+        return stacked
