@@ -139,7 +139,7 @@ class FeatureExtractor:
         """Cells of the encoder's output per kept cell, along each axis."""
         own = next(tap.stride for tap in self.encoder.taps if tap.name == name)
         kept = np.array(self.layout.layer_grids[name].spacing_mm) / self.layout.working_grid.spacing_mm
-        return _triple(np.round(kept / own))
+        return _triple([round(ratio) for ratio in kept / own])
 
     def save(self, directory: Path) -> None:
         """Write the layout and the reduction (the encoder is saved by its owner)."""

@@ -230,6 +230,7 @@ def test_volumes_of_another_grid_are_refused(fitted: dict[str, AnyDetector]) -> 
             fitted[name].score(other)
 
 
-def test_an_intensity_of_a_contrast_that_is_not_there_is_refused(train: list[Volume], healthy: Volume) -> None:
-    with pytest.raises(BadInput, match=r"contrast 1"):
-        make("intensity-bright", {"contrast": 1}).fit(train).score(healthy)
+def test_an_intensity_of_a_contrast_that_is_not_there_is_refused(train: list[Volume]) -> None:
+    for contrast in (1, -1):
+        with pytest.raises(BadInput, match=rf"no contrast {contrast}.*1: T1"):
+            make("intensity-bright", {"contrast": contrast}).fit(train)

@@ -35,6 +35,12 @@ class Intensity:
         """Only checks that there is something to be compared with."""
         if not train:
             raise BadInput("No training volume. Give at least two healthy subjects.")
+        names = train[0].contrasts
+        if not 0 <= self.contrast < len(names):
+            raise BadInput(
+                f"There is no contrast {self.contrast}. The volumes have {len(names)}: {', '.join(names)}; "
+                f"count from 0 to {len(names) - 1}."
+            )
         monitor(len(train), {"total": float(len(train))})
         self.fitted_ = True
         return self
