@@ -127,6 +127,8 @@ def show_subjects(run: Run, roles: list[str]) -> None:
         hide_index=True,
         height=min(38 * (len(rows) + 1), 420),
         column_config={
+            "subject": st.column_config.TextColumn(width=140),
+            "split": st.column_config.TextColumn(width=90),
             "brain mL": st.column_config.NumberColumn(format="%.0f"),
             "lesion mL": st.column_config.NumberColumn(format="%.2f"),
             "age": st.column_config.NumberColumn(format="%.0f"),
@@ -158,7 +160,7 @@ def show_pictures(run: Run, roles: list[str]) -> None:
         except (OSError, BadInput, IntegrityError) as problem:
             column.warning(str(problem))
         lesion = row.get("lesion mL")
-        known = "healthy" if subject["healthy"] else "no lesion mask" if lesion is None else f"lesion {lesion:.1f} mL"
+        known = "healthy" if subject["healthy"] else "no lesion mask" if lesion is None else f"lesion {lesion:.2f} mL"
         column.caption(f"**{subject_id}** · {subject['role']} · {known}")
     st.caption(
         "Prepared scans on the working grid, as detectors see them: axial, coronal, sagittal; the subject's left is on "

@@ -139,7 +139,7 @@ def test_the_page_shows_counts_pictures_and_what_was_set_aside(study: Run, monke
     numbers = {metric.label: metric.value for metric in page.metric}
     assert numbers == {"Subjects used": "5 of 6", "Healthy": "4", "With lesions": "1", "Set aside": "1"}
     assert any("No leakage found" in box.value for box in page.success)
-    assert len(page.get("imgs")) == 5
+    assert len(page.get("image")) == 5
     tables = [table.value for table in page.dataframe]
     assert any("what to do" in table.columns and table["subject"].tolist() == ["s6"] for table in tables)
 
@@ -149,8 +149,8 @@ def test_choosing_a_split_shows_its_subjects_only(study: Run, monkeypatch: pytes
     page.session_state["split"] = "test"
     page.run()
     assert not page.exception
-    assert len(page.get("imgs")) == 1
-    assert any(caption.value.startswith("**s5** · test · lesion 32.8 mL") for caption in page.caption)
+    assert len(page.get("image")) == 1
+    assert any(caption.value.startswith("**s5** · test · lesion 32.77 mL") for caption in page.caption)
 
 
 def test_a_scan_that_left_the_cache_is_said_and_hides_no_other(study: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,7 +159,7 @@ def test_a_scan_that_left_the_cache_is_said_and_hides_no_other(study: Run, monke
     changed = update_run(open_run(study.directory.parent, study.run_id), cohort=cohort)
     try:
         page = open_page(study.directory.parent, monkeypatch)
-        assert len(page.get("imgs")) == 4
+        assert len(page.get("image")) == 4
         assert any("no longer in the cache" in box.value for box in page.warning)
     finally:
         update_run(changed, cohort=study.record["cohort"])
