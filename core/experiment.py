@@ -177,13 +177,25 @@ def fit(
             def monitor(number: int, values: Mapping[str, float]) -> None:
                 nonlocal seen
                 if "planned_bytes" in values:
-                    progress.say(f"Planned peak memory {values['planned_bytes'] / 1e9:.2f} GB.")
+                    progress.say(detector.plan_text_ if isinstance(detector, FeatureGaussian) else "")
                 advance(max(number - seen, 0), "")
                 seen = max(number, seen)
 
             with stage(run, "detector") as scratch:
                 detector.fit(volumes, monitor)
                 detector.save(scratch)
+        if isinstance(detector, FeatureGaussian) and detector.gaussian_ is not None:
+            fitted = detector.gaussian_
+            update_run(
+                run,
+                settings={
+                    "form": fitted.form,
+                    "n_subjects": fitted.n_subjects,
+                    "features": sum(fitted.channels.values()),
+                    "positions": fitted.n_positions,
+                    "bytes": fitted.n_bytes,
+                },
+            )
     return run
 
 

@@ -53,6 +53,8 @@ class FeatureGaussian:
     memory_gb: float = 6.0
     """Peak memory that fitting and scoring may use, GB."""
 
+    plan_text_: str = field(default="", init=False, repr=False)
+    """The memory law of the last fit, in words."""
     extractor_: FeatureExtractor | None = field(default=None, init=False, repr=False)
     gaussian_: VoxelGaussian | None = field(default=None, init=False, repr=False)
     encoder_settings_: EncoderSettings | None = field(default=None, init=False, repr=False)
@@ -82,6 +84,7 @@ class FeatureGaussian:
             self.gaussian,
             self._limit_bytes,
         )
+        self.plan_text_ = plan.text
         monitor(0, {"planned_bytes": float(plan.peak_bytes), "total": float(len(train))})
         self.gaussian_ = fit_gaussian(
             self._feature_rows(train, monitor),
