@@ -44,19 +44,24 @@ class LocalOnly:
             await self.app(scope, receive, _nosniff(send))
 
 
-class RootHealth:
-    """Streamlit's browser asks /slices/_stcore/health before /_stcore/health; the first answer is then no 404."""
+class OnlyRoot:
+    """Say quietly that the app is not below a page's address.
+
+    Streamlit's browser asks /slices/_stcore/health before /_stcore/health and takes the first success as the app's
+    address, so no success may be given here. Unlike Streamlit's 404, a 300 is not reported as an error by browsers.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer health and host-config below a page's address as at the root."""
+        """HTTP 300 for health and host-config below a page's address; all else passes."""
         if scope["type"] == "http":
-            page, marker, rest = scope["path"].strip("/").partition("/_stcore/")
-            if marker and rest in ("health", "host-config") and "/" not in page:
-                path = f"/_stcore/{rest}"
-                scope = {**scope, "path": path, "raw_path": path.encode()}
+            page, below, question = scope["path"].strip("/").partition("/_stcore/")
+            if below and question in ("health", "host-config") and "/" not in page:
+                answer = PlainTextResponse("The app is at the root of this server.", status_code=300)
+                await answer(scope, receive, send)
+                return
         await self.app(scope, receive, send)
 
 
@@ -98,5 +103,5 @@ async def volume(request: Request) -> Response:
 app = st.App(
     "app.py",
     routes=[Route("/api/volume/{run}/{subject}/{name}", volume), viewer_route()],
-    middleware=[Middleware(LocalOnly), Middleware(RootHealth)],
+    middleware=[Middleware(LocalOnly), Middleware(OnlyRoot)],
 )
