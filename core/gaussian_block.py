@@ -4,7 +4,7 @@ A combination is solved at its distinct *units*: positions that take the same ro
 coarse layers are solved at their own positions. Each form and covariance has its own solution below.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,9 +13,12 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from core import gaussian_dual as dual
+from core.gaussian_conditional import FineGivenCoarse, condition, factor_coarse, squared_distance
 from core.memory_plan import Form, GaussianSettings
 from core.shrinkage import scale_and_floor
 
+_FEW = 0.75
+"""Fine features per sample up to which conditioning them on the coarse ones is cheaper than a kernel per position."""
 _CANCELLED = 0.01
 """Share of |δ|² that must be left over for float32 to keep m² to about 1e-5."""
 
@@ -73,6 +76,9 @@ class Block:
         self._units: dict[tuple[str, ...], tuple[dict[str, np.ndarray], np.ndarray]] = {}
         self._terms: dict[tuple[str, torch.dtype], tuple[Tensor, Tensor | None, Tensor | None]] = {}
         self._deltas: dict[str, Tensor] = {}
+        self._given: dict[tuple[str, ...], FineGivenCoarse] = {}
+        finest = max(self.rows, key=lambda group: len(self.rows[group]))
+        self.fine = tuple(layer for layer in layers if self.group[layer] == finest)
 
     def squared_distances(self, subset: tuple[str, ...]) -> tuple[Tensor, np.ndarray]:
         """(units × volumes, which unit each position takes); units are the distinct positions of the subset."""
@@ -82,6 +88,8 @@ class Block:
         if gaussian.form == "dual":
             if self.volumes is None:
                 return self._left_out(subset, units, d), back
+            if self._few_fine(subset, units):
+                return self._from_conditional(subset, units), back
             if dual.use_samples(gaussian.n_subjects, d):
                 return self._from_gram(subset, units, d), back
             return self._from_samples(subset, units, d), back
@@ -166,6 +174,41 @@ class Block:
         squared = dual.squared_distance_from_gram(gram, b, norms, scale, floor)
         return squared, squared * floor.to(dtype)[:, None] < _CANCELLED * norms
 
+    def _few_fine(self, subset: tuple[str, ...], units: Mapping[str, np.ndarray]) -> bool:
+        gaussian = self.gaussian
+        few = sum(gaussian.channels[layer] for layer in self.fine) <= _FEW * (gaussian.n_subjects - 1)
+        if gaussian.settings.shrinkage != "ridge" or not few or not set(subset) & set(self.fine):
+            return False
+        coarse = self._distinct(tuple(group for group in units if group != self.group[self.fine[0]]))[0]
+        return 2 * max((len(index) for index in coarse.values()), default=0) <= len(next(iter(units.values())))
+
+    def _from_conditional(self, subset: tuple[str, ...], units: Mapping[str, np.ndarray]) -> Tensor:
+        coarse = tuple(layer for layer in subset if layer not in self.fine)
+        if coarse not in self._given:
+            self._given[coarse] = self._given_coarse(coarse, units)
+        starts = dict(zip(self.fine, np.cumsum([0, *(self.gaussian.channels[x] for x in self.fine)]), strict=False))
+        chosen = [starts[x] + np.arange(self.gaussian.channels[x]) for x in self.fine if x in subset]
+        return squared_distance(self._given[coarse], torch.from_numpy(np.concatenate(chosen)).to(self.gaussian.device))
+
+    def _given_coarse(self, coarse: tuple[str, ...], units: Mapping[str, np.ndarray]) -> FineGivenCoarse:
+        # In float64 throughout: the coarse factor is cheap, and the fine one may be badly conditioned.
+        scale, ridge = 1 / (self.gaussian.n_subjects - 1), self.gaussian.settings.ridge
+        own, back = self._distinct(tuple(dict.fromkeys(self.group[layer] for layer in coarse)))
+        factor = None
+        if coarse:
+            samples, deltas = (self._joined(part, coarse, own) for part in (self._samples, self._delta))
+            factor = factor_coarse(samples, deltas, scale, ridge)
+        _, all_units = self._distinct(tuple(units))
+        _, first = np.unique(all_units, return_index=True)
+        where = torch.from_numpy(back[first]).to(self.gaussian.device)
+        samples, deltas = (self._joined(part, self.fine, units) for part in (self._samples, self._delta))
+        return condition(factor, where, samples, deltas, scale, ridge)
+
+    def _joined(
+        self, part: Callable[[str], Tensor], layers: tuple[str, ...], units: Mapping[str, np.ndarray]
+    ) -> Tensor:
+        return torch.cat([self._spread_layer(x, part(x), units) for x in layers], -1).to(torch.float64)
+
     def _left_out(self, subset: tuple[str, ...], units: Mapping[str, np.ndarray], d: int) -> Tensor:
         settings, n = self.gaussian.settings, self.gaussian.n_subjects
         exact = d < 2 * n or settings.shrinkage != "ridge"
@@ -174,8 +217,7 @@ class Block:
 
     def _from_samples(self, subset: tuple[str, ...], units: Mapping[str, np.ndarray], d: int) -> Tensor:
         settings = self.gaussian.settings
-        samples = torch.cat([self._spread_layer(x, self._samples(x), units) for x in subset], -1).to(torch.float64)
-        deltas = torch.cat([self._spread_layer(x, self._delta(x), units) for x in subset], -1).to(torch.float64)
+        samples, deltas = (self._joined(part, subset, units) for part in (self._samples, self._delta))
         covariance = samples.transpose(1, 2) @ samples
         n = self.gaussian.n_subjects
         quartic = None
@@ -187,7 +229,7 @@ class Block:
     def _from_moments(self, subset: tuple[str, ...], units: Mapping[str, np.ndarray], back: np.ndarray) -> Tensor:
         gaussian = self.gaussian
         pick = gaussian.columns(subset)
-        deltas = torch.cat([self._spread_layer(x, self._delta(x), units) for x in subset], -1).to(torch.float64)
+        deltas = self._joined(self._delta, subset, units)
         scatter = gaussian.state["all"]
         if gaussian.settings.covariance == "shared":
             joint = scatter.index_select(-1, pick).index_select(-2, pick) / (gaussian.n_subjects - 1)

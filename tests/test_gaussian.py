@@ -1,5 +1,6 @@
 """The Gaussian per position: both forms against float64 references and refits."""
 
+import itertools
 import json
 from collections.abc import Mapping
 
@@ -86,6 +87,37 @@ def test_every_subset_of_both_forms_agrees_with_a_two_pass_float64_reference(for
     for s, subset in enumerate(SUBSETS):
         expected = reference(train, test, subset, settings)
         np.testing.assert_allclose(distances[s], expected, rtol=2e-5)
+
+
+@pytest.mark.parametrize("scales", [(1.0, 1.0, 1.0), (100.0, 1.0, 1.0), (1.0, 100.0, 0.01)])
+def test_few_fine_features_given_many_coarse_ones_are_as_exact_as_one_joint_system(scales, monkeypatch) -> None:
+    channels = {"fine": 3, "one": 1, "middle": 5, "coarse": 20}
+    lookup = {"fine": np.arange(32), "one": np.arange(32), "middle": np.arange(32) // 4, "coarse": np.arange(32) // 8}
+    random = np.random.default_rng(8)
+    sizes = dict(zip(channels, (scales[0], scales[0], scales[1], scales[2]), strict=True))
+
+    def volume() -> Rows:
+        shared = random.normal(size=(4, 1))
+        return {
+            x: torch.from_numpy(
+                (sizes[x] * (shared[np.arange(lookup[x][-1] + 1) * 4 // (lookup[x][-1] + 1)]
+                             + 0.3 * random.normal(size=(lookup[x][-1] + 1, c)))).astype(np.float32)
+            )
+            for x, c in channels.items()
+        }  # fmt: skip
+
+    train, test = [volume() for _ in range(15)], [volume() for _ in range(3)]
+    subsets = [s for k in range(1, 5) for s in itertools.combinations(channels, k)]
+    gaussian = fit_gaussian(train, lookup, channels, GaussianSettings(form="dual"), n_subjects=15)
+    distances = gaussian.mahalanobis_subsets(test, subsets)
+    monkeypatch.setattr("core.gaussian_block._FEW", 0.0)
+    joint_system = gaussian.mahalanobis_subsets(test, subsets)
+    assert not np.array_equal(distances, joint_system), "the conditional path was not taken"
+    np.testing.assert_allclose(distances, joint_system, rtol=2e-5)
+    for s, subset in enumerate(subsets):
+        tolerance = 1e-6 if set(subset) & {"fine", "one"} else 2e-5
+        expected = reference(train, test, subset, GaussianSettings(), lookup)
+        np.testing.assert_allclose(distances[s], expected, rtol=tolerance, err_msg=str(subset))
 
 
 @pytest.mark.parametrize("form", ["dual", "primal"])
