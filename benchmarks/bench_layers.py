@@ -149,7 +149,9 @@ def _zoomed(case: LayersCase, values: np.ndarray) -> np.ndarray:
     grid = np.zeros(case.layout.feature_grid.shape, dtype=np.float32)
     grid[tuple(case.layout.positions.T)] = values
     shape = case.brain.grid.shape
-    zoomed: np.ndarray = affine_transform(grid, [0.5] * 3, output_shape=shape, order=1, mode="nearest", prefilter=False)
+    zoomed: np.ndarray = affine_transform(
+        grid, np.full(3, 0.5), output_shape=shape, order=1, mode="nearest", prefilter=False
+    )
     return zoomed
 
 

@@ -52,7 +52,8 @@ drawn per case. No head and no lesion shape is both in validation and in test. S
 {len(record["cohort"]["set_aside"])} of {record["cohort"]["n_total"]}.
 
 All numbers are in the scans' own space, inside the brain mask, raw maps (no smoothing, no median, no component filter).
-Intervals are 95 % bootstrap over subjects. *Oracle* columns chose their threshold on the test labels: bounds, not results."""
+Intervals are 95 % bootstrap over subjects. *Oracle* columns chose their threshold on the test labels: bounds, not
+results."""
 
 
 def _planted(runs: Runs) -> str:
@@ -68,7 +69,8 @@ def _planted(runs: Runs) -> str:
             label = TITLES[kind] if len(metrics["layers"]) == 1 else f"{TITLES[kind]}: {name.replace('+', ' + ')}{mark}"
             rows.append(_row(label, metrics["sets"][name]["native"]))
     header = (
-        "| detector: layers | AUPRC | Dice, healthy threshold | Dice, validation threshold | oracle, one threshold (D2) "
+        "| detector: layers | AUPRC | Dice, healthy threshold | Dice, validation threshold "
+        "| oracle, one threshold (D2) "
         "| oracle, per subject (D4) | oracle ⌈Dice⌉, pooled (D1) | false mL per healthy scan (healthy threshold) |\n"
         "|---|--:|--:|--:|--:|--:|--:|--:|"
     )
@@ -120,8 +122,9 @@ def _comparison(runs: Runs) -> str:
     reference = simclr["sets"][simclr["headline"]]["native"]
     lines += [
         "",
-        f"For orientation only, other scans and other protocols: the seed system reports a Dice of 0.112 (oracle, D2) on "
-        f"real lesions; an untrained 2-D ResNet-18 at 4 mm reached ⌈Dice⌉ about 0.52 on 12 planted cases and |z| 0.68. "
+        f"For orientation only, other scans and other protocols: the seed system reports a Dice of 0.112 (oracle, D2) "
+        f"on real lesions; an untrained 2-D ResNet-18 at 4 mm reached ⌈Dice⌉ about 0.52 on 12 planted cases and |z| "
+        f"0.68. "
         f"Here the trained headline set has ⌈Dice⌉ {reference['ceil_dice']['dice']:.3f} and the voxel-wise |z| "
         f"{_single(runs, 'zscore')['ceil_dice']['dice']:.3f}.",
     ]
@@ -179,9 +182,9 @@ def _training(encoder: Run) -> str:
     means = {key: sum(e[key] for e in last) / len(last) for key in ("loss", "chance", "top1", "effective_rank")}
     settings = encoder.record["recipe"]
     return (
-        f"## Pretraining\n\n{len(events)} steps of batch {settings['batch']}, {settings['encoder']['architecture']} of width "
-        f"{settings['encoder']['width']}, crops of {settings['views']['crop_voxels']} voxels, one clean and one augmented "
-        f"view, temperature {settings['temperature']}. Last tenth: loss {means['loss']:.3f} against chance "
+        f"## Pretraining\n\n{len(events)} steps of batch {settings['batch']}, {settings['encoder']['architecture']} of "
+        f"width {settings['encoder']['width']}, crops of {settings['views']['crop_voxels']} voxels, one clean and one "
+        f"augmented view, temperature {settings['temperature']}. Last tenth: loss {means['loss']:.3f} against chance "
         f"{means['chance']:.3f}, top-1 {means['top1']:.2f}, effective rank {means['effective_rank']:.1f}. "
         f"Verdict: **{said.state}**. {said.reason} {said.advice}"
     )

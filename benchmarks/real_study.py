@@ -44,7 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scans", type=Path, required=True, help="folder with ixi_t1_2mm, lesions, stroke_masks_mni")
     parser.add_argument("--runs", type=Path, default=Path("runs-real"))
-    parser.add_argument("--steps", type=int, default=400, help="SimCLR steps")
+    parser.add_argument("--steps", type=int, default=300, help="SimCLR steps")
     parser.add_argument("--report", type=Path, default=Path("docs/results/real_scans.md"))
     parser.add_argument("--prepare-only", action="store_true")
     given = parser.parse_args()

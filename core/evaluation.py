@@ -109,10 +109,10 @@ def evaluate_layer_set(
 
 def _without_lesions(test: Sequence[SubjectScores], rule: Mapping[str, Any]) -> dict[str, Any]:
     """Only healthy test scans: their false positives, and no Dice."""
-    ml = {s.subject_id: s.counts(rule["threshold"])[1] * s.voxel_ml for s in test}
+    ml = {s.subject_id: s.counts(rule["threshold"])[1] * s.voxel_ml for s in test if s.healthy}
     return {
         "n_lesion_subjects": 0,
-        "n_healthy_subjects": len(test),
+        "n_healthy_subjects": len(ml),
         "protocols": {
             "healthy": {
                 **rule,
@@ -203,9 +203,9 @@ def _lesion_figures(scores: RunScores, layers: LayerSet, figures: Mapping[str, A
             native = scores.native_scores(subject_id, layers)
             score_map = ScoreMap(native, prepared.native_grid, subject_id, scores.unit)
             segmentation: Mask = segment(score_map, threshold)
-            if prepared.native_lesion is None:
+            if scores.is_healthy(subject_id):
                 alarms[subject_id] = segmentation
-            else:
+            elif prepared.native_lesion is not None:
                 reports.append(lesion_report(score_map, segmentation, prepared.native_lesion))
         result[name] = {"lesions": summarise(reports), "healthy_scans": healthy_false_positives(alarms)}
     return result

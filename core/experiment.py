@@ -31,7 +31,7 @@ from core.store import (
 )
 from data.cohort import ROLES, Cohort, Split, Subject, check_healthy, split_by_roles
 from data.errors import BadInput, Interrupted
-from data.files import committed_directory, is_committed, read_json
+from data.files import committed_directory, is_committed, read_json, verify_directory
 from data.layout import read_cohort
 from data.preprocessing import Prepared, PreparedCohort, Preprocessing, load_prepared, prepare_cohort
 from data.reading import refuse_leakage
@@ -111,6 +111,7 @@ def prepare(runs: Path, source: DataSource, progress: Progress, workers: int = 2
         prepared = prepare_cohort(cohort, source.preprocessing, cache_directory(runs), workers=workers, monitor=monitor)
     split = _readable(_split(cohort, source), prepared)
     check_healthy(cohort, split)
+    _check_called_healthy(cohort, split, prepared)
     refuse_leakage(split, prepared.voxel_hashes)
     return Study(source, cohort, split, prepared)
 
@@ -166,10 +167,13 @@ def fit(
         contrasts = len(source.preprocessing.contrasts)
         detector = replace(detector, encoder=replace(detector.encoder, in_channels=contrasts))
     recipe = recipe_json(detector)
+    if encoder_run is not None:  # by its run, not by its path: a study that has moved is the same study
+        recipe["weights"] = f"{encoder_run.run_id}/encoder"
     run = _open_or_create(runs, "detector", name, recipe, study, run_id, parents)
     with lock(run) as run, _outcome(run):
         if stage_done(run, "detector"):
             return run
+        update_run(run, status="running")
         volumes = study.volumes("train")
         with progress.task("Fitting", len(volumes)) as advance:
             seen = 0
@@ -183,7 +187,7 @@ def fit(
 
             with stage(run, "detector") as scratch:
                 detector.fit(volumes, monitor)
-                detector.save(scratch)
+                _save(detector, recipe, scratch)
         if isinstance(detector, FeatureGaussian) and detector.gaussian_ is not None:
             fitted = detector.gaussian_
             update_run(
@@ -208,7 +212,9 @@ def score(run: Run, progress: Progress) -> Run:
         for start in range(0, len(subjects), CHUNK):
             chunk = subjects[start : start + CHUNK]
             if not all(is_committed(run.directory / "scores" / s["subject_id"]) for s in chunk):
-                detector = detector or load_detector(run)
+                if detector is None:
+                    update_run(run, status="running")
+                    detector = load_detector(run)
                 _score_chunk(run, detector, chunk)
             advance(len(chunk), chunk[-1]["subject_id"])
         if detector is not None:
@@ -217,11 +223,12 @@ def score(run: Run, progress: Progress) -> Run:
 
 
 def load_detector(run: Run) -> AnyDetector:
-    """The fitted detector of a run."""
-    if not stage_done(run, "detector", verify=True):
+    """The fitted detector of a run. IntegrityError when its files are not what was saved."""
+    if not stage_done(run, "detector"):
         raise BadInput(
             f"Run {run.run_id} has no fitted detector. Finish it: python cli.py fit --run-id {run.run_id} ..."
         )
+    verify_directory(run.directory / "detector")
     return detector_kind(run.record["recipe"]["kind"]).load(run.directory / "detector")
 
 
@@ -296,6 +303,25 @@ def _readable(split: Split, prepared: PreparedCohort) -> Split:
     return Split(**kept)
 
 
+def _check_called_healthy(cohort: Cohort, split: Split, prepared: PreparedCohort) -> None:
+    for subject in cohort.subjects:
+        masked = subject.healthy and subject.lesion_mask is not None and subject.subject_id in prepared.keys
+        if not masked or not _in_split(split, subject.subject_id):
+            continue
+        lesion = prepared.load(subject.subject_id).native_lesion
+        if lesion is not None and lesion.voxels.any():
+            raise BadInput(
+                f"Subject {subject.subject_id!r} ({split.role_of(subject.subject_id)}) is called healthy, and its "
+                f"lesion mask has {lesion.volume_ml:.2f} mL: {subject.lesion_mask}. Correct the table or the mask."
+            )
+
+
+def _save(detector: AnyDetector, recipe: Mapping[str, Any], directory: Path) -> None:
+    if isinstance(detector, FeatureGaussian):
+        detector.weights = recipe["weights"]
+    detector.save(directory)
+
+
 def _open_or_create(
     runs: Path,
     kind: str,
@@ -313,7 +339,7 @@ def _open_or_create(
     }
     for run in list_runs(runs)[0]:
         if run.run_id == run_id:
-            check_same(run, wanted)
+            check_same(run, wanted | {"parents": parents}, may_change=("recipe.weights",) if parents else ())
             if run.record["cohort"]["fingerprint"] != cohort["fingerprint"]:
                 raise BadInput(
                     f"The scans of run {run.run_id} have changed since it began (or others were set aside). "
@@ -368,12 +394,13 @@ def _in_split(split: Split, subject_id: str) -> bool:
 def _with_encoder(detector: AnyDetector, encoder_run: Run) -> tuple[AnyDetector, dict[str, str]]:
     if not isinstance(detector, FeatureGaussian):
         raise BadInput(f"{type(detector).__name__} takes no encoder. Leave --encoder out.")
-    if not stage_done(encoder_run, "encoder", verify=True):
+    if not stage_done(encoder_run, "encoder"):
         raise BadInput(
             f"Encoder run {encoder_run.run_id} is {encoder_run.status}: it has no finished encoder. "
             f"Finish it: python cli.py pretrain --run-id {encoder_run.run_id} ..."
         )
     weights = encoder_run.directory / "encoder"
+    verify_directory(weights)
     return replace(detector, weights=str(weights)), {"encoder": encoder_run.run_id}
 
 

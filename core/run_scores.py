@@ -69,6 +69,10 @@ class RunScores:
         """Ids of one split."""
         return subjects_of(self.run, role)
 
+    def is_healthy(self, subject_id: str) -> bool:
+        """What the cohort says of a subject; one without a lesion mask may still be ill."""
+        return any(s["subject_id"] == subject_id and s["healthy"] for s in self.run.record["cohort"]["subjects"])
+
     def prepared(self, subject_id: str) -> Prepared:
         """The prepared scan of a subject."""
         return prepared_of(self.run, subject_id)
@@ -111,7 +115,7 @@ class RunScores:
         ill = lesion.voxels if lesion is not None else np.zeros(scores.shape, dtype=bool)
         return SubjectScores(
             subject_id=subject_id,
-            healthy=lesion is None,
+            healthy=self.is_healthy(subject_id),
             normal=scores[inside & ~ill],
             anomalous=scores[inside & ill],
             voxel_ml=grid.voxel_volume_mm3 / 1000.0,

@@ -234,7 +234,7 @@ def _swapped(view: Tensor, swaps: int, generator: torch.Generator) -> Tensor:
         one = view[:, first[0], first[1], first[2] : first[2] + length].clone()
         view[:, first[0], first[1], first[2] : first[2] + length] = view[
             :, second[0], second[1], second[2] : second[2] + length
-        ]
+        ].clone()
         view[:, second[0], second[1], second[2] : second[2] + length] = one
     return view
 
