@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from streamlit.runtime.pages_manager import PagesManager
 
 from core.packed import packed_path
 from data.errors import BadInput, EnvironmentProblem, IntegrityError
@@ -99,6 +100,9 @@ async def volume(request: Request) -> Response:
         headers={"Content-Encoding": "gzip", "Cache-Control": "private, max-age=31536000, immutable"},
     )
 
+
+# A page that is opened before the front door would otherwise run by itself, outside st.navigation.
+PagesManager.uses_pages_directory = False
 
 app = st.App(
     "app.py",
