@@ -20,6 +20,7 @@ from pages._viewer import viewer
 
 MOST = 4
 
+st.title("Layers")
 run = pick_run()
 metrics = metrics_or_stop(run)
 scores = scores_of(run)
@@ -28,13 +29,12 @@ order, labels = subject_order(scores, metrics)
 subject_id = pick_subject(run, order, labels)
 rows = sorted(table_of(run.run_id, version), key=lambda r: -(r["auprc"] or 0.0))
 
-st.title("Layers")
 if len(rows) == 1:
     st.info(f"{run.name} has no layers to combine: it scores voxels directly. Pick a Gaussian run in the sidebar.")
     st.stop()
 names = [row["layers"] for row in rows]
 single = [set_id((layer,)) for layer in scores.layers]
-start = list(dict.fromkeys([metrics["headline"], names[0], set_id(scores.layers), max(single, key=names.index)]))[:MOST]
+start = list(dict.fromkeys([metrics["headline"], names[0], set_id(scores.layers), min(single, key=names.index)]))[:MOST]
 chosen = st.multiselect(
     f"Layer sets to look at, up to {MOST}",
     names,
