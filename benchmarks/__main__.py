@@ -40,19 +40,19 @@ FULL: dict[str, Callable[[], Result]] = {
     "layer_change_seen": lambda: bench_layers.layer_change_seen(bench_layers.layers_case()),
 }
 
+FEW = ("input", "stage0", "stage2")
+
 QUICK: dict[str, Callable[[], Result]] = {
     "subset_scoring_vs_refit": lambda: bench_gaussian.subset_scoring_vs_refit(repeats=1, side=8),
     "fit_vs_explicit_inverse_d128": lambda: bench_gaussian.fit_vs_explicit_inverse(128, positions=32, repeats=1),
     "fit_vs_explicit_inverse_d448": lambda: bench_gaussian.fit_vs_explicit_inverse(448, positions=8, repeats=1),
-    "fit_peak_memory": lambda: _two_sizes(
-        bench_gaussian.fit_peak_memory(128, 128), bench_gaussian.fit_peak_memory(448, 32)
-    ),
+    "fit_peak_memory": lambda: _two_sizes(*[bench_gaussian.fit_peak_memory(448, 32)] * 2),
     "threshold_curves_vs_sklearn": lambda: bench_metrics.threshold_curves_vs_sklearn(200_000),
     "all_metrics_exact_vs_sklearn": lambda: bench_metrics.all_metrics_exact_vs_sklearn(200_000),
     "subject_toggle_ms": lambda: bench_metrics.subject_toggle_ms(4, 20_000, 3),
     "upsample_blur_vs_scipy": lambda: bench_metrics.upsample_blur_vs_scipy(rounds=1),
-    "layer_change_unseen": lambda: bench_layers.layer_change_unseen(bench_layers.layers_case(8.0, 12, 2), 1),
-    "layer_change_seen": lambda: bench_layers.layer_change_seen(bench_layers.layers_case(8.0, 12, 2), 1),
+    "layer_change_unseen": lambda: bench_layers.layer_change_unseen(bench_layers.layers_case(8.0, 12, 2), 1, FEW),
+    "layer_change_seen": lambda: bench_layers.layer_change_seen(bench_layers.layers_case(8.0, 12, 2), 1, FEW),
 }
 
 

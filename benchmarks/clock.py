@@ -47,6 +47,16 @@ def side_by_side(
     return Timing(statistics.median(fast), statistics.median(slow), value, reference)
 
 
+def median_seconds(call: Callable[[], Ours], rounds: int) -> tuple[float, Ours]:
+    """Median CPU seconds after one call to warm up, and what the last call returned."""
+    call()
+    seconds = []
+    for _ in range(rounds):
+        spent, value = cpu_seconds(call)
+        seconds.append(spent)
+    return statistics.median(seconds), value
+
+
 def cpu_seconds(call: Callable[[], Ours]) -> tuple[float, Ours]:
     """CPU seconds of this process for one call, and what it returned."""
     start = time.process_time()
