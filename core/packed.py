@@ -7,6 +7,7 @@ Scores are quantised at 255 rank-spaced levels that contain every protocol thres
 import gzip
 import hashlib
 import re
+import uuid
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from jaxtyping import Float64, UInt8
 from core.run_scores import open_scores
 from core.store import open_run
 from data.errors import BadInput
-from data.files import read_json, write_json
+from data.files import is_committed, read_json, write_json
 from data.preprocessing import Prepared
 
 N_LEVELS = 255
@@ -41,12 +42,14 @@ def packed_path(runs: Path, run_id: str, subject_id: str, name: str) -> Path:
     prepared = scores.prepared(subject_id)
     if name.startswith("score-"):
         layers = scores.layer_set(name.removeprefix("score-"))
+        if not is_committed(run.directory / "evaluation"):
+            raise BadInput(f"Run {run_id} is not evaluated yet. Do it: python cli.py evaluate {run_id}")
         levels = np.array(read_json(run.directory / "evaluation" / "levels.json")[name.removeprefix("score-")])
         packed = quantise(scores.score_map(subject_id, layers).scores, levels)
     else:
         packed = _anatomy(prepared, name)
     path.parent.mkdir(exist_ok=True)
-    scratch = path.with_suffix(".tmp")
+    scratch = path.with_name(f".tmp-{uuid.uuid4().hex}")  # its own: two browsers may ask for one volume at once
     scratch.write_bytes(gzip.compress(np.ascontiguousarray(packed).tobytes(), compresslevel=1, mtime=0))
     scratch.replace(path)
     return path

@@ -43,6 +43,7 @@ def source(study: TinyStudy) -> DataSource:
 
 
 def fit(study: TinyStudy, detector: AnyDetector, run_id: str) -> Run:
+    experiment.prepare(study.runs, source(study), quiet(), workers=1)  # no processes for one changed scan
     return experiment.fit(study.runs, source(study), detector, quiet(), name=run_id, run_id=run_id)
 
 
@@ -109,6 +110,7 @@ def test_other_settings_under_the_same_run_id_are_refused_with_the_difference(ow
     with pytest.raises(BadInput, match=r"grid: '8mm' -> '16mm'"):
         fit(own_study, changed, "mine")
     other = dataclasses.replace(source(own_study), preprocessing=dataclasses.replace(PREPROCESSING, intensity="minmax"))
+    experiment.prepare(own_study.runs, other, quiet(), workers=1)
     with pytest.raises(BadInput, match=r"intensity: 'percentile' -> 'minmax'"):
         experiment.fit(own_study.runs, other, GAUSSIAN, quiet(), name="mine", run_id="mine")
 
@@ -220,10 +222,8 @@ def test_subjects_with_lesions_may_not_train_or_calibrate_whatever_they_are_call
         own_study,
         lambda s: dataclasses.replace(s, role=role, healthy=called_healthy) if s.subject_id == "test01" else s,
     )
-    with pytest.raises(
-        BadInput,
-        match=rf"test01.*\({role}\).*lesion mask has" if called_healthy else rf"lesions in the {role} split: test01",
-    ):
+    reason = rf"test01.*\({role}\).*lesion mask has" if called_healthy else rf"lesions in the {role} split: test01"
+    with pytest.raises(BadInput, match=reason):
         fit(own_study, make("intensity-bright"), "mine")
 
 
