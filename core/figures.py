@@ -102,12 +102,13 @@ def score_densities(
     unit: str,
     thresholds: Sequence[tuple[str, float, str]],
     cumulative: bool,
+    log_x: bool,
     log_y: bool,
     counts: bool,
 ) -> go.Figure:
     """Binned scores of normal and anomalous voxels: shares or counts per bin, or the share at or below (ECDF).
 
-    `thresholds` are (label, score, colour) lines.
+    `thresholds` are (label, score, colour) lines; each label stands a line below the one before.
     """
     figure = go.Figure()
     for values, name, colour in ((normal, "normal voxels", NORMAL), (anomalous, "anomalous voxels", ANOMALOUS)):
@@ -125,9 +126,20 @@ def score_densities(
             fill=None if cumulative or log_y else "tozeroy",
             hovertemplate=f"{name}<br>score %{{x:.3g}}<br>%{{y:.3g}}<extra></extra>",
         )
-    for label, score, colour in thresholds:
-        figure.add_vline(x=score, line={"color": colour, "width": 2, "dash": "dash"}, annotation_text=label)
-    figure.update_xaxes(title=f"score ({unit})")
+    for row, (label, score, colour) in enumerate(thresholds):
+        figure.add_vline(x=score, line={"color": colour, "width": 2, "dash": "dash"})
+        figure.add_annotation(
+            x=np.log10(score) if log_x else score,  # plotly wants annotations, not lines, in decades of a log axis
+            y=1 - 0.065 * row,
+            yref="paper",
+            text=label,
+            font={"color": colour, "size": 13},
+            showarrow=False,
+            xanchor="left",
+            yanchor="top",
+            xshift=4,
+        )
+    figure.update_xaxes(title=f"score ({unit})", type="log" if log_x else "linear")
     title = "share at or below" if cumulative else "voxels per bin" if counts else "share of its class per bin"
     figure.update_yaxes(title=title, type="log" if log_y else "linear")
     return _finish(figure, height=430)
