@@ -14,9 +14,9 @@ from data.preprocessing import Preprocessing
 from data.synthetic import DemoSettings, write_demo_cohort
 from models.encoder import EncoderSettings
 
-LAYERS = ("input", "stage0", "stage1", "stage2", "stage3")
+LAYERS = ("stage0", "stage1", "stage2", "stage3")
 ENCODER = EncoderSettings(width=8)
-SIMCLR = SimclrSettings(encoder=ENCODER, views=ViewSettings(crop_voxels=(48, 48, 48)), steps=80, batch=12)
+SIMCLR = SimclrSettings(encoder=ENCODER, views=ViewSettings(crop_voxels=(48, 48, 48)), steps=60, batch=12)
 PREPROCESSING = Preprocessing(contrasts=("T1",), registration="none")
 
 
