@@ -36,6 +36,7 @@ from data.layout import read_cohort
 from data.preprocessing import Prepared, PreparedCohort, Preprocessing, load_prepared, prepare_cohort
 from data.reading import refuse_leakage
 from data.volume import Volume
+from models.encoder import EncoderSettings, make_encoder
 
 CHUNK = 24
 """Subjects scored together: fixed, so that a resumed run solves the same systems and gets the same bits."""
@@ -128,6 +129,7 @@ def pretrain(
     """Train an encoder by SimCLR on the training split. The same `run_id` and settings resume a stopped run."""
     study = prepare(runs, source, progress)
     settings = replace(settings, encoder=replace(settings.encoder, in_channels=len(source.preprocessing.contrasts)))
+    _check_encoder(settings.encoder)
     recipe = {"kind": "SimCLR", **as_json(settings)}
     run = _open_or_create(runs, "encoder", name, recipe, study, run_id, {})
     with lock(run) as run, _outcome(run):
@@ -389,6 +391,13 @@ def _cohort_record(study: Study) -> dict[str, Any]:
 
 def _in_split(split: Split, subject_id: str) -> bool:
     return any(subject_id in getattr(split, role) for role in ROLES)
+
+
+def _check_encoder(settings: EncoderSettings) -> None:
+    try:
+        make_encoder(settings)
+    except ValueError as error:  # models knows no error of ours
+        raise BadInput(str(error)) from error
 
 
 def _with_encoder(detector: AnyDetector, encoder_run: Run) -> tuple[AnyDetector, dict[str, str]]:

@@ -427,6 +427,7 @@ def test_the_operating_point_of_the_label_free_threshold_can_be_asked_for(own_st
         assert 1.9 < above * SCAN_GRID.voxel_volume_mm3 / 1000 / len(calibration) <= 2.0
 
 
+@pytest.mark.slow
 def test_processes_give_the_figures_that_one_process_gives(own_study: TinyStudy) -> None:
     alone = evaluation.read_metrics(open_run(own_study.runs, "tiny"))
     together = evaluation.evaluate_run(open_run(own_study.runs, "tiny"), quiet(), workers=2)

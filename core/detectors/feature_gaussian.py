@@ -144,19 +144,24 @@ class FeatureGaussian:
         return int(self.memory_gb * 1e9)
 
     def _network(self, contrasts: int) -> tuple[Encoder, EncoderSettings]:
-        if self.weights and Path(self.weights).is_dir():
-            network, settings = load_encoder(Path(self.weights))
-        else:
-            settings = self.encoder
-            network = make_encoder(settings)
-            if self.weights:
-                load_weights(network, Path(self.weights))
+        try:
+            network, settings = self._made_or_loaded()
+        except ValueError as error:  # models knows no error of ours
+            raise BadInput(str(error)) from error
         if settings.in_channels != contrasts:
             raise BadInput(
                 f"The encoder expects {settings.in_channels} contrast(s), the volumes have {contrasts}. "
                 "Prepare the contrasts that it was trained on, or set encoder in_channels."
             )
         return network, settings
+
+    def _made_or_loaded(self) -> tuple[Encoder, EncoderSettings]:
+        if self.weights and Path(self.weights).is_dir():
+            return load_encoder(Path(self.weights))
+        network = make_encoder(self.encoder)
+        if self.weights:
+            load_weights(network, Path(self.weights))
+        return network, self.encoder
 
     def _feature_rows(self, volumes: Sequence[Volume], monitor: Monitor) -> Iterator[Mapping[str, Tensor]]:
         assert self.extractor_ is not None
