@@ -39,6 +39,8 @@ __all__ = [
 Rows = Mapping[str, Tensor]
 """Features of one volume: layer -> (native positions, channels)."""
 _PROJECT_BYTES = 2e6
+_CACHED_POSITIONS = 512
+"""Larger blocks are slower: their kernels leave the processor's cache between two steps."""
 
 
 def expected_inflation(n: int, d: int) -> float:
@@ -368,14 +370,15 @@ class VoxelGaussian:
     ) -> Float32[np.ndarray, "subsets width positions"]:
         used = {layer: self.channels[layer] for layer in self.layers if any(layer in subset for subset in subsets)}
         workers = torch.get_num_threads() if self.device.type == "cpu" else 1
-        size = block or max(1, block_positions(self.n_subjects, used, self.form, self.settings.covariance) // workers)
+        fitting = block_positions(self.n_subjects, used, self.form, self.settings.covariance) // workers
+        size = block or min(max(1, fitting), _CACHED_POSITIONS)
         order = np.lexsort([self.lookup[layer] for layer in sorted(used, key=lambda layer: -len(self.means[layer]))])
         fitted = self._fitted()
         out = np.empty((len(subsets), width, self.n_positions), dtype=np.float32)
 
         def score(start: int) -> int:
             positions = order[start : start + size]
-            return self._score_block(out, subsets, positions, Block(fitted, tuple(used), positions, volumes))
+            return self._score_block(out, subsets, positions, Block(fitted, subsets, positions, volumes))
 
         starts = range(0, self.n_positions, size)
         # Batched factorisations use one core: blocks, which share nothing, use the others. Same bits in any order.
@@ -438,7 +441,7 @@ def _checked(
                 f"Features of layer {layer!r} have shape {tuple(values.shape)}. Allowed is ({allowed}). "
                 "Extract them with the layout of the fit."
             )
-        if not bool(torch.isfinite(values).all()):
+        if not all(bool(torch.isfinite(end)) for end in torch.aminmax(values)):
             raise BadInput(
                 f"Features of layer {layer!r} are not finite. Allowed are numbers. Check that volume's intensities."
             )

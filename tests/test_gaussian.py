@@ -113,7 +113,7 @@ def test_few_fine_features_given_many_coarse_ones_are_as_exact_as_one_joint_syst
     monkeypatch.setattr("core.gaussian_block._FEW", 0.0)
     joint_system = gaussian.mahalanobis_subsets(test, subsets)
     assert not np.array_equal(distances, joint_system), "the conditional path was not taken"
-    np.testing.assert_allclose(distances, joint_system, rtol=2e-5)
+    np.testing.assert_allclose(distances, joint_system, rtol=5e-5)  # float32, the coarser of the two
     for s, subset in enumerate(subsets):
         tolerance = 1e-6 if set(subset) & {"fine", "one"} else 2e-5
         expected = reference(train, test, subset, GaussianSettings(), lookup)
