@@ -1,43 +1,57 @@
 """A run in a few numbers, for tables on a terminal and in the browser."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 
 from core.evaluation import read_metrics
 from core.store import Run, current_status
+from data.errors import IntegrityError
 from data.files import is_committed
 
 
 def run_summary(run: Run) -> dict[str, Any]:
-    """Who it is and, once evaluated, its headline numbers under every threshold protocol (native space)."""
+    """Who it is and, once evaluated, its headline numbers under every threshold protocol (native space).
+
+    IntegrityError when its evaluation is damaged; `run_identity` can still be told.
+    """
+    summary = run_identity(run)
+    if not summary["evaluated"]:
+        return summary
+    try:
+        return summary | _headline(read_metrics(run))
+    except (IntegrityError, OSError, KeyError, TypeError, AttributeError) as problem:
+        raise IntegrityError(
+            f"The evaluation of run {run.run_id} cannot be read: it was damaged or edited ({problem!r}). "
+            f"Make it again: python cli.py evaluate {run.run_id}"
+        ) from problem
+
+
+def run_identity(run: Run) -> dict[str, Any]:
+    """What a run is, without its numbers."""
     record = run.record
-    summary: dict[str, Any] = {
+    return {
         "run_id": run.run_id,
         "name": run.name,
         "kind": run.kind,
         "status": current_status(run),
         "created": record["created"],
         "detector": record["recipe"].get("kind"),
-        "cohort": record["cohort"].get("name"),
+        "cohort": cohort_title(record["cohort"]),
         "fingerprint": record["cohort"].get("fingerprint"),
         "encoder": record.get("parents", {}).get("encoder"),
         "split": {role: len(ids) for role, ids in record["split"].items()},
         "set_aside": len(record["cohort"].get("set_aside", [])),
         "evaluated": is_committed(run.directory / "evaluation"),
     }
-    if not summary["evaluated"]:
-        return summary
-    metrics = read_metrics(run)
-    figures = metrics["sets"][metrics["headline"]]["native"]
-    return summary | {
-        "space": metrics["space"],
-        "headline": metrics["headline"],
-        "headline_rule": metrics["headline_rule"],
-        "unit": metrics["unit"],
-        "n_lesion_subjects": figures["n_lesion_subjects"],
-        "n_healthy_subjects": figures["n_healthy_subjects"],
-        **headline_numbers(figures),
-    }
+
+
+def cohort_title(cohort: Mapping[str, Any]) -> str | None:
+    """The cohort's name; a table called cohort.csv says nothing, so then the name of its folder."""
+    name = cohort.get("name")
+    if name != "cohort" or not cohort.get("path"):
+        return name
+    return PurePath(cohort["path"]).parent.name.lstrip(".") or name
 
 
 def headline_numbers(figures: Mapping[str, Any]) -> dict[str, Any]:
@@ -78,6 +92,19 @@ def layer_table(metrics: Mapping[str, Any], space: str = "working") -> list[dict
             }
         )
     return rows
+
+
+def _headline(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    figures = metrics["sets"][metrics["headline"]]["native"]
+    return {
+        "space": metrics["space"],
+        "headline": metrics["headline"],
+        "headline_rule": metrics["headline_rule"],
+        "unit": metrics["unit"],
+        "n_lesion_subjects": figures["n_lesion_subjects"],
+        "n_healthy_subjects": figures["n_healthy_subjects"],
+        **headline_numbers(figures),
+    }
 
 
 def _dice(protocol: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """What every page needs: where the runs are, pickers whose choice is in the address, cached loaders keyed by ids."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ from core.evaluation import read_metrics
 from core.metrics import SubjectScores
 from core.run_scores import RunScores, open_scores
 from core.store import Run, list_runs, open_run
-from core.summary import layer_table, run_summary
-from data.errors import BadInput, IntegrityError
+from core.summary import layer_table, run_identity, run_summary
+from data.errors import BadInput, EnvironmentProblem, IntegrityError
 
 PROTOCOL_LABELS = {
     "healthy": "healthy scans (label-free)",
@@ -20,6 +21,16 @@ PROTOCOL_LABELS = {
     "oracle_set": "oracle: best single threshold on test",
     "oracle_subject": "oracle: best threshold per test subject",
 }
+
+
+@contextmanager
+def in_words() -> Iterator[None]:
+    """What files are missing or damaged is told on the page with its remedy, and the page ends there."""
+    try:
+        yield
+    except (BadInput, EnvironmentProblem, IntegrityError) as problem:
+        st.error(str(problem), icon=":material/error:")
+        st.stop()
 
 
 def runs_directory() -> Path:
@@ -35,6 +46,7 @@ def every_run(kind: str | None = None) -> list[Run]:
     return [run for run in runs if kind in (None, run.kind)]
 
 
+@in_words()
 def pick_run(*, evaluated: bool = True) -> Run:
     """The run picker in the sidebar; the page ends with a sentence when there is nothing to pick."""
     runs = [r for r in every_run("detector") if not evaluated or "evaluation" in r.record["stages"]]
@@ -42,34 +54,19 @@ def pick_run(*, evaluated: bool = True) -> Run:
         st.info("No evaluated run yet. Make one: `python cli.py demo`")
         st.stop()
     names = {run.run_id: run.name for run in runs}
-    best = _best_run(tuple(names))
-    run_id = st.sidebar.selectbox(
+    run_id = _pick(
         "Run",
-        list(names),
-        index=list(names).index(best),
-        format_func=lambda i: f"{names[i]} · {i}",
-        key="run",
-        bind="query-params",
-        persist_state="session",
-        help="Every page shows the same run until another is picked. The choice is in the address.",
+        "run",
+        {i: f"{name} · {i}" for i, name in names.items()},
+        _best_run(runs),
+        "Every page shows the same run until another is picked. The choice is in the address.",
     )
-    return open_run(runs_directory(), str(run_id))
+    return open_run(runs_directory(), run_id)
 
 
 def pick_subject(run: Run, order: list[str], labels: dict[str, str]) -> str:
     """The subject picker in the sidebar."""
-    current = st.session_state.get("subject")
-    if current is not None and current not in order:
-        del st.session_state["subject"]
-    subject = st.sidebar.selectbox(
-        "Subject",
-        order,
-        format_func=lambda i: labels.get(i, i),
-        key="subject",
-        bind="query-params",
-        persist_state="session",
-    )
-    return str(subject)
+    return _pick("Subject", "subject", {i: labels.get(i, i) for i in order}, order[0], None)
 
 
 def pick_layers(scores: RunScores, headline: str) -> tuple[str, ...]:
@@ -92,18 +89,24 @@ def pick_layers(scores: RunScores, headline: str) -> tuple[str, ...]:
 
 def metrics_or_stop(run: Run) -> dict[str, Any]:
     """The evaluation of a run, or a sentence that says how to get it."""
-    try:
-        return metrics_of(run.run_id, _version(run))
-    except (BadInput, IntegrityError) as problem:
-        st.info(str(problem))
-        st.stop()
+    problem = summary_of(run).get("problem")
+    if problem is None:
+        try:
+            return metrics_of(run.run_id, _version(run))
+        except BadInput as nothing:
+            st.info(str(nothing))
+            st.stop()
+    st.error(problem, icon=":material/error:")
+    st.stop()
 
 
+@in_words()
 def scores_of(run: Run) -> RunScores:
     """The stored scores of a run."""
     return _scores(run.run_id, _version(run))
 
 
+@in_words()
 def voxels_of(run: Run, subject_id: str, layers: tuple[str, ...]) -> SubjectScores:
     """In-brain scores of a subject on the working grid, normal and anomalous apart."""
     return _voxels(run.run_id, _version(run), subject_id, layers)
@@ -128,9 +131,31 @@ def evaluation_version(run: Run) -> str:
     return _version(run)
 
 
+def _pick(title: str, key: str, labels: dict[str, str], default: str, help_text: str | None) -> str:
+    """A select box in the sidebar whose choice stands in the address by its id.
+
+    Streamlit's own binding would write the label, which changes with every evaluation, and the link would be lost.
+    """
+    state, told = st.session_state, f"{key}-told"
+    linked = st.query_params.get(key)
+    if linked in labels and linked != state.get(told):
+        state[key] = linked
+    elif state.get(key) not in labels:
+        state[key] = default
+    chosen = str(
+        st.sidebar.selectbox(
+            title, list(labels), format_func=labels.__getitem__, key=key, persist_state="session", help=help_text
+        )
+    )
+    st.query_params[key] = state[told] = chosen
+    return chosen
+
+
 def _version(run: Run) -> str:
-    path = run.directory / "evaluation" / "manifest.json"
-    return str(path.stat().st_mtime_ns) if path.is_file() else "none"
+    try:
+        return str((run.directory / "evaluation" / "manifest.json").stat().st_mtime_ns)
+    except FileNotFoundError:
+        return "none"
 
 
 @st.cache_resource(max_entries=32, show_spinner=False)
@@ -139,16 +164,27 @@ def metrics_of(run_id: str, version: str) -> dict[str, Any]:
     return read_metrics(open_run(runs_directory(), run_id))
 
 
-@st.cache_resource(max_entries=32, show_spinner=False)
-def summary_of(run_id: str, version: str) -> dict[str, Any]:
-    """Headline numbers of a run."""
-    return run_summary(open_run(runs_directory(), run_id))
+def summary_of(run: Run) -> dict[str, Any]:
+    """Who a run is and its headline numbers; when its evaluation is damaged, "problem" says so instead.
+
+    What has no numbers yet is asked anew each time: its status changes.
+    """
+    version = _version(run)
+    try:
+        return run_summary(run) if version == "none" else _summary(run.run_id, version)
+    except IntegrityError as problem:
+        return run_identity(run) | {"evaluated": False, "problem": str(problem)}
 
 
 @st.cache_resource(max_entries=32, show_spinner=False)
 def table_of(run_id: str, version: str) -> list[dict[str, Any]]:
     """Layer table of a run on the working grid."""
     return layer_table(metrics_of(run_id, version))
+
+
+@st.cache_resource(max_entries=32, show_spinner=False)
+def _summary(run_id: str, version: str) -> dict[str, Any]:
+    return run_summary(open_run(runs_directory(), run_id))
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)
@@ -161,11 +197,10 @@ def _voxels(run_id: str, version: str, subject_id: str, layers: tuple[str, ...])
     return _scores(run_id, version).voxels(subject_id, layers, "working")
 
 
-def _best_run(run_ids: tuple[str, ...]) -> str:
+def _best_run(runs: list[Run]) -> str:
     """The run with the highest deployable Dice among those on show, to open with."""
     rated = {}
-    for run_id in run_ids:
-        run = open_run(runs_directory(), run_id)
-        numbers = summary_of(run_id, _version(run)).get("dice", {})
-        rated[run_id] = (numbers.get("validation") or numbers.get("healthy") or {}).get("mean") or 0.0
+    for run in runs:
+        numbers = summary_of(run).get("dice", {})
+        rated[run.run_id] = (numbers.get("validation") or numbers.get("healthy") or {}).get("mean") or 0.0
     return max(rated, key=lambda i: rated[i])

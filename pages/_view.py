@@ -10,8 +10,10 @@ from core.run_scores import RunScores, set_id
 from core.store import Run
 from data.errors import BadInput
 from data.files import read_json
+from pages._shared import in_words
 
 PROTOCOLS = (("healthy", "healthy", False), ("validation", "validation", False), ("oracle_set", "oracle", True))
+PLANES = ("axial", "coronal", "sagittal")
 
 
 def subject_order(scores: RunScores, metrics: Mapping[str, Any]) -> tuple[list[str], dict[str, str]]:
@@ -28,6 +30,7 @@ def subject_order(scores: RunScores, metrics: Mapping[str, Any]) -> tuple[list[s
     return [*ill, *healthy, *validation], labels
 
 
+@in_words()
 def view_data(
     run: Run,
     scores: RunScores,
@@ -77,6 +80,8 @@ def state_from_address(shape: tuple[int, int, int]) -> dict[str, Any]:
         state["threshold"] = threshold
     if st.query_params.get("convention") in ("radiological", "neurological"):
         state["convention"] = st.query_params["convention"]
+    if st.query_params.get("plane") in PLANES:
+        state["plane"] = st.query_params["plane"]
     return state
 
 
@@ -84,7 +89,7 @@ def remember(view: Mapping[str, Any] | None) -> None:
     """Put the viewer's state into the address, so that a finding is a link."""
     if not view:
         return
-    for key in ("x", "y", "z", "convention"):
+    for key in ("x", "y", "z", "convention", "plane"):
         if view.get(key) is not None:
             st.query_params[key] = str(view[key])
     threshold = view.get("threshold")
@@ -128,7 +133,7 @@ def _reported(figures: Mapping[str, Any], subject_id: str) -> dict[str, Any]:
     for key, _, _ in PROTOCOLS:
         for row in figures["protocols"].get(key, {}).get("subjects", []):
             if row["subject_id"] == subject_id:
-                found[key] = {"dice": row["dice"], "text": f"Dice {row['dice']:.3f}"}
+                found[key] = {"dice": row["dice"], "text": f"In the evaluation: {row['dice']:.3f}"}
     return found
 
 

@@ -1,22 +1,34 @@
 """The runs, their headline numbers with intervals, and what to do first."""
 
+from typing import Any
+
 import pandas as pd
 import streamlit as st
 
 from core.figures import protocol_dots
-from pages._shared import dice_text, evaluation_version, every_run, summary_of
+from pages._shared import dice_text, every_run, summary_of
+
+
+def label_of(row: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    """The name of a run, with its id where another has the same name."""
+    twins = sum(other["name"] == row["name"] for other in rows)
+    return str(row["name"]) if twins == 1 else f"{row['name']} · {row['run_id']}"
+
 
 st.title("Overview")
 runs = every_run()
 if not runs:
     st.info("No runs yet. Make the demo study: `python cli.py demo`, or bring your own scans: see the README.")
     st.stop()
-rows = [summary_of(run.run_id, evaluation_version(run)) for run in runs]
+rows = [summary_of(run) for run in runs]
+for row in rows:
+    if "problem" in row:
+        st.warning(row["problem"])
 evaluated = [row for row in rows if row["evaluated"]]
 if not evaluated:
     st.info("No run is evaluated yet. Finish one: `python cli.py score latest`, then `python cli.py evaluate latest`.")
 
-groups: dict[tuple[str, str], list[dict[str, object]]] = {}
+groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
 for row in evaluated:
     groups.setdefault((str(row["cohort"]), str(row["fingerprint"])), []).append(row)
 for (cohort, _), members in groups.items():
@@ -26,15 +38,19 @@ for (cohort, _), members in groups.items():
     st.subheader(f"Cohort {cohort}")
     left, middle, right, last = st.columns(4)
     rule = "validation" if best["dice"].get("validation") else "healthy"
-    left.metric(f"Best deployable Dice ({rule} threshold)", dice_text(found).split(" ")[0], help=dice_text(found))
+    left.metric(
+        f"Dice, {rule} threshold",
+        dice_text(found).split(" ")[0],
+        help=f"The best run at a threshold that could be deployed: {dice_text(found)}.",
+    )
     if best["dice"].get("oracle_set"):
         middle.metric(
-            "Same maps, oracle threshold",
+            "Dice, oracle threshold",
             f"{best['dice']['oracle_set']['mean']:.3f}",
-            help="One threshold for all test subjects, chosen on their own labels. Not a result.",
+            help="The same maps. One threshold for all test subjects, chosen on their own labels. Not a result.",
         )
-    right.metric("Lesion voxels in the brain", f"{100 * (best['prevalence'] or 0):.2f} %")
-    last.metric("Test subjects", f"{best['n_lesion_subjects']} ill, {best['n_healthy_subjects']} healthy")
+    right.metric("Lesion share of brain", f"{100 * (best['prevalence'] or 0):.2f} %")
+    last.metric("Test scans, ill / healthy", f"{best['n_lesion_subjects']} / {best['n_healthy_subjects']}")
     if found["mean"] is not None and oracle and oracle["mean"] is not None:
         gap = best["dice"]["oracle_set"]["mean"] - found["mean"]
         st.markdown(
@@ -45,7 +61,7 @@ for (cohort, _), members in groups.items():
         )
     st.plotly_chart(
         protocol_dots(
-            [{"label": r["name"], "dice": r["dice"]} for r in members],
+            [{"label": label_of(r, members), "dice": r["dice"]} for r in members],
             "mean Dice over lesion-bearing test subjects, native space",
         ),
         key=f"dots-{cohort}-{members[0]['run_id']}",
@@ -66,12 +82,12 @@ st.dataframe(
                 "kind": row["kind"],
                 "status": row["status"],
                 "layers": row.get("headline"),
-                "Dice, healthy threshold": dice_text(row.get("dice", {}).get("healthy")),
-                "Dice, validation threshold": dice_text(row.get("dice", {}).get("validation")),
-                "Dice, oracle threshold": dice_text(row.get("dice", {}).get("oracle_set")),
+                "Dice, healthy": dice_text(row.get("dice", {}).get("healthy")),
+                "Dice, validation": dice_text(row.get("dice", {}).get("validation")),
+                "Dice, oracle": dice_text(row.get("dice", {}).get("oracle_set")),
                 "⌈Dice⌉ pooled (oracle)": row.get("ceil_dice"),
                 "AUPRC": row.get("auprc"),
-                "false positives on healthy scans, mL": (row.get("healthy_fp_ml") or {}).get("healthy"),
+                "FP on healthy scans, mL": (row.get("healthy_fp_ml") or {}).get("healthy"),
                 "test n": row.get("n_lesion_subjects"),
                 "set aside": row["set_aside"],
             }
@@ -79,10 +95,15 @@ st.dataframe(
         ]
     ),
     hide_index=True,
+    placeholder="–",
     column_config={
         "⌈Dice⌉ pooled (oracle)": st.column_config.NumberColumn(format="%.3f"),
         "AUPRC": st.column_config.NumberColumn(format="%.3f"),
-        "false positives on healthy scans, mL": st.column_config.NumberColumn(format="%.2f"),
+        "FP on healthy scans, mL": st.column_config.NumberColumn(format="%.2f"),
     },
 )
-st.caption("Numbers of different cohorts are not comparable; each stands on its own scans, prevalence and space.")
+st.caption(
+    "Mean Dice in native space at the threshold from healthy scans, from validation labels, and from the test labels "
+    "(oracle). FP: false positives. Numbers of different cohorts are not comparable; each stands on its own scans, "
+    "prevalence and space."
+)

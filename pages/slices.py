@@ -16,6 +16,7 @@ from pages._shared import (
 from pages._view import remember, subject_order, view_data
 from pages._viewer import viewer
 
+st.title("Slices")
 run = pick_run()
 metrics = metrics_or_stop(run)
 scores = scores_of(run)
@@ -24,14 +25,13 @@ subject_id = pick_subject(run, order, labels)
 layers = pick_layers(scores, metrics["headline"])
 name = set_id(layers)
 
-st.title("Slices")
 remember(viewer(view_data(run, scores, metrics, subject_id, [name], evaluation_version(run)), key="slices"))
 
 figures = metrics["sets"][name]["working"]
 rows = {
     protocol: row
-    for protocol, found in figures["protocols"].items()
-    for row in found["subjects"]
+    for protocol in PROTOCOL_LABELS
+    for row in figures["protocols"].get(protocol, {}).get("subjects", [])
     if row["subject_id"] == subject_id
 }
 if rows:
