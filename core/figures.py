@@ -126,7 +126,8 @@ def score_densities(
             fill=None if cumulative or log_y else "tozeroy",
             hovertemplate=f"{name}<br>score %{{x:.3g}}<br>%{{y:.3g}}<extra></extra>",
         )
-    for row, (label, score, colour) in enumerate(thresholds):
+    drawable = [t for t in thresholds if np.isfinite(t[1]) and (t[1] > 0 or not log_x)]
+    for row, (label, score, colour) in enumerate(drawable):
         figure.add_vline(x=score, line={"color": colour, "width": 2, "dash": "dash"})
         figure.add_annotation(
             x=np.log10(score) if log_x else score,  # plotly wants annotations, not lines, in decades of a log axis

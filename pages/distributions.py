@@ -28,6 +28,7 @@ COLOURS = {"healthy": HEALTHY, "validation": VALIDATION, "oracle_set": ORACLE}
 LABELS = {"healthy": "healthy", "validation": "validation", "oracle_set": "oracle"}
 KINDS = {"gaussian": "one Gaussian each", "mixture": "three Gaussians each", "kde": "kernel densities"}
 
+st.title("Distributions")
 run = pick_run()
 metrics = metrics_or_stop(run)
 scores = scores_of(run)
@@ -35,7 +36,6 @@ layers = pick_layers(scores, metrics["headline"])
 figures = metrics["sets"][set_id(layers)]["working"]
 lesioned = [row["subject_id"] for row in figures["protocols"]["healthy"]["subjects"]]
 
-st.title("Distributions")
 if not lesioned:
     st.info("No test subject of this run has a lesion: there is no anomalous distribution. Add labelled test scans.")
     st.stop()
@@ -74,7 +74,7 @@ def show_counts(found: Confusion) -> None:
     columns = st.columns(7)
     texts = [
         ("Dice, pooled", "–" if found.pooled_dice is None else f"{found.pooled_dice:.3f}"),
-        ("Dice, mean of subjects", "–" if found.mean_dice.mean is None else f"{found.mean_dice.mean:.3f}"),
+        ("Dice, mean", "–" if found.mean_dice.mean is None else f"{found.mean_dice.mean:.3f}"),
         ("found (TP)", f"{found.true_positives:,}"),
         ("false alarms (FP)", f"{found.false_positives:,}"),
         ("missed (FN)", f"{found.misses:,}"),
@@ -113,17 +113,17 @@ def threshold_section(run: Run, subjects: list[SubjectScores]) -> None:
         unit=scores.unit,
         thresholds=[*lines, (f"here {threshold:.3g}", threshold, "#d81b7a")],
         cumulative=shape == "ECDF",
+        log_x=across == "log",
         log_y=vertical == "log",
         counts=vertical == "log" and shape == "histogram",
     )
-    if across == "log":
-        figure.update_xaxes(type="log")
     st.plotly_chart(figure, key="densities", alt="Scores of normal and anomalous voxels")
     found = confusion(subjects, threshold)
     show_counts(found)
     st.caption(
-        "Working grid, inside the brain. Separated curves are not enough: with few lesion voxels the thin right tail "
-        "of normal tissue outnumbers them. The oracle line was chosen on these labels."
+        "Voxels of the working grid, inside the brain; the mean is over subjects. Separated "
+        "curves are not enough: with few lesion voxels the thin right tail of normal tissue outnumbers them. The "
+        "oracle line was chosen on these labels."
     )
     prevalence_section(found)
 

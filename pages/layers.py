@@ -20,6 +20,28 @@ from pages._viewer import viewer
 
 MOST = 4
 
+
+def choose(names: list[str]) -> None:
+    """Show the maps of these layer sets, put away those that are shown; the oldest gives way to a fifth."""
+    shown = list(st.session_state.get("sets", []))
+    for name in names:
+        shown = [s for s in shown if s != name] if name in shown else [*shown, name]
+    st.session_state["sets"] = shown[-MOST:]
+
+
+def choose_points() -> None:
+    """What was clicked in the scatter."""
+    points = st.session_state["layer-scatter"]["selection"]["points"]
+    choose([point["customdata"][0] for point in points])
+
+
+def choose_rows() -> None:
+    """The rows that are ticked in the table are the sets that are shown."""
+    ticked = st.session_state["layer-table"]["selection"]["rows"]
+    if ticked:
+        st.session_state["sets"] = [rows[i]["layers"] for i in ticked[:MOST]]
+
+
 st.title("Layers")
 run = pick_run()
 metrics = metrics_or_stop(run)
@@ -53,7 +75,14 @@ st.markdown(
 )
 left, right = st.columns([3, 2])
 with left:
-    st.plotly_chart(layer_scatter(rows, chosen), key="layer-scatter", alt="AUPRC and Dice of every layer set")
+    st.plotly_chart(
+        layer_scatter(rows, chosen),
+        key="layer-scatter",
+        alt="AUPRC and Dice of every layer set",
+        on_select=choose_points,
+        selection_mode="points",
+    )
+    st.caption("Click a point to see its maps below; click it again to put them away.")
 with right:
     st.plotly_chart(
         contribution_bars(layer_contributions(rows, scores.layers)), key="layer-bars", alt="What each layer adds"
@@ -91,8 +120,11 @@ st.dataframe(
             for row in rows
         ]
     ),
+    key="layer-table",
+    on_select=choose_rows,
+    selection_mode="multi-row",
     hide_index=True,
-    height=420,
+    height=min(35 * (len(rows) + 1) + 3, 420),
     column_config={
         name: st.column_config.NumberColumn(format="%.3f")
         for name in (
@@ -106,6 +138,7 @@ st.dataframe(
     },
 )
 st.caption(
-    "All on the working grid, so that sets can be compared with each other; headline numbers in native space stand on "
-    "the Overview. Choosing the best row by its test Dice would be an oracle: choose by “Dice on validation”."
+    "Tick up to four rows to see their maps above. All on the working grid, so that sets can be compared with each "
+    "other; headline numbers in native space stand on the Overview. "
+    "Choosing the best row by its test Dice would be an oracle: choose by “Dice on validation”."
 )
