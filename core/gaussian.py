@@ -378,7 +378,7 @@ class VoxelGaussian:
 
         def score(start: int) -> int:
             positions = order[start : start + size]
-            return self._score_block(out, subsets, positions, Block(fitted, subsets, positions, volumes))
+            return self._score_block(out, subsets, positions, Block(fitted, tuple(used), positions, volumes))
 
         starts = range(0, self.n_positions, size)
         # Batched factorisations use one core: blocks, which share nothing, use the others. Same bits in any order.

@@ -59,7 +59,7 @@ class Block:
     def __init__(
         self,
         gaussian: Fitted,
-        subsets: Sequence[tuple[str, ...]],
+        layers: tuple[str, ...],
         positions: Int64[np.ndarray, " block"],
         volumes: list[dict[str, Tensor]] | None,
     ) -> None:
@@ -67,7 +67,6 @@ class Block:
         self.rows: dict[str, np.ndarray] = {}
         self.inverse: dict[str, np.ndarray] = {}
         self.group: dict[str, str] = {}
-        layers = tuple(layer for layer in gaussian.channels if any(layer in subset for subset in subsets))
         for layer in layers:
             index = gaussian.lookup[layer][positions]
             same = [g for g in self.rows if np.array_equal(gaussian.lookup[g][positions], index)]
@@ -75,11 +74,9 @@ class Block:
             if not same:
                 self.rows[layer], self.inverse[layer] = np.unique(index, return_inverse=True)
         self._units: dict[tuple[str, ...], tuple[dict[str, np.ndarray], np.ndarray]] = {}
-        self._terms: dict[tuple[tuple[str, ...], torch.dtype], tuple[Tensor, Tensor | None]] = {}
+        self._terms: dict[tuple[str, torch.dtype], tuple[Tensor, Tensor | None]] = {}
         self._deltas: dict[str, Tensor] = {}
         self._given: dict[tuple[str, ...], FineGivenCoarse] = {}
-        together = {x: (self.group[x], tuple(x in subset for subset in subsets)) for x in layers}
-        self._bundle = {x: tuple(y for y in layers if together[y] == together[x]) for x in layers}
         finest = max(self.rows, key=lambda group: len(self.rows[group]))
         self.fine = tuple(layer for layer in layers if self.group[layer] == finest)
 
@@ -122,24 +119,24 @@ class Block:
         rows = torch.from_numpy(self.rows[self.group[layer]]).to(self.gaussian.device)
         return self.gaussian.state[layer].index_select(0, rows)
 
-    def _bundle_terms(self, bundle: tuple[str, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-        # ([G, b] side by side, |δ|²) of layers of one grid that no combination separates.
-        if (bundle, dtype) not in self._terms:
-            samples = torch.cat([self._samples(layer) for layer in bundle], -1).to(dtype)
+    def _layer_terms(self, layer: str, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+        # [G, b] side by side from one product, and |δ|². Never of layers together: the bits must not depend on what
+        # else is asked for.
+        if (layer, dtype) not in self._terms:
+            samples = self._samples(layer).to(dtype)
             if self.volumes is None:
-                self._terms[bundle, dtype] = samples @ samples.transpose(1, 2), None
+                self._terms[layer, dtype] = samples @ samples.transpose(1, 2), None
             else:
-                delta = torch.cat([self._delta(layer) for layer in bundle], -1).to(dtype)
+                delta = self._delta(layer).to(dtype)
                 joint = samples @ torch.cat((samples, delta), 1).transpose(1, 2)
-                self._terms[bundle, dtype] = joint, delta.square().sum(-1)
-        return self._terms[bundle, dtype]
+                self._terms[layer, dtype] = joint, delta.square().sum(-1)
+        return self._terms[layer, dtype]
 
     def _sum(self, subset: tuple[str, ...], units: Mapping[str, np.ndarray], dtype: torch.dtype, term: int) -> Tensor:
         # Layers of one grid are added at their own positions before they are spread over the units.
         total: Tensor | None = None
         for group, index in units.items():
-            bundles = dict.fromkeys(self._bundle[layer] for layer in subset if self.group[layer] == group)
-            parts = [self._bundle_terms(bundle, dtype)[term] for bundle in bundles]
+            parts = [self._layer_terms(layer, dtype)[term] for layer in subset if self.group[layer] == group]
             tensors = [part for part in parts if part is not None]
             added = tensors[0] if len(tensors) == 1 else tensors[0] + tensors[1]
             for tensor in tensors[2:]:

@@ -29,7 +29,7 @@ ORDER: list[str] = """
 types distributed randomness shrinkage recipes progress provenance journal lock store
 bootstrap curves calibration decision lesions metrics distributions verdict
 views contrastive training simclr
-memory_plan gaussian_dual gaussian_primal gaussian_files gaussian_block gaussian features scoring
+memory_plan gaussian_dual gaussian_primal gaussian_files gaussian_conditional gaussian_block gaussian features scoring
 detectors.intensity detectors.voxel_zscore detectors.feature_gaussian detectors
 experiment run_scores packed evaluation summary export demo
 jobs training_view commands cohort_view thumbnails figures
