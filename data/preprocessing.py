@@ -230,17 +230,18 @@ def to_native(
     if not finite.any():
         raise BadInput(f"Not one finite value in the map of {prepared.volume.subject_id!r}: nothing to bring back.")
     back = np.linalg.inv(prepared.world_to_native)
-    onto, brain = prepared.native_grid, prepared.native_brain.voxels
+    result = np.full(prepared.native_grid.shape, outside, dtype=np.float32)
+    box = _bounding_box(prepared.native_brain.voxels)
+    brain, onto = prepared.native_brain.voxels[box], _cropped(prepared.native_grid, box)
     weight = resample(finite.astype(np.float32), working, onto, world_to_source=back)
     total = resample(np.where(finite, values, np.float32(0)), working, onto, world_to_source=back)
     reached = weight > _LEAST_WEIGHT
-    result = np.full(onto.shape, outside, dtype=np.float32)
     inside = brain & reached
-    result[inside] = total[inside] / weight[inside]
+    result[box][inside] = total[inside] / weight[inside]
     missing = brain & ~reached
     if missing.any():
         indices = np.argwhere(missing) @ onto.affine[:3, :3].T + onto.affine[:3, 3]
-        result[missing] = _nearest_finite(values, finite, working, indices @ back[:3, :3].T + back[:3, 3])
+        result[box][missing] = _nearest_finite(values, finite, working, indices @ back[:3, :3].T + back[:3, 3])
     return result
 
 
@@ -262,17 +263,39 @@ def pull(
     return resample(values, source, onto, world_to_source=world_to_source)
 
 
+def _bounding_box(mask: Bool[np.ndarray, "x y z"]) -> tuple[slice, slice, slice]:
+    """The smallest box that holds the mask; the whole grid when it is empty."""
+    if not mask.any():
+        return slice(None), slice(None), slice(None)
+    spans = [np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)]
+    x, y, z = (slice(int(span[0]), int(span[-1]) + 1) for span in spans)
+    return x, y, z
+
+
+def _cropped(grid: Grid, box: tuple[slice, slice, slice]) -> Grid:
+    starts = [span.start or 0 for span in box]
+    stops = [n if span.stop is None else span.stop for span, n in zip(box, grid.shape, strict=True)]
+    shift = np.eye(4)
+    shift[:3, 3] = starts
+    x, y, z = (stop - start for start, stop in zip(starts, stops, strict=True))
+    return Grid((x, y, z), grid.affine @ shift)
+
+
 def _nearest_finite(
     values: Float32[np.ndarray, "x y z"],
     finite: Bool[np.ndarray, "x y z"],
     working: Grid,
     points_mm: Float64[np.ndarray, "points 3"],
 ) -> Float32[np.ndarray, " points"]:
+    from scipy.ndimage import binary_erosion
     from scipy.spatial import cKDTree
 
-    centres = np.argwhere(finite) @ working.affine[:3, :3].T + working.affine[:3, 3]
+    rim = finite & ~binary_erosion(finite, border_value=1)
+    if not rim.any():
+        rim = finite
+    centres = np.argwhere(rim) @ working.affine[:3, :3].T + working.affine[:3, 3]
     _, which = cKDTree(centres).query(points_mm)
-    return np.asarray(values[finite][which], dtype=np.float32)
+    return np.asarray(values[rim][which], dtype=np.float32)
 
 
 def _pull_inside(
