@@ -72,12 +72,16 @@ def main(argv: list[str] | None = None) -> int:
         for name, measure in chosen.items():
             results[name] = measure()
             print(_line(name, results[name]), flush=True)
+            _keep(results, arguments.output, arguments.quick)
+    return 0
+
+
+def _keep(results: Result, path: Path, quick: bool) -> None:
     fits = [results.get(f"fit_vs_explicit_inverse_d{d}") for d in (128, 448)]
     if all(fits):
         results["fit_vs_explicit_inverse"] = _two_sizes(*fits)
-    results |= {"machine": _machine(), "date": datetime.date.today().isoformat(), "quick": arguments.quick}
-    arguments.output.write_text(json.dumps(results, indent=1) + "\n")
-    return 0
+    results |= {"machine": _machine(), "date": datetime.date.today().isoformat(), "quick": quick}
+    path.write_text(json.dumps(results, indent=1) + "\n")
 
 
 def _two_sizes(d128: Result, d448: Result) -> Result:
