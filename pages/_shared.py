@@ -136,19 +136,18 @@ def _pick(title: str, key: str, labels: dict[str, str], default: str, help_text:
 
     Streamlit's own binding would write the label, which changes with every evaluation, and the link would be lost.
     """
-    state, told = st.session_state, f"{key}-told"
+    state, told, options = st.session_state, f"{key}-told", list(labels)
     linked = st.query_params.get(key)
-    if linked in labels and linked != state.get(told):
-        state[key] = linked
-    elif state.get(key) not in labels:
-        state[key] = default
-    chosen = str(
-        st.sidebar.selectbox(
-            title, list(labels), format_func=labels.__getitem__, key=key, persist_state="session", help=help_text
-        )
+    asked = linked in labels and linked != state.get(told)  # by the address, since this page last wrote it
+    wanted = linked if asked else state[key] if state.get(key) in labels else default
+    index = options.index(str(wanted))  # the browser falls back to it when the page changes
+    if key in state and state[key] != wanted:
+        state[key], index = wanted, 0
+    chosen = st.sidebar.selectbox(
+        title, options, index, labels.__getitem__, key=key, persist_state="session", help=help_text
     )
-    st.query_params[key] = state[told] = chosen
-    return chosen
+    st.query_params[key] = state[told] = str(chosen)
+    return str(chosen)
 
 
 def _version(run: Run) -> str:
