@@ -10,14 +10,14 @@ from core.run_scores import open_scores, set_id
 from core.store import Run
 from data.errors import BadInput
 from data.files import is_committed
-from data.nifti import write_nifti
+from data.nifti import in_stored_order, write_nifti
 
 
 def export_maps(run: Run, directory: Path, layers: str, progress: Progress) -> list[Path]:
     """Write <subject>_score.nii.gz (0 outside the brain) and, once evaluated, <subject>_segmentation.nii.gz.
 
-    `layers` is a layer set joined by +; empty: the headline's, or all layers. The segmentation uses the label-free
-    threshold of that layer set in native space.
+    Shape, axes and affine are those of the scan's file. `layers` is a layer set joined by +; empty: the headline's, or
+    all layers. The segmentation uses the label-free threshold of that layer set in native space.
     """
     scores = open_scores(run)
     evaluated = is_committed(run.directory / "evaluation")
@@ -31,8 +31,10 @@ def export_maps(run: Run, directory: Path, layers: str, progress: Progress) -> l
     written: list[Path] = []
     with progress.task("Writing NIfTI", len(subjects)) as advance:
         for subject_id in subjects:
-            grid = scores.prepared(subject_id).native_grid
-            native = scores.native_scores(subject_id, layer_set)
+            prepared = scores.prepared(subject_id)
+            native, grid = in_stored_order(
+                scores.native_scores(subject_id, layer_set), prepared.native_grid, prepared.axes
+            )
             path = directory / f"{subject_id}_score.nii.gz"
             write_nifti(path, np.nan_to_num(native, nan=0.0), grid)
             written.append(path)

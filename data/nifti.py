@@ -42,6 +42,8 @@ class Scan:
     grid: Grid
     notes: tuple[str, ...]
     sha256: str
+    axes: str = "RAS"
+    """Axis codes in which the file stores its voxels."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +72,7 @@ def read_scan(path: Path, *, volume_index: int | None = None, max_bytes: int = M
         notes.append(f"{bad} of {voxels.size} voxels are NaN or infinite.")
     _refuse_uninformative(raw.path, voxels[finite] if bad else voxels.ravel(order="K"))
     canonical, grid = _canonical(voxels, raw.affine, raw.path, notes)
-    return Scan(frozen(canonical), grid, tuple(notes), raw.sha256)
+    return Scan(frozen(canonical), grid, tuple(notes), raw.sha256, "".join(nib.aff2axcodes(raw.affine)))
 
 
 def read_labels(path: Path, *, max_bytes: int = MAX_BYTES) -> Labels:
@@ -366,6 +368,15 @@ def _refuse_uninformative(path: Path, values: np.ndarray) -> None:
             "E-SCAN-LABELS", path, f"holds only the values {[int(v) for v in few]}: this looks like a mask.",
             "Give the scan, and this file as brain_mask or lesion_mask.",
         )  # fmt: skip
+
+
+def in_stored_order(values: np.ndarray, grid: Grid, axes: str) -> tuple[np.ndarray, Grid]:
+    """A RAS+ array and its grid with axes permuted and flipped to `axes` (of the scan's file), the world unchanged."""
+    have, want = (nib.orientations.axcodes2ornt(tuple(codes)) for codes in (grid.orientation, axes))
+    turn = nib.orientations.ornt_transform(have, want)
+    turned = np.ascontiguousarray(nib.orientations.apply_orientation(values, turn))
+    x, y, z = turned.shape
+    return turned, Grid((x, y, z), grid.affine @ nib.orientations.inv_ornt_aff(turn, grid.shape))
 
 
 def _canonical(

@@ -74,6 +74,8 @@ class Prepared:
     """Name of this subject in the cache."""
     voxel_sha256: str
     """Hash of the scan's voxels, blind to its header: the same scan under two names has the same."""
+    axes: str = "RAS"
+    """Axis codes in which the scan's file stores its voxels; exports are written like it."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +152,7 @@ def prepare_reading(subject: Subject, settings: Preprocessing, key: str = "") ->
         notes=tuple(notes),
         key=key,
         voxel_sha256=reading.voxel_sha256,
+        axes=reading.axes,
     )
 
 
@@ -179,6 +182,7 @@ def load_prepared(cache: Path, key: str) -> Prepared:
         notes=tuple(record["notes"]),
         key=key,
         voxel_sha256=record["voxel_sha256"],
+        axes=record.get("axes", "RAS"),
     )
 
 
@@ -413,6 +417,7 @@ def _store(prepared: Prepared, cache: Path) -> None:
         "lesion": prepared.lesion is not None,
         "notes": list(prepared.notes),
         "voxel_sha256": prepared.voxel_sha256,
+        "axes": prepared.axes,
     }
     with committed_directory(cache / prepared.key) as scratch:
         np.save(scratch / "voxels.npy", prepared.volume.voxels, allow_pickle=False)

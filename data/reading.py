@@ -33,6 +33,8 @@ class Reading:
     notes: tuple[str, ...]
     files_sha256: str
     voxel_sha256: str
+    axes: str = "RAS"
+    """Axis codes in which the first contrast's file stores its voxels."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def read_subject(subject: Subject, contrasts: tuple[str, ...], *, resample_masks
     voxels = np.stack([_clean(subject, name, one, brain) for name, one in zip(contrasts, stack, strict=True)])
     volume = Volume(voxels, grid, brain.voxels, subject.subject_id, contrasts)
     files = hashlib.sha256("\n".join(shas).encode()).hexdigest()
-    return Reading(volume, lesion, tuple(notes), files, _voxel_sha256(scans[0].voxels))
+    return Reading(volume, lesion, tuple(notes), files, _voxel_sha256(scans[0].voxels), scans[0].axes)
 
 
 def check_cohort(

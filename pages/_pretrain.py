@@ -1,5 +1,6 @@
 """The form that starts a pretraining: scans, network, views, optimisation."""
 
+from dataclasses import replace
 from typing import Any
 
 import streamlit as st
@@ -12,7 +13,6 @@ from core.views import ViewSettings
 from data.errors import BadInput
 from data.layout import LAYOUTS
 from data.preprocessing import Preprocessing
-from models.encoder import EncoderSettings
 from pages._monitor import start
 from pages._shared import runs_directory
 
@@ -133,7 +133,9 @@ def _scans() -> Any:
 def _settings(base: str) -> SimclrSettings:
     crop = int(_value(base, "crop"))
     return SimclrSettings(
-        encoder=EncoderSettings(architecture=_value(base, "architecture"), width=int(_value(base, "width"))),
+        encoder=replace(
+            SimclrSettings().encoder, architecture=_value(base, "architecture"), width=int(_value(base, "width"))
+        ),
         views=ViewSettings(
             geometric=float(_value(base, "geometric")),
             photometric=float(_value(base, "photometric")),

@@ -99,7 +99,7 @@ def threshold_section(run: Run, subjects: list[SubjectScores]) -> None:
         "Score axis", ["linear", "log"], default="linear", required=True, key="xaxis", bind="query-params"
     )
     bins = score_bins(subjects, logarithmic=across == "log")
-    protocols = {k: p for k, p in figures["protocols"].items() if k in COLOURS}
+    protocols = {k: figures["protocols"][k] for k in COLOURS if k in figures["protocols"]}
     low, high = float(bins.edges[0]), float(bins.edges[-1])
     start = min(max(protocols["healthy"]["threshold"], low), high)
     threshold = st.slider(

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from data.errors import BadInput, EnvironmentProblem
-from data.nifti import BadScan, read_labels, read_scan, write_nifti
+from data.nifti import BadScan, in_stored_order, read_labels, read_scan, write_nifti
 from data.volume import Grid
 
 REAL = Path(__file__).parents[1] / ".." / "shared" / "mri"
@@ -380,3 +380,16 @@ def test_real_scans_read_as_nibabel_reads_them() -> None:
         scan = read_scan(path)
         np.testing.assert_allclose(scan.voxels, want.get_fdata(dtype=np.float32), atol=1e-3)
         np.testing.assert_allclose(scan.grid.affine, want.affine)
+
+
+@pytest.mark.parametrize("axes", ["RAS", "PSR", "LPI", "SAL"])
+def test_an_array_in_ras_order_goes_back_to_the_order_of_its_file(tmp_path: Path, axes: str) -> None:
+    values = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    grid = Grid((2, 3, 4), np.array([[2.0, 0, 0, -5], [0, 3, 0, 7], [0, 0, 4, 1], [0, 0, 0, 1]]))
+    stored, stored_grid = in_stored_order(values, grid, axes)
+    assert stored_grid.orientation == axes
+    write_nifti(tmp_path / "stored.nii.gz", stored, stored_grid)
+    again = read_scan(tmp_path / "stored.nii.gz")
+    assert again.axes == axes
+    assert again.grid.matches(grid)
+    np.testing.assert_array_equal(again.voxels, values)

@@ -197,7 +197,7 @@ def test_streams_depend_on_every_part_of_their_name() -> None:
     assert stream(7, "a", 1, 2, 3).random() == stream(7, "a", 1, 2, 3).random()
 
 
-class _PowerCut(Exception):  # noqa: N818
+class _PowerCut(Exception):
     """What a killed process looks like from inside the test."""
 
 
