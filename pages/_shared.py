@@ -66,7 +66,13 @@ def pick_run(*, evaluated: bool = True) -> Run:
 
 def pick_subject(run: Run, order: list[str], labels: dict[str, str]) -> str:
     """The subject picker in the sidebar."""
-    return _pick("Subject", "subject", {i: labels.get(i, i) for i in order}, order[0], None)
+    return _pick(
+        "Subject",
+        "subject",
+        {i: labels.get(i, i) for i in order},
+        order[0],
+        "Lowest Dice first, with the lesion volume; then healthy scans, with the volume of false positives (FP).",
+    )
 
 
 def pick_layers(scores: RunScores, headline: str) -> tuple[str, ...]:
@@ -131,7 +137,7 @@ def evaluation_version(run: Run) -> str:
     return _version(run)
 
 
-def _pick(title: str, key: str, labels: dict[str, str], default: str, help_text: str | None) -> str:
+def _pick(title: str, key: str, labels: dict[str, str], default: str, help_text: str) -> str:
     """A select box in the sidebar whose choice stands in the address by its id.
 
     Streamlit's own binding would write the label, which changes with every evaluation, and the link would be lost.

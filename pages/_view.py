@@ -23,8 +23,8 @@ def subject_order(scores: RunScores, metrics: Mapping[str, Any]) -> tuple[list[s
     alarms = figures["protocols"]["healthy"]["false_positive_ml_by_healthy_scan"]
     ill = sorted(rows, key=lambda i: rows[i]["dice"])
     healthy = sorted(alarms, key=lambda i: -alarms[i])
-    labels = {i: f"{i} · Dice {rows[i]['dice']:.2f} · lesion {rows[i]['lesion_ml']:.1f} mL" for i in ill}
-    labels |= {i: f"{i} · healthy · {alarms[i]:.1f} mL false" for i in healthy}
+    labels = {i: f"{i} · Dice {rows[i]['dice']:.2f} · {rows[i]['lesion_ml']:.1f} mL" for i in ill}
+    labels |= {i: f"{i} · healthy · FP {alarms[i]:.1f} mL" for i in healthy}
     validation = scores.subjects("validation")
     labels |= {i: f"{i} · validation" for i in validation}
     return [*ill, *healthy, *validation], labels
