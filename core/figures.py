@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 
 HEALTHY, VALIDATION, ORACLE = "#2f7ed8", "#e08a1e", "#8c939c"
 NORMAL, ANOMALOUS = "#6f8fb3", "#d81b7a"
+LAYER_COUNTS = ("#4f86c6", "#2a9d8f", "#c98a1b")  # few, some, all layers: to be seen on white and on near-black
 PROTOCOLS: tuple[tuple[str, str, str, str], ...] = (
     ("healthy", "healthy scans (label-free)", HEALTHY, "circle"),
     ("validation", "validation labels", VALIDATION, "diamond"),
@@ -66,7 +67,7 @@ def layer_scatter(rows: Sequence[Mapping[str, Any]], chosen: Sequence[str]) -> g
             "color": [row["n_layers"] for row in rows],
             "cmin": 1,
             "cmax": most,
-            "colorscale": "Blues_r" if most == 1 else "Viridis",
+            "colorscale": [[k / 2, colour] for k, colour in enumerate(LAYER_COUNTS)],
             "colorbar": {"title": "layers", "tickvals": list(range(1, most + 1)), "thickness": 12},
             "line": {"width": [3 if p else 0 for p in picked], "color": ANOMALOUS},
         },

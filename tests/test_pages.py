@@ -291,6 +291,20 @@ def test_labels_of_thresholds_stand_on_their_lines_on_both_axes_and_apart() -> N
         assert len({a.y for a in figure.layout.annotations}) == 2
 
 
+@pytest.mark.parametrize("page", ["#ffffff", "#0e1117"])
+def test_points_of_layer_sets_can_be_seen_on_a_light_and_on_a_dark_page(page: str) -> None:
+    def luminance(colour: str) -> float:
+        channels = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+        linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+        return float(linear @ [0.2126, 0.7152, 0.0722])
+
+    row = {"layers": "a", "n_layers": 1, "auprc": 0.1, "ceil_dice": 0.2, "healthy": None}
+    scale = figures.layer_scatter([row], []).data[0].marker.colorscale
+    for _, colour in scale:
+        low, high = sorted([luminance(colour), luminance(page)])
+        assert (high + 0.05) / (low + 0.05) > 2.5
+
+
 def test_bins_hold_every_voxel(voxels: Callable[[str], list[SubjectScores]]) -> None:
     subjects = voxels("test")
     for logarithmic in (False, True):
