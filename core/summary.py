@@ -46,6 +46,12 @@ def run_identity(run: Run) -> dict[str, Any]:
     }
 
 
+def leading(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The summary to open with: best mean Dice on *validation* labels, else the newest. Test labels choose nothing."""
+    rated = [row for row in rows if row.get("validation_mean_dice") is not None]
+    return max(rated, key=lambda row: float(row["validation_mean_dice"])) if rated else rows[0]
+
+
 def cohort_title(cohort: Mapping[str, Any]) -> str | None:
     """The cohort's name; a table called cohort.csv says nothing, so then the name of its folder."""
     name = cohort.get("name")
@@ -103,6 +109,7 @@ def _headline(metrics: Mapping[str, Any]) -> dict[str, Any]:
         "unit": metrics["unit"],
         "n_lesion_subjects": figures["n_lesion_subjects"],
         "n_healthy_subjects": figures["n_healthy_subjects"],
+        "validation_mean_dice": figures.get("validation_mean_dice"),
         **headline_numbers(figures),
     }
 

@@ -12,7 +12,7 @@ from core.evaluation import read_metrics
 from core.metrics import SubjectScores
 from core.run_scores import RunScores, open_scores
 from core.store import Run, list_runs, open_run
-from core.summary import layer_table, run_identity, run_summary
+from core.summary import layer_table, leading, run_identity, run_summary
 from data.errors import BadInput, EnvironmentProblem, IntegrityError
 
 PROTOCOL_LABELS = {
@@ -203,9 +203,5 @@ def _voxels(run_id: str, version: str, subject_id: str, layers: tuple[str, ...])
 
 
 def _best_run(runs: list[Run]) -> str:
-    """The run with the highest deployable Dice among those on show, to open with."""
-    rated = {}
-    for run in runs:
-        numbers = summary_of(run).get("dice", {})
-        rated[run.run_id] = (numbers.get("validation") or numbers.get("healthy") or {}).get("mean") or 0.0
-    return max(rated, key=lambda i: rated[i])
+    """The run to open with: the one that does best on validation labels, else the newest."""
+    return str(leading([summary_of(run) for run in runs])["run_id"])

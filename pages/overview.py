@@ -6,6 +6,7 @@ import pandas as pd
 import streamlit as st
 
 from core.figures import protocol_dots
+from core.summary import leading
 from pages._shared import dice_text, every_run, summary_of
 
 
@@ -32,7 +33,7 @@ groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
 for row in evaluated:
     groups.setdefault((str(row["cohort"]), str(row["fingerprint"])), []).append(row)
 for (cohort, _), members in groups.items():
-    best = max(members, key=lambda r: (r["dice"].get("validation") or r["dice"]["healthy"])["mean"] or 0)
+    best = leading(members)
     found = best["dice"].get("validation") or best["dice"]["healthy"]
     oracle = best["dice"].get("oracle_subject")
     st.subheader(f"Cohort {cohort}")
@@ -41,7 +42,7 @@ for (cohort, _), members in groups.items():
     left.metric(
         f"Dice, {rule} threshold",
         dice_text(found).split(" ")[0],
-        help=f"The best run at a threshold that could be deployed: {dice_text(found)}.",
+        help=f"Test Dice of {best['name']}, the run that does best on validation: {dice_text(found)}.",
     )
     if best["dice"].get("oracle_set"):
         middle.metric(
@@ -54,9 +55,9 @@ for (cohort, _), members in groups.items():
     if found["mean"] is not None and oracle and oracle["mean"] is not None:
         gap = best["dice"]["oracle_set"]["mean"] - found["mean"]
         st.markdown(
-            f"**What to do first.** `{best['name']}` leads with {dice_text(found)}. The best single threshold would "
-            f"add {gap:.3f}, one per subject {oracle['mean'] - found['mean']:.3f}; the remaining "
-            f"{1 - oracle['mean']:.3f} to a Dice of 1 is in the maps themselves: compare **Layers**, then stand on the "
+            f"**What to do first.** `{best['name']}` does best on validation and has a test Dice of {dice_text(found)}. "
+            f"The best single threshold would add {gap:.3f}, one per subject {oracle['mean'] - found['mean']:.3f}; the "
+            f"remaining {1 - oracle['mean']:.3f} to a Dice of 1 is in the maps themselves: compare **Layers**, then stand on the "
             "worst false positives in **Slices**."
         )
     st.plotly_chart(
