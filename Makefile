@@ -1,4 +1,4 @@
-.PHONY: setup test demo bench lint types app clean
+.PHONY: setup test demo bench lint types app
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -16,7 +16,7 @@ $(STAMP): requirements.txt | $(BIN)/python
 	touch $@
 
 $(TEST_STAMP): $(STAMP) pyproject.toml
-	$(BIN)/python -m pip install $$($(BIN)/python -c 'import tomllib; print(" ".join(repr(d) for d in tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["test"]))')
+	$(BIN)/python -m pip install $$($(BIN)/python -c 'import tomllib; print(" ".join(tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["test"]))')
 	touch $@
 
 demo: $(STAMP)

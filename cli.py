@@ -154,8 +154,12 @@ class FitVerb(_Scans):
     """Edge of the median filter of score maps, working-grid voxels."""
     memory: float | None = None
     """Peak memory for fitting and scoring, GB."""
+    architecture: Literal["cnn3d", "resnet10_3d", "resnet18_3d", "resnet10_2d", "resnet18_2d"] | None = None
+    """Of a random encoder, or of the network that a safetensors file was saved from."""
     width: int | None = None
-    """Channels of the first stage of a random encoder."""
+    """Channels of the first stage of such an encoder; a published ResNet has 64."""
+    seed: int | None = None
+    """Of a random encoder's weights."""
 
 
 @dataclass(frozen=True)
@@ -222,6 +226,8 @@ class PlantVerb:
     """table, bids, ixi, brats, or auto."""
     contrast: str = "T1"
     """Contrast to plant into."""
+    role: Literal["validation", "test"] = "test"
+    """Split of the planted scans in the written table."""
     seed: int = 0
     """Of shapes, strengths and places."""
     workers: int = 2
@@ -352,6 +358,8 @@ def _prepare(arguments: PrepareVerb) -> int:
             + ", ".join(f"{n} {role}" for role, n in counts.items())
             + "."
         )
+        for note in study.cohort.notes:
+            print(f"note: {note}")
         for one in study.prepared.set_aside:
             print(f"set aside: {one.subject_id} [{one.code}] {one.reason}")
     return EXIT_OK
@@ -433,15 +441,17 @@ def _plant(arguments: PlantVerb) -> int:
     from data.planting import plant_cohort, read_shapes
 
     cohort = read_cohort(arguments.cohort, arguments.layout)
+    chosen = tuple(dataclasses.replace(s, role=arguments.role) for s in cohort.subjects if s.healthy)
     table = plant_cohort(
-        cohort,
+        dataclasses.replace(cohort, subjects=chosen),
         read_shapes(arguments.shapes),
         arguments.out,
         contrast=arguments.contrast,
         seed=arguments.seed,
         workers=arguments.workers,
     )
-    print(f"Planted cohort: {table}. Use it: python cli.py check {table}")
+    planted = len(read_cohort(table, "table").subjects)
+    print(f"Planted {planted} of {len(cohort.subjects)} scans: {table}. Check it: python cli.py check {table}")
     return EXIT_OK
 
 
@@ -528,7 +538,8 @@ def _detector(arguments: FitVerb) -> tuple[AnyDetector, Run | None]:
             )
         return dataclasses.replace(detector, **_set(own)), None
     own |= {"memory_gb": arguments.memory}
-    encoder = {"width": arguments.width}
+    encoder = {"architecture": arguments.architecture, "width": arguments.width, "seed": arguments.seed}
+    encoder |= {"in_channels": len(arguments.preprocessing.contrasts)}
     detector = dataclasses.replace(
         detector,
         features=dataclasses.replace(detector.features, **_set(features)),

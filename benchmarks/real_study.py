@@ -36,7 +36,7 @@ SHAPE_ML = (0.5, 60.0)
 LAYERS = ("input", "stage0", "stage1", "stage2", "stage3")
 ENCODER = EncoderSettings(width=16)
 PREPROCESSING = Preprocessing(contrasts=("T1",), registration="affine", resample_masks=True)
-DETECTORS = ("intensity", "zscore", "random", "simclr")
+DETECTORS = ("bright", "dark", "zscore", "random", "simclr")
 
 
 def main() -> None:
@@ -143,7 +143,8 @@ def recipe(kind: str) -> AnyDetector:
     """The detectors of the table."""
     features = FeatureSettings(layers=LAYERS, grid="4mm")
     recipes: dict[str, Any] = {
-        "intensity": make("intensity-dark"),
+        "bright": make("intensity-bright"),
+        "dark": make("intensity-dark"),
         "zscore": make("zscore"),
         "random": FeatureGaussian(encoder=ENCODER, features=features),
         "simclr": FeatureGaussian(features=features),

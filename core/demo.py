@@ -30,7 +30,8 @@ def build_demo(runs: Path, progress: Progress, settings: DemoSettings | None = N
     encoder = experiment.pretrain(runs, source, SIMCLR, progress, name="demo SimCLR", run_id="demo-encoder")
     features = FeatureSettings(layers=LAYERS, grid="4mm")
     recipes: list[tuple[str, str, AnyDetector, Run | None]] = [
-        ("demo-intensity", "intensity, dark", make("intensity-dark"), None),
+        ("demo-bright", "intensity, bright", make("intensity-bright"), None),
+        ("demo-dark", "intensity, dark", make("intensity-dark"), None),
         ("demo-zscore", "voxel-wise |z|", make("zscore"), None),
         ("demo-random", "Gaussian, random encoder", FeatureGaussian(encoder=ENCODER, features=features), None),
         ("demo-simclr", "Gaussian, SimCLR encoder", FeatureGaussian(features=features), encoder),

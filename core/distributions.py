@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from core.bootstrap import Interval, mean_interval
-from core.decision import TwoDensities
+from core.decision import Kind, TwoDensities
 from core.metrics import SubjectScores, dice_at, dice_from_rates
 from data.errors import BadInput
 
@@ -81,6 +81,19 @@ def confusion(subjects: Sequence[SubjectScores], threshold: float) -> Confusion:
     counts = np.array([s.counts(threshold) for s in subjects], dtype=np.int64).reshape(-1, 3)
     dice = [d for d in (dice_at(s, threshold) for s in subjects) if d is not None]
     return _confusion(counts, sum(len(s.normal) for s in subjects), dice)
+
+
+def fit_densities(subjects: Sequence[SubjectScores], kind: Kind, prior: float | None) -> TwoDensities:
+    """Densities of normal and anomalous voxels pooled over labelled subjects.
+
+    An ill subject without a mask is left out: its lesions would count as normal tissue.
+    """
+    known = [s for s in subjects if s.healthy or s.n_lesion]
+    if not any(len(s.anomalous) for s in known):
+        raise BadInput("No labelled lesion voxel to fit a density on. Add validation subjects with lesion masks.")
+    return TwoDensities.fit(
+        np.concatenate([s.normal for s in known]), np.concatenate([s.anomalous for s in known]), kind, prior
+    )
 
 
 def two_density_confusion(subjects: Sequence[SubjectScores], densities: TwoDensities) -> Confusion:

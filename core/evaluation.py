@@ -17,11 +17,12 @@ from core.lesions import healthy_false_positives, lesion_report, summarise
 from core.metrics import SubjectScores, best_common_threshold, evaluate, healthy_rule, thresholds
 from core.packed import save_levels, score_levels
 from core.progress import Progress
+from core.provenance import reset_peak_memory
 from core.run_scores import RunScores, Space, open_scores, set_id
 from core.store import Run, lock, open_run, peak_memory_mb, stage, update_run
 from core.types import ScoreMap
 from data.errors import BadInput
-from data.files import is_committed, read_json
+from data.files import is_committed, read_json, verify_directory
 from data.volume import Mask
 
 N_BOOTSTRAP = 10_000
@@ -43,6 +44,7 @@ def evaluate_run(
     scores = open_scores(run)
     _require_scores(scores)
     began = time.perf_counter()
+    reset_peak_memory()
     with lock(run) as run:
         working = _many(run, scores.layer_sets, "working", quantile, fp_ml_per_scan, workers, progress)
         headline, rule = _headline(scores, working)
@@ -223,6 +225,9 @@ def _require_scores(scores: RunScores) -> None:
             f"{len(missing)} subject(s) of run {scores.run.run_id} are not scored yet ({', '.join(missing[:3])}). "
             f"Score them: python cli.py score {scores.run.run_id}"
         )
+    for role in ("calibration", "validation", "test"):
+        for subject_id in scores.subjects(role):
+            verify_directory(scores.run.directory / "scores" / subject_id)
     if not scores.subjects("calibration"):
         raise BadInput(
             f"Run {scores.run.run_id} has no calibration subjects, so there is no label-free threshold. "

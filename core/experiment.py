@@ -15,6 +15,7 @@ import numpy as np
 
 from core.detectors import AnyDetector, FeatureGaussian, detector_kind, recipe_json
 from core.progress import Progress
+from core.provenance import reset_peak_memory
 from core.recipes import as_json
 from core.simclr import SimclrSettings, pretrain_encoder
 from core.store import (
@@ -31,7 +32,7 @@ from core.store import (
 )
 from data.cohort import ROLES, Cohort, Split, Subject, check_healthy, split_by_roles
 from data.errors import BadInput, Interrupted
-from data.files import committed_directory, is_committed, read_json, verify_directory
+from data.files import committed_directory, is_committed, read_json, sha256_file, verify_directory
 from data.layout import read_cohort
 from data.preprocessing import Prepared, PreparedCohort, Preprocessing, load_prepared, prepare_cohort
 from data.reading import refuse_leakage
@@ -111,6 +112,9 @@ def prepare(runs: Path, source: DataSource, progress: Progress, workers: int = 2
 
         prepared = prepare_cohort(cohort, source.preprocessing, cache_directory(runs), workers=workers, monitor=monitor)
     split = _readable(_split(cohort, source), prepared)
+    apart = [i for i in prepared.keys if not _in_split(split, i)]
+    if apart:
+        progress.say(f"note: {len(apart)} of {len(cohort.subjects)} subjects are in no split: {', '.join(apart[:5])}.")
     check_healthy(cohort, split)
     _check_called_healthy(cohort, split, prepared)
     refuse_leakage(split, prepared.voxel_hashes)
@@ -137,6 +141,7 @@ def pretrain(
             return run
         update_run(run, status="running")
         began = time.perf_counter()
+        reset_peak_memory()
         with progress.task("Training the encoder", settings.steps) as advance:
             seen = 0
 
@@ -164,7 +169,7 @@ def fit(
     study = prepare(runs, source, progress)
     parents: dict[str, str] = {}
     if encoder_run is not None:
-        detector, parents = _with_encoder(detector, encoder_run)
+        detector, parents = _with_encoder(detector, encoder_run, study)
     elif isinstance(detector, FeatureGaussian) and not detector.weights:
         contrasts = len(source.preprocessing.contrasts)
         detector = replace(detector, encoder=replace(detector.encoder, in_channels=contrasts))
@@ -210,6 +215,7 @@ def score(run: Run, progress: Progress) -> Run:
     detector = None
     subjects = scored_subjects(run)
     began = time.perf_counter()
+    reset_peak_memory()
     with lock(run) as run, _outcome(run), progress.task("Scoring", len(subjects)) as advance:
         for start in range(0, len(subjects), CHUNK):
             chunk = subjects[start : start + CHUNK]
@@ -341,7 +347,8 @@ def _open_or_create(
     }
     for run in list_runs(runs)[0]:
         if run.run_id == run_id:
-            check_same(run, wanted | {"parents": parents}, may_change=("recipe.weights",) if parents else ())
+            free = ("recipe.memory_gb", "recipe.log_every", "recipe.checkpoint_every")
+            check_same(run, wanted | {"parents": parents}, may_change=(*free, "recipe.weights") if parents else free)
             if run.record["cohort"]["fingerprint"] != cohort["fingerprint"]:
                 raise BadInput(
                     f"The scans of run {run.run_id} have changed since it began (or others were set aside). "
@@ -400,7 +407,7 @@ def _check_encoder(settings: EncoderSettings) -> None:
         raise BadInput(str(error)) from error
 
 
-def _with_encoder(detector: AnyDetector, encoder_run: Run) -> tuple[AnyDetector, dict[str, str]]:
+def _with_encoder(detector: AnyDetector, encoder_run: Run, study: Study) -> tuple[AnyDetector, dict[str, str]]:
     if not isinstance(detector, FeatureGaussian):
         raise BadInput(f"{type(detector).__name__} takes no encoder. Leave --encoder out.")
     if not stage_done(encoder_run, "encoder"):
@@ -410,7 +417,28 @@ def _with_encoder(detector: AnyDetector, encoder_run: Run) -> tuple[AnyDetector,
         )
     weights = encoder_run.directory / "encoder"
     verify_directory(weights)
-    return replace(detector, weights=str(weights)), {"encoder": encoder_run.run_id}
+    _refuse_foreign_encoder(encoder_run, study)
+    parents = {"encoder": encoder_run.run_id, "encoder_sha256": sha256_file(weights / "encoder.safetensors")}
+    return replace(detector, weights=str(weights)), parents
+
+
+def _refuse_foreign_encoder(encoder_run: Run, study: Study) -> None:
+    """An encoder that saw a subject of the other splits leaks; one trained on other preparation sees other inputs."""
+    seen = set(encoder_run.record["split"]["train"])
+    leaked = [i for role in ROLES[1:] for i in getattr(study.split, role) if i in seen]
+    if leaked:
+        raise BadInput(
+            f"Encoder {encoder_run.run_id} was trained on {len(leaked)} subject(s) that calibrate, validate or "
+            f"test here: {', '.join(leaked[:5])}. Use the same --split for both, or pretrain another encoder."
+        )
+    asked, trained = as_json(study.source.preprocessing), encoder_run.record["preprocessing"]
+    changed = [k for k in ("contrasts", "registration", "spacing_mm", "intensity") if asked[k] != trained.get(k)]
+    if changed:
+        raise BadInput(
+            f"Encoder {encoder_run.run_id} was trained on scans prepared otherwise: "
+            + "; ".join(f"{k} {trained.get(k)!r}, here {asked[k]!r}" for k in changed)
+            + ". Prepare these scans in the same way."
+        )
 
 
 def _record_stage(run: Run, name: str, began: float) -> None:

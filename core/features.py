@@ -57,7 +57,8 @@ def feature_layout(
     for name, own_stride in layer_strides.items():
         kept = tuple(max(own, common) for own, common in zip(own_stride, stride, strict=True))
         grids[name] = working_grid.coarser((kept[0], kept[1], kept[2]))
-        nearest = np.round(positions * np.array(stride) / np.array(kept) - 1e-9).astype(np.int64)
+        # Half-way positions go to the even neighbour, so every cell serves as many on its left as on its right.
+        nearest = np.rint(positions * np.array(stride) / np.array(kept)).astype(np.int64)
         nearest = np.minimum(nearest, np.array(grids[name].shape) - 1)
         unique, inverse = np.unique(nearest, axis=0, return_inverse=True)
         layer_positions[name], lookup[name] = unique, inverse.reshape(-1).astype(np.int64)

@@ -240,7 +240,11 @@ def thresholds(
             "oracle_set", oracle, "highest mean Dice over the test subjects themselves", needs_labels=True, oracle=True
         ),
         ThresholdRule(
-            "oracle_pooled", pooled_oracle, "highest Dice over all test voxels pooled", needs_labels=True, oracle=True
+            "oracle_pooled",
+            pooled_oracle,
+            "highest Dice over the voxels of all lesion-bearing test subjects pooled",
+            needs_labels=True,
+            oracle=True,
         ),
     )
 
@@ -296,7 +300,7 @@ def evaluate(
             ),
             "subjects": {i: {**asdict(c), "prevalence": c.prevalence} for i, c in curves.items()},
         },
-        "dice_at_5pct_fpr": _dice_at_false_positive_rate(bearing, 0.05),
+        "oracle_dice_at_5pct_fpr": _dice_at_false_positive_rate(bearing, 0.05),
         "notes": _notes(test, bearing),
     }
 
@@ -391,7 +395,7 @@ def _pooled_figures(bearing: Sequence[SubjectScores]) -> dict[str, Any]:
     return {
         "auprc": curve.auprc,
         "prevalence": curve.prevalence,
-        "lift": curve.auprc / curve.prevalence,
+        "lift": curve.auprc / _scored_prevalence(bearing),
         "auroc": curve.auroc,
         "fpr95": curve.fpr95,
         "all_positive_dice": all_positive_dice(curve.prevalence),
@@ -400,13 +404,25 @@ def _pooled_figures(bearing: Sequence[SubjectScores]) -> dict[str, Any]:
     }
 
 
+def _scored_prevalence(bearing: Sequence[SubjectScores]) -> float:
+    """Share of lesion voxels among scored ones: what a random score's average precision would be."""
+    lesion = sum(len(s.anomalous) for s in bearing)
+    return max(lesion, 1) / max(lesion + sum(len(s.normal) for s in bearing), 1)
+
+
 def _dice_at_false_positive_rate(bearing: Sequence[SubjectScores], rate: float) -> dict[str, Any]:
     """Dice where a share `rate` of the normal voxels is called lesion: the rule of the FAE paper."""
     if not any(len(s.normal) for s in bearing):
-        return {"threshold": None, "mean_dice": None, "pooled_dice": None}
+        return {"threshold": None, "mean_dice": None, "pooled_dice": None, "needs_labels": True, "oracle": True}
     cut = threshold_at_quantile([s.normal for s in bearing], 1 - rate)
     rows = [_row(s, cut)["dice"] for s in bearing]
-    return {"threshold": cut, "mean_dice": float(np.mean(rows)), "pooled_dice": pooled_dice_at(bearing, cut)}
+    return {
+        "threshold": cut,
+        "mean_dice": float(np.mean(rows)),
+        "pooled_dice": pooled_dice_at(bearing, cut),
+        "needs_labels": True,
+        "oracle": True,
+    }
 
 
 def _dice_and_bound(histograms: Sequence[ScoreHistogram], pooled: bool) -> tuple[np.ndarray, np.ndarray]:

@@ -17,7 +17,7 @@ from jaxtyping import Float64, UInt8
 from core.run_scores import open_scores
 from core.store import open_run
 from data.errors import BadInput
-from data.files import is_committed, read_json, write_json
+from data.files import is_committed, read_json, sha256_file, write_json
 from data.preprocessing import Prepared
 
 N_LEVELS = 255
@@ -34,7 +34,9 @@ def packed_path(runs: Path, run_id: str, subject_id: str, name: str) -> Path:
     run = open_run(runs, run_id, kind="detector")
     if subject_id not in {s["subject_id"] for s in run.record["cohort"]["subjects"]}:
         raise BadInput(f"No subject {subject_id!r} in run {run.run_id}.")
-    digest = hashlib.sha256(f"{subject_id}/{name}".encode()).hexdigest()[:24]
+    manifest = run.directory / "evaluation" / "manifest.json"
+    version = sha256_file(manifest) if manifest.is_file() else ""
+    digest = hashlib.sha256(f"{version}/{subject_id}/{name}".encode()).hexdigest()[:24]
     path = run.directory / ".browser" / f"{digest}.gz"
     if path.is_file():
         return path

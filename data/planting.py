@@ -222,6 +222,7 @@ def _write(number: int, subject: Subject, planted: Volume, lesion: Mask, contras
         brain_mask=brain,
         lesion_mask=mask,
         healthy=False,
+        role=subject.role,
         site=subject.site,
         age=subject.age,
         sex=subject.sex,

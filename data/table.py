@@ -41,9 +41,19 @@ def read_table(path: Path) -> Cohort:
     notes = [f"Column {c!r} holds no scans and was left out." for c in ignored]
     subjects = [_subject(path, line, row, contrasts) for line, row in rows]
     _refuse_repeats(path, rows)
+    assumed = [
+        s.subject_id
+        for s, (_, row) in zip(subjects, rows, strict=True)
+        if s.lesion_mask is None and not row.get("healthy") and s.role not in ("train", "calibration")
+    ]
     notes += [
         f"Subject {s.subject_id!r}: {file} does not exist." for s in subjects for file in _files(s) if not _there(file)
     ]
+    if assumed:
+        notes.append(
+            f"{len(assumed)} subjects without lesion mask and without a `healthy` cell are taken as healthy: "
+            f"{', '.join(assumed[:5])}. If they are ill, say so in a column healthy (false)."
+        )
     return Cohort(path.stem, tuple(subjects), notes=tuple(notes))
 
 

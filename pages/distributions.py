@@ -2,11 +2,12 @@
 
 import streamlit as st
 
-from core.decision import TwoDensities
+from core.decision import Kind, TwoDensities
 from core.distributions import (
     Confusion,
     confusion,
     dice_over_prevalences,
+    fit_densities,
     score_bins,
     two_density_confusion,
 )
@@ -26,7 +27,7 @@ from pages._shared import (
 
 COLOURS = {"healthy": HEALTHY, "validation": VALIDATION, "oracle_set": ORACLE}
 LABELS = {"healthy": "healthy", "validation": "validation", "oracle_set": "oracle"}
-KINDS = {"gaussian": "one Gaussian each", "mixture": "three Gaussians each", "kde": "kernel densities"}
+KINDS: dict[Kind, str] = {"gaussian": "one Gaussian each", "mixture": "three Gaussians each", "kde": "kernel densities"}
 
 st.title("Distributions")
 run = pick_run()
@@ -51,22 +52,12 @@ subjects = [voxels_of(run, i, layers) for i in (lesioned if whose not in lesione
 
 
 @st.cache_resource(max_entries=64, show_spinner="Fitting densities")
-def densities_of(run_id: str, version: str, layer_set: tuple[str, ...], kind: str, prior: float | None) -> TwoDensities:
+def densities_of(
+    run_id: str, version: str, layer_set: tuple[str, ...], kind: Kind, prior: float | None
+) -> TwoDensities:
     """Densities of normal and anomalous validation scores."""
     validation = [voxels_of(run, i, layer_set) for i in scores.subjects("validation")]
     return fit_densities(validation, kind, prior)
-
-
-def fit_densities(validation: list[SubjectScores], kind: str, prior: float | None) -> TwoDensities:
-    """Fit on the pooled validation voxels."""
-    import numpy as np
-
-    return TwoDensities.fit(
-        np.concatenate([s.normal for s in validation]),
-        np.concatenate([s.anomalous for s in validation]),
-        kind,
-        prior,
-    )
 
 
 def show_counts(found: Confusion) -> None:
@@ -181,10 +172,10 @@ prior_percent = right.select_slider(
     persist_state="session",
 )
 prior = None if isinstance(prior_percent, str) else prior_percent / 100
-densities = densities_of(run.run_id, evaluation_version(run), layers, str(kind), prior)
+densities = densities_of(run.run_id, evaluation_version(run), layers, kind, prior)
 decided = two_density_confusion(subjects, densities)
 st.markdown(
-    f"Fitted on log1p of the validation scores ({KINDS[str(kind)]}, prior {100 * densities.prior:.2f} %). "
+    f"Fitted on log1p of the validation scores ({KINDS[kind]}, prior {100 * densities.prior:.2f} %). "
     + densities.explain()
     + (" The ratio rises with the score: no prior can do more than move one threshold." if densities.monotone else "")
 )

@@ -55,10 +55,10 @@ for (cohort, _), members in groups.items():
     if found["mean"] is not None and oracle and oracle["mean"] is not None:
         gap = best["dice"]["oracle_set"]["mean"] - found["mean"]
         st.markdown(
-            f"**What to do first.** `{best['name']}` does best on validation and has a test Dice of {dice_text(found)}. "
-            f"The best single threshold would add {gap:.3f}, one per subject {oracle['mean'] - found['mean']:.3f}; the "
-            f"remaining {1 - oracle['mean']:.3f} to a Dice of 1 is in the maps themselves: compare **Layers**, then stand on the "
-            "worst false positives in **Slices**."
+            f"**What to do first.** `{best['name']}` does best on validation; its test Dice is {dice_text(found)}. "
+            f"The best single threshold would add {gap:.3f}, one per subject {oracle['mean'] - found['mean']:.3f} "
+            f"(both oracles); the remaining {1 - oracle['mean']:.3f} to a Dice of 1 is in the maps themselves: compare "
+            "**Layers**, then stand on the worst false positives in **Slices**."
         )
     st.plotly_chart(
         protocol_dots(

@@ -37,7 +37,7 @@ rows = {
 if rows:
     numbers = [f"{PROTOCOL_LABELS[protocol]} **{row['dice']:.3f}**" for protocol, row in rows.items()]
     st.markdown("Exact Dice of this subject on the working grid: " + " · ".join(numbers))
-elif scores.prepared(subject_id).lesion is None:
+elif scores.is_healthy(subject_id):
     st.markdown("This scan is healthy: Dice is undefined, and every segmented voxel is a false positive.")
 st.caption(
     f"Layer set {name}. All test subjects at the label-free threshold, working grid: mean Dice "

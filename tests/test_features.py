@@ -68,6 +68,17 @@ def test_a_coarse_layer_is_kept_once_and_looked_up_at_the_nearest_cell() -> None
         assert chosen == pytest.approx(nearest)
 
 
+@pytest.mark.parametrize("ratio", [2, 4])
+def test_the_positions_that_use_a_coarse_cell_lie_around_it_not_to_one_side(ratio: int) -> None:
+    grid = Grid((32, 32, 32), np.eye(4))
+    positions = np.argwhere(np.ones(grid.shape))
+    layout = feature_layout(grid, (1, 1, 1), {"coarse": (ratio,) * 3}, {"coarse": 1}, positions)
+    cells, lookup = layout.layer_positions["coarse"], layout.lookup["coarse"]
+    for row, cell in enumerate(cells):
+        if (cell > 0).all() and (cell * ratio + ratio < 32).all():
+            np.testing.assert_allclose(positions[lookup == row].mean(axis=0), cell * ratio)
+
+
 @pytest.mark.parametrize("shape", [(16, 24, 16), (17, 21, 13), (9, 18, 25)])
 @pytest.mark.parametrize("grid", ["8mm", "12mm", "16mm"])
 def test_averaging_a_finer_layer_down_is_centred_so_a_ramp_stays_a_ramp(shape: tuple[int, int, int], grid: str) -> None:
