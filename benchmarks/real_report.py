@@ -19,13 +19,13 @@ TITLES = {
     "random": "Gaussian, random encoder",
     "simclr": "Gaussian, SimCLR encoder",
 }
-COMMAND = "python -m benchmarks.real_study --scans SCANS --runs runs-real"
+COMMAND = "python -m benchmarks.real_study --scans SCANS --runs runs-real --steps"
 
 
 def write_report(path: Path, encoder: Run, runs: Runs) -> None:
     """Write the Markdown file."""
     parts = [
-        _head(runs),
+        _head(encoder, runs),
         _planted(runs),
         _comparison(runs),
         _real(runs),
@@ -37,16 +37,19 @@ def write_report(path: Path, encoder: Run, runs: Runs) -> None:
     path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
-def _head(runs: Runs) -> str:
+def _head(encoder: Run, runs: Runs) -> str:
     record = runs["planted", "simclr"].record
     split = record["split"]
     healthy_test = sum(s["healthy"] for s in record["cohort"]["subjects"] if s["role"] == "test")
     return f"""# Real scans: T1 heads with planted strokes, and real lesions
 
-Made by `{COMMAND}` (Python {record["versions"]["python"]}, torch {record["versions"]["torch"]}).
+Made by `{COMMAND} {encoder.record["recipe"]["steps"]}`
+(Python {record["versions"]["python"]}, torch {record["versions"]["torch"]}).
 
 Scans: IXI T1, Hammersmith site, 2 mm, whole heads with a brain mask, affinely registered to MNI152, 2 mm working grid,
-intensities by brain percentiles. {len(split["train"])} heads train the encoder and the Gaussians, \
+intensities by brain percentiles.
+
+{len(split["train"])} heads train the encoder and the Gaussians, \
 {len(split["calibration"])} others calibrate, {len(split["validation"])} with planted lesions validate, \
 {len(split["test"]) - healthy_test} with planted lesions and {healthy_test} healthy ones test. Planted lesions are real
 stroke shapes of 0.5 to 60 mL made hypo-intense, 15 to 60 % of the way from the tissue to the darkest brain voxels,
@@ -207,7 +210,10 @@ def _cost(encoder: Run, runs: Runs) -> str:
     for run in (encoder, *runs.values()):
         for stage, cost in run.record["stages"].items():
             lines.append(f"| {run.run_id} | {stage} | {cost['seconds']:.0f} | {cost['peak_mb']:.0f} |")
-    return "\n".join(lines) + "\n\nOn two CPU cores that other work shared: read the times as upper bounds."
+    return (
+        "\n".join(lines)
+        + "\n\nPeak memory of the main process. Two CPU cores that other work shared: the times are upper bounds."
+    )
 
 
 def _quoted(metrics: Mapping[str, Any]) -> list[str]:

@@ -20,7 +20,7 @@ from core.detectors import AnyDetector, FeatureGaussian, make
 from core.features import FeatureSettings
 from core.progress import Progress, open_progress
 from core.simclr import SimclrSettings
-from core.store import Run
+from core.store import Run, open_run
 from core.views import ViewSettings
 from data.cohort import Cohort, Subject
 from data.files import is_committed
@@ -73,7 +73,8 @@ def main() -> None:
         for cohort, source in sources.items()
         for kind in DETECTORS
     }
-    write_report(given.report, encoder, runs)
+    fresh = {key: open_run(given.runs, run.run_id) for key, run in runs.items()}
+    write_report(given.report, open_run(given.runs, encoder.run_id), fresh)
 
 
 def build_tables(scans: Path, runs: Path) -> tuple[Path, Path]:
