@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from core import evaluation, experiment
-from core.detectors import AnyDetector, FeatureGaussian, Intensity, make
+from core.detectors import AnyDetector, FeatureGaussian, Intensity, from_recipe, make
 from core.experiment import DataSource, draw_split
 from core.export import export_maps
 from core.features import FeatureSettings
@@ -520,3 +520,49 @@ def test_every_scan_has_its_place(study: TinyStudy) -> None:
     ]
     with pytest.raises(BadInput, match="status"):
         update_run(open_run(study.runs, "tiny"), status="nearly")
+
+
+# What a second look found
+
+
+def test_an_encoder_that_saw_a_test_subject_is_refused_and_the_subject_named(own_study: TinyStudy) -> None:
+    encoder = open_run(own_study.runs, "tiny-encoder")
+    trained = encoder.record["split"]["train"][0]
+    change(own_study, lambda s: dataclasses.replace(s, role="test") if s.subject_id == trained else s)
+    experiment.prepare(own_study.runs, source(own_study), quiet(), workers=1)
+    with pytest.raises(BadInput, match=f"was trained on 1 subject.*{trained}"):
+        experiment.fit(
+            own_study.runs, source(own_study), GAUSSIAN, quiet(), name="leak", run_id="leak", encoder_run=encoder
+        )
+
+
+def test_an_encoder_of_scans_prepared_otherwise_is_refused(own_study: TinyStudy) -> None:
+    encoder = open_run(own_study.runs, "tiny-encoder")
+    other = DataSource(own_study.table, preprocessing=dataclasses.replace(PREPROCESSING, intensity="minmax"))
+    with pytest.raises(BadInput, match="prepared otherwise: intensity"):
+        experiment.fit(own_study.runs, other, GAUSSIAN, quiet(), name="x", run_id="x", encoder_run=encoder)
+
+
+def test_a_retrained_encoder_is_not_taken_for_the_one_that_was_fitted(own_study: TinyStudy) -> None:
+    run = open_run(own_study.runs, "tiny")
+    update_run(run, parents={**run.record["parents"], "encoder_sha256": "0" * 64})
+    with pytest.raises(BadInput, match="encoder_sha256"):
+        experiment.fit(
+            own_study.runs,
+            source(own_study),
+            from_recipe(run.record["recipe"]),
+            quiet(),
+            name="tiny",
+            run_id="tiny",
+            encoder_run=open_run(own_study.runs, "tiny-encoder"),
+        )
+
+
+def test_damaged_scores_are_named_and_never_averaged_in(own_study: TinyStudy) -> None:
+    run = open_run(own_study.runs, "tiny")
+    path = next((run.directory / "scores").glob("*/distances.npy"))
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(bytes(content))
+    with pytest.raises(IntegrityError, match=path.name):
+        evaluation.evaluate_run(run, quiet(), workers=1)
