@@ -6,17 +6,19 @@ from core import evaluation, experiment
 from core.detectors import AnyDetector, FeatureGaussian, make
 from core.features import FeatureSettings
 from core.progress import Progress
+from core.recipes import as_json
 from core.simclr import SimclrSettings
-from core.store import Run
+from core.store import Run, fingerprint, open_run
 from core.views import ViewSettings
-from data.files import is_committed
+from data.files import is_committed, read_json, write_json
 from data.preprocessing import Preprocessing
-from data.synthetic import DemoSettings, write_demo_cohort
+from data.synthetic import RECIPE, DemoSettings, write_demo_cohort
 from models.encoder import EncoderSettings
 
 LAYERS = ("stage0", "stage1", "stage2", "stage3")
 ENCODER = EncoderSettings(width=8)
 SIMCLR = SimclrSettings(encoder=ENCODER, views=ViewSettings(crop_voxels=(48, 48, 48)), steps=60, batch=12)
+_DONE = "study.json"
 PREPROCESSING = Preprocessing(contrasts=("T1",), registration="none")
 
 
@@ -24,6 +26,10 @@ def build_demo(runs: Path, progress: Progress, settings: DemoSettings | None = N
     """Make whatever of the demo study is not there yet; returns its detector runs."""
     cohort = runs / ".demo-cohort"
     settings = settings or DemoSettings()
+    made_from = fingerprint([as_json(settings), RECIPE, LAYERS, as_json(SIMCLR), as_json(PREPROCESSING)])
+    done = _all_done(runs, cohort / _DONE, made_from)
+    if done:
+        return done
     with progress.task("Synthesising brains") as advance:
         table = write_demo_cohort(cohort, settings, monitor=lambda done, total, text: advance(1, text))
     source = experiment.DataSource(table, layout="table", preprocessing=PREPROCESSING)
@@ -36,7 +42,20 @@ def build_demo(runs: Path, progress: Progress, settings: DemoSettings | None = N
         ("demo-random", "Gaussian, random encoder", FeatureGaussian(encoder=ENCODER, features=features), None),
         ("demo-simclr", "Gaussian, SimCLR encoder", FeatureGaussian(features=features), encoder),
     ]
-    return [_finished(runs, source, progress, *recipe) for recipe in recipes]
+    made = [_finished(runs, source, progress, *recipe) for recipe in recipes]
+    write_json(cohort / _DONE, {"made_from": made_from, "runs": [run.run_id for run in made]})
+    return made
+
+
+def _all_done(runs: Path, note: Path, made_from: str) -> list[Run]:
+    """The runs of an earlier call with the same settings, when every one of them is still evaluated."""
+    if not note.is_file():
+        return []
+    record = read_json(note)
+    names = record["runs"] if record["made_from"] == made_from else []
+    if not all(is_committed(runs / name / "evaluation") for name in names):
+        return []
+    return [open_run(runs, name) for name in names]
 
 
 def _finished(
