@@ -184,6 +184,8 @@ class ScoreVerb(_OneRun):
     space into this directory."""
     layers: str = ""
     """Layer set to export, joined by +; the headline's, or all layers when not evaluated."""
+    display: bool = False
+    """Export scores on a 0 to 1 display scale: sigmoid of log1p(score) between healthy calibration quantiles."""
 
 
 @dataclass(frozen=True)
@@ -394,7 +396,7 @@ def _fit(arguments: FitVerb) -> int:
 def _score(arguments: ScoreVerb) -> int:
     run = experiment.score(open_run(arguments.runs, arguments.run, "detector"), open_progress())
     if arguments.export is not None:
-        paths = export_maps(run, arguments.export, arguments.layers, open_progress())
+        paths = export_maps(run, arguments.export, arguments.layers, open_progress(), display=arguments.display)
         print(f"{len(paths)} NIfTI files in {arguments.export}", file=sys.stderr)
     return _report(run, arguments.json, f"Evaluate it: python cli.py evaluate {run.run_id}")
 
@@ -578,6 +580,7 @@ def _print_runs(runs: Path, ids: Sequence[str]) -> None:
         "⌈Dice⌉ oracle (pooled)",
         "AUPRC",
         "test n",
+        "subjects",
         caption="Mean Dice over lesion-bearing test subjects "
         "in native space, 95 % bootstrap interval. Oracle columns chose their threshold on test labels.",
     )
@@ -597,6 +600,7 @@ def _print_runs(runs: Path, ids: Sequence[str]) -> None:
             _number(row.get("ceil_dice")),
             _number(row.get("auprc")),
             str(row.get("n_lesion_subjects") or ""),
+            f"{row['n_used']} of {row['n_total']}" if row.get("n_total") else "",
         )
     _console().print(table)
 

@@ -4,20 +4,24 @@ from pathlib import Path
 
 import numpy as np
 
+from core.calibration import Calibration
+from core.detectors import LayerSet
 from core.evaluation import read_metrics
 from core.progress import Progress
-from core.run_scores import open_scores, set_id
+from core.run_scores import RunScores, open_scores, set_id
 from core.store import Run
 from data.errors import BadInput
 from data.files import is_committed
 from data.nifti import in_stored_order, write_nifti
 
 
-def export_maps(run: Run, directory: Path, layers: str, progress: Progress) -> list[Path]:
+def export_maps(run: Run, directory: Path, layers: str, progress: Progress, *, display: bool = False) -> list[Path]:
     """Write <subject>_score.nii.gz (0 outside the brain) and, once evaluated, <subject>_segmentation.nii.gz.
 
     Shape, axes and affine are those of the scan's file. `layers` is a layer set joined by +; empty: the headline's, or
-    all layers. The segmentation uses the label-free threshold of that layer set in native space.
+    all layers. The segmentation uses the label-free threshold of that layer set in native space. With `display` the
+    scores are put on 0..1 by sigmoid((log1p(score) − median) / (q95 − q05)), quantiles from the healthy calibration
+    subjects' voxels; order is kept.
     """
     scores = open_scores(run)
     evaluated = is_committed(run.directory / "evaluation")
@@ -28,6 +32,7 @@ def export_maps(run: Run, directory: Path, layers: str, progress: Progress) -> l
     if layers and metrics and figures is None:
         raise BadInput(f"Layer set {chosen!r} has no native-space threshold. Export single layers or the headline set.")
     subjects = [i for role in ("validation", "test") for i in scores.subjects(role)]
+    scale = _display_scale(scores, layer_set) if display else None
     written: list[Path] = []
     with progress.task("Writing NIfTI", len(subjects)) as advance:
         for subject_id in subjects:
@@ -36,7 +41,8 @@ def export_maps(run: Run, directory: Path, layers: str, progress: Progress) -> l
                 scores.native_scores(subject_id, layer_set), prepared.native_grid, prepared.axes
             )
             path = directory / f"{subject_id}_score.nii.gz"
-            write_nifti(path, np.nan_to_num(native, nan=0.0), grid)
+            shown = native if scale is None else scale.display(native)
+            write_nifti(path, np.nan_to_num(shown, nan=0.0), grid)
             written.append(path)
             if figures is not None:
                 threshold = figures["protocols"]["healthy"]["threshold"]
@@ -45,3 +51,8 @@ def export_maps(run: Run, directory: Path, layers: str, progress: Progress) -> l
                 written.append(path)
             advance(1, subject_id)
     return written
+
+
+def _display_scale(scores: RunScores, layers: LayerSet) -> Calibration:
+    healthy = [scores.score_map(subject_id, layers) for subject_id in scores.subjects("calibration")]
+    return Calibration.fit(healthy)

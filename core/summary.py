@@ -42,6 +42,8 @@ def run_identity(run: Run) -> dict[str, Any]:
         "encoder": record.get("parents", {}).get("encoder"),
         "split": {role: len(ids) for role, ids in record["split"].items()},
         "set_aside": len(record["cohort"].get("set_aside", [])),
+        "n_used": len(record["cohort"].get("subjects", [])),
+        "n_total": record["cohort"].get("n_total"),
         "evaluated": is_committed(run.directory / "evaluation"),
     }
 

@@ -566,3 +566,20 @@ def test_damaged_scores_are_named_and_never_averaged_in(own_study: TinyStudy) ->
     path.write_bytes(bytes(content))
     with pytest.raises(IntegrityError, match=path.name):
         evaluation.evaluate_run(run, quiet(), workers=1)
+
+
+def test_display_maps_keep_the_order_of_the_scores_and_see_no_test_subject(
+    own_study: TinyStudy, tmp_path: Path
+) -> None:
+    run = open_run(own_study.runs, "tiny")
+    raw, shown = tmp_path / "raw", tmp_path / "shown"
+    export_maps(run, raw, "", quiet())
+    export_maps(run, shown, "", quiet(), display=True)
+    name = sorted(path.name for path in raw.glob("*_score.nii.gz"))[0]
+    scores, display = (np.asarray(nib.load(folder / name).dataobj) for folder in (raw, shown))
+    inside = scores > 0
+    assert display[inside].min() > 0
+    assert display.max() <= 1
+    order = np.argsort(scores[inside], kind="stable")
+    assert (np.diff(display[inside][order]) >= 0).all()
+    assert display[inside].std() > 0.05
