@@ -247,7 +247,8 @@ def test_keys_and_jumps_move_the_cross_hair_to_where_they_say(page: Page, addres
 def test_a_copied_address_shows_the_same_view_elsewhere(
     page: Page, browser: Browser, address: str, study: TinyStudy
 ) -> None:
-    open_viewer(page, f"{address}/slices?run=tiny&subject=test02")
+    every_layer = "layers=input&layers=stage1&layers=stage2"
+    open_viewer(page, f"{address}/slices?run=tiny&subject=test02&{every_layer}")
     page.get_by_test_id("stSidebar").get_by_test_id("stButtonGroup").get_by_role("button", name="stage1").click()
     expect(page.get_by_text("Layer set input+stage2.")).to_be_visible()
     page.get_by_test_id("stSidebar").get_by_role("combobox").last.click()

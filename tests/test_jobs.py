@@ -129,7 +129,7 @@ def test_a_job_outlives_the_server_that_started_it(runs, tmp_path):
     job = wait_for(runs, jobs.read_job(runs, job_id), ready)
     assert job.status == "running"
     assert os.getpgid(job.pid) == job.pid
-    assert psutil.Process(job.pid).nice() >= jobs.NICENESS
+    assert psutil.Process(job.pid).nice() >= min(19, psutil.Process().nice() + jobs.NICENESS)
     stop.touch()
     assert wait_for(runs, job, ended).status == "finished"
 
