@@ -382,7 +382,9 @@ class VoxelGaussian:
 
         starts = range(0, self.n_positions, size)
         # Batched factorisations use one core: blocks, which share nothing, use the others. Same bits in any order.
-        with ThreadPoolExecutor(workers) as pool:
+        # Each of them computes alone: teams of threads inside the threads would fight for the cores.
+        threads = torch.get_num_threads()
+        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             try:
                 for start, clamped in zip(starts, pool.map(score, starts), strict=True):
                     self.clamped += clamped
@@ -390,6 +392,8 @@ class VoxelGaussian:
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
+            finally:
+                torch.set_num_threads(threads)
         return out
 
     def _score_block(
