@@ -381,9 +381,13 @@ def _pretrain(arguments: PretrainVerb) -> int:
 
 def _fit(arguments: FitVerb) -> int:
     detector, encoder_run = _detector(arguments)
+    source = _source(arguments)
+    if encoder_run is not None and source.preprocessing == Preprocessing():
+        source = dataclasses.replace(source, preprocessing=experiment.preprocessing_of(encoder_run))
+        print(f"Preparing scans as encoder {encoder_run.run_id} was trained on them.", file=sys.stderr)
     run = experiment.fit(
         arguments.runs,
-        _source(arguments),
+        source,
         detector,
         open_progress(),
         name=arguments.name or arguments.detector,

@@ -16,7 +16,7 @@ import numpy as np
 from core.detectors import AnyDetector, FeatureGaussian, detector_kind, recipe_json
 from core.progress import Progress
 from core.provenance import reset_peak_memory
-from core.recipes import as_json
+from core.recipes import as_json, from_json
 from core.simclr import SimclrSettings, pretrain_encoder
 from core.store import (
     Run,
@@ -166,7 +166,11 @@ def fit(
     encoder_run: Run | None = None,
 ) -> Run:
     """Fit a detector to the training split; `encoder_run` gives it that run's encoder."""
+    if isinstance(detector, FeatureGaussian):
+        _check_layers(detector, encoder_run)
     study = prepare(runs, source, progress)
+    if not study.split.calibration:
+        progress.say("note: no calibration subject, so this run cannot be evaluated: no label-free threshold.")
     parents: dict[str, str] = {}
     if encoder_run is not None:
         detector, parents = _with_encoder(detector, encoder_run, study)
@@ -398,6 +402,25 @@ def _cohort_record(study: Study) -> dict[str, Any]:
 
 def _in_split(split: Split, subject_id: str) -> bool:
     return any(subject_id in getattr(split, role) for role in ROLES)
+
+
+def preprocessing_of(run: Run) -> Preprocessing:
+    """How the scans of a run were prepared."""
+    return from_json(Preprocessing, run.record["preprocessing"])
+
+
+def _check_layers(detector: FeatureGaussian, encoder_run: Run | None) -> None:
+    """Unknown layers are refused before any scan is prepared."""
+    settings = detector.encoder
+    if encoder_run is not None:
+        settings = from_json(EncoderSettings, encoder_run.record["recipe"]["encoder"])
+    try:
+        known = [tap.name for tap in make_encoder(settings).taps]
+    except ValueError as error:
+        raise BadInput(str(error)) from error
+    unknown = [layer for layer in detector.features.layers if layer not in known]
+    if unknown:
+        raise BadInput(f"Layer {', '.join(map(repr, unknown))} is not in the encoder. It has: {', '.join(known)}.")
 
 
 def _check_encoder(settings: EncoderSettings) -> None:

@@ -28,6 +28,7 @@ def export_maps(run: Run, directory: Path, layers: str, progress: Progress, *, d
     metrics = read_metrics(run) if evaluated else None
     chosen = layers or (metrics["headline"] if metrics else set_id(scores.layer_sets[-1]))
     layer_set = scores.layer_set(chosen)
+    chosen = set_id(layer_set)
     figures = metrics["sets"][chosen]["native"] if metrics else None
     if layers and metrics and figures is None:
         raise BadInput(f"Layer set {chosen!r} has no native-space threshold. Export single layers or the headline set.")

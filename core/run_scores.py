@@ -54,9 +54,9 @@ class RunScores:
         return self.detector.score_unit
 
     def layer_set(self, which: str) -> LayerSet:
-        """The layer set with this id. BadInput lists what there is."""
+        """The layer set with this id, its layers in any order. BadInput lists what there is."""
         for layers in self.layer_sets:
-            if set_id(layers) == which:
+            if set(layers) == set(which.split("+")):
                 return layers
         raise BadInput(f"Layer set {which!r} is not in run {self.run.run_id}. Its layers: {', '.join(self.layers)}.")
 

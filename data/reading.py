@@ -275,7 +275,7 @@ def _mask_on_grid(
         assert path is not None
         raise BadScan(
             "E-MASK-GRID", path, f"the {what} is on another grid than the scan: {apart} (both in RAS+ order).",
-            "Check that it belongs to this scan, then allow resampling (resample_masks=True); it will be noted.",
+            "Check that it belongs to this scan, then give --preprocessing.resample-masks; it will be noted.",
         )  # fmt: skip
     moved = resample_mask(mask, grid)
     notes.append(

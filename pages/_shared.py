@@ -144,6 +144,8 @@ def _pick(title: str, key: str, labels: dict[str, str], default: str, help_text:
     """
     state, told, options = st.session_state, f"{key}-told", list(labels)
     linked = st.query_params.get(key)
+    if linked is not None and linked not in labels and linked != state.get(told):
+        st.warning(f"The link names a {title.lower()} that is not here: {linked}. Another one is shown.")
     asked = linked in labels and linked != state.get(told)  # by the address, since this page last wrote it
     wanted = linked if asked else state[key] if state.get(key) in labels else default
     index = options.index(str(wanted))  # the browser falls back to it when the page changes
