@@ -110,7 +110,7 @@ def test_a_mask_on_another_grid_is_snapped_refused_or_resampled_on_request(tmp_p
     assert (mask(read_subject(one, ("T1",))) == values).all()
     for drift in (0.01, 6.0):
         write_nifti(path, values, shifted(drift))
-        with pytest.raises(BadScan, match=r"E-MASK-GRID.*resample_masks=True"):
+        with pytest.raises(BadScan, match=r"E-MASK-GRID.*--preprocessing.resample-masks"):
             read_subject(one, ("T1",))
     reading = read_subject(one, ("T1",), resample_masks=True)
     assert (mask(reading)[1:] == values[:-1]).all()
