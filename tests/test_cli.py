@@ -188,11 +188,22 @@ def test_what_the_user_got_wrong_is_exit_2_one_error_and_no_traceback(
 
 
 def test_a_failed_stage_is_written_into_the_run(own_study: TinyStudy, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["fit", own_study.table, "--runs", own_study.runs, *SCAN_FLAGS, "--layers", "stage9", "--run-id", "bad"]
-    assert run(capsys, *words)[0] == 2
+    words = [*own_study.commands()["fit"], "--memory", "0.000001", "--run-id", "bad"]
+    assert run(capsys, *words)[0] == 3
     record = open_run(own_study.runs, "bad").record
     assert record["status"] == "failed"
-    assert "stage9" in record["error"]
+    assert "at its peak" in record["error"]
+
+
+def test_an_unknown_layer_is_refused_before_there_is_a_run(
+    own_study: TinyStudy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["fit", own_study.table, "--runs", own_study.runs, *SCAN_FLAGS, "--layers", "stage9", "--run-id", "bad"]
+    code, _, err = run(capsys, *words)
+    assert code == 2
+    assert "stage9" in err
+    assert "It has: input" in err
+    assert not (own_study.runs / "bad").exists()
 
 
 def test_too_little_memory_is_exit_3_with_what_is_needed(
