@@ -6,11 +6,11 @@ A planted lesion has a true shape and place, but its intensities are ours; say s
 import hashlib
 import multiprocessing
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Float64
@@ -114,10 +114,12 @@ def plant_cohort(
 ) -> Path:
     """Plant one lesion in every subject of a healthy cohort; returns the table of what was written.
 
-    Each subject draws its shapes and its contrast from (seed, subject id) alone, and takes the first shape that keeps
-    half of its volume inside the brain and at least `min_volume_ml` of it. Shapes come from MNI152 by the subject's
-    own affine registration. `directory` gets the planted scans, brain and lesion masks, cohort.csv and lesions.json
-    (one PlantedLesion per subject, and who was set aside), all or nothing. Same input, same bytes.
+    Each subject draws its contrast and an order of the shapes from (seed, subject id). A shape fits when it keeps half
+    of its volume inside the brain and at least `min_volume_ml` of it. Subjects, in order of id, take the first in their
+    order among the least used that fit, so no shape comes twice while another one fits: heads with one shape are not
+    independent. Shapes come from MNI152 by the subject's own affine registration. `directory` gets the planted scans,
+    brain and lesion masks, cohort.csv and lesions.json (one PlantedLesion per subject, and who was set aside), all or
+    nothing. Same input, same bytes.
     """
     low, high = contrast_range
     if not 0.0 < low <= high <= 1.0:
@@ -131,7 +133,16 @@ def plant_cohort(
         raise BadInput(f"{directory} holds other files and would be replaced. Choose a new or empty directory.")
     settings = _Settings(contrast, seed, contrast_range, min_volume_ml, edge_mm, polarity)
     with committed_directory(directory) as scratch:
-        results = list(_each(cohort.subjects, tuple(shapes), settings, scratch, workers))
+        fits = _each(workers, _fit_one, [(subject, tuple(shapes), settings) for subject in cohort.subjects])
+        chosen = _shared_out(cohort.subjects, [fit.shapes for fit in fits], len(shapes))
+        results = _each(
+            workers,
+            _plant_one,
+            [
+                (number, subject, None if at is None else shapes[at], fit, settings, scratch)
+                for number, (subject, at, fit) in enumerate(zip(cohort.subjects, chosen, fits, strict=True))
+            ],
+        )
         planted = [(subject, record) for subject, record, _ in results if subject is not None and record is not None]
         aside = [problem for _, _, problem in results if problem is not None]
         if not planted:
@@ -164,34 +175,64 @@ class _Settings:
     polarity: Polarity
 
 
+@dataclass(frozen=True, eq=False)
+class _Fit:
+    """The shapes that fit into a subject, in the order in which it would take them; or why there are none."""
+
+    shapes: tuple[int, ...] = ()
+    world_to_native: Float64[np.ndarray, "4 4"] | None = None
+    problem: SetAside | None = None
+
+
 _Result = tuple[Subject | None, PlantedLesion | None, SetAside | None]
+_T = TypeVar("_T")
 
 
-def _each(
-    subjects: Sequence[Subject], shapes: tuple[LesionShape, ...], settings: _Settings, directory: Path, workers: int
-) -> Iterator[_Result]:
-    if workers <= 1 or len(subjects) == 1:
-        for number, subject in enumerate(subjects):
-            yield _plant_one(number, subject, shapes, settings, directory)
-        return
+def _each(workers: int, work: Callable[..., _T], given: Sequence[tuple[Any, ...]]) -> list[_T]:
+    if workers <= 1 or len(given) == 1:
+        return [work(*one) for one in given]
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(subjects)), mp_context=context) as pool:
-        futures = [
-            pool.submit(_plant_one, n, subject, shapes, settings, directory) for n, subject in enumerate(subjects)
-        ]
-        for future in futures:
-            yield future.result()
+    with ProcessPoolExecutor(min(workers, len(given)), mp_context=context) as pool:
+        return list(pool.map(work, *zip(*given, strict=True)))
 
 
-def _plant_one(
-    number: int, subject: Subject, shapes: tuple[LesionShape, ...], settings: _Settings, directory: Path
-) -> _Result:
+def _fit_one(subject: Subject, shapes: tuple[LesionShape, ...], settings: _Settings) -> _Fit:
     try:
         volume = read_subject(subject, (settings.contrast,)).volume
         world_to_native = register(volume, "affine")
+        order = _generator(settings.seed, f"order {subject.subject_id}").permutation(len(shapes))
+        fitting = tuple(int(i) for i in order if _fits(_placed(volume, shapes[i], world_to_native), volume, settings))
+        if not fitting:
+            raise BadInput(
+                f"None of {len(shapes)} shapes keeps {settings.min_volume_ml} ml inside the brain of "
+                f"{subject.subject_id!r}. Lower min_volume_ml, or check that the shapes are in MNI space."
+            )
+    except (BadInput, OSError, MemoryError) as error:
+        return _Fit(problem=set_aside(subject, error))
+    return _Fit(fitting, world_to_native)
+
+
+def _shared_out(subjects: Sequence[Subject], fitting: Sequence[tuple[int, ...]], n: int) -> list[int | None]:
+    used = [0] * n
+    chosen: list[int | None] = [None] * len(subjects)
+    for number in sorted(range(len(subjects)), key=lambda i: subjects[i].subject_id):
+        if fitting[number]:
+            taken = min(fitting[number], key=lambda i: used[i])  # the first of the least used
+            used[taken] += 1
+            chosen[number] = taken
+    return chosen
+
+
+def _plant_one(
+    number: int, subject: Subject, shape: LesionShape | None, fit: _Fit, settings: _Settings, directory: Path
+) -> _Result:
+    if shape is None or fit.world_to_native is None:
+        return None, None, fit.problem
+    try:
+        volume = read_subject(subject, (settings.contrast,)).volume
+        lesion = Mask(_placed(volume, shape, fit.world_to_native) & volume.brain_mask, volume.grid)
         generator = _generator(settings.seed, subject.subject_id)
         contrast = float(np.round(generator.uniform(*settings.contrast_range), 4))
-        shape, lesion = _fitting_shape(volume, shapes, settings.min_volume_ml, world_to_native, generator)
         planted = plant(
             volume,
             lesion,
@@ -229,25 +270,18 @@ def _write(number: int, subject: Subject, planted: Volume, lesion: Mask, contras
     )
 
 
-def _fitting_shape(
-    volume: Volume,
-    shapes: tuple[LesionShape, ...],
-    min_volume_ml: float,
-    world_to_native: Float64[np.ndarray, "4 4"],
-    generator: np.random.Generator,
-) -> tuple[LesionShape, Mask]:
+def _placed(
+    volume: Volume, shape: LesionShape, world_to_native: Float64[np.ndarray, "4 4"]
+) -> Bool[np.ndarray, "x y z"]:
     to_template = np.linalg.inv(world_to_native)
-    for index in generator.permutation(len(shapes)):
-        shape = shapes[int(index)]
-        placed = pull(shape.mask.voxels.astype(np.float32), shape.mask.grid, volume.grid, to_template) >= 0.5
-        lesion = Mask(placed & volume.brain_mask, volume.grid)
-        kept = int(np.count_nonzero(lesion.voxels)) / max(int(np.count_nonzero(placed)), 1)
-        if lesion.volume_ml >= min_volume_ml and kept >= _LEAST_INSIDE:
-            return shape, lesion
-    raise BadInput(
-        f"None of {len(shapes)} shapes keeps {min_volume_ml} ml inside the brain of {volume.subject_id!r}. "
-        "Lower min_volume_ml, or check that the shapes are in MNI space."
-    )
+    placed: np.ndarray = pull(shape.mask.voxels.astype(np.float32), shape.mask.grid, volume.grid, to_template) >= 0.5
+    return placed
+
+
+def _fits(placed: Bool[np.ndarray, "x y z"], volume: Volume, settings: _Settings) -> bool:
+    lesion = Mask(placed & volume.brain_mask, volume.grid)
+    kept = int(np.count_nonzero(lesion.voxels)) / max(int(np.count_nonzero(placed)), 1)
+    return lesion.volume_ml >= settings.min_volume_ml and kept >= _LEAST_INSIDE
 
 
 def _generator(seed: int, name: str) -> np.random.Generator:

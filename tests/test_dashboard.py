@@ -58,7 +58,7 @@ def page(browser: Browser, address: str) -> Iterator[Page]:
 
     def hear(message: ConsoleMessage) -> None:
         if message.type == "error":
-            complaints.append(message.text)
+            complaints.append(f"{message.text} {message.location.get('url', '')}")
 
     context.on("page", listen)
     yield context.new_page()

@@ -137,6 +137,14 @@ def test_same_seed_gives_the_same_bytes_and_another_seed_does_not(tmp_path: Path
 
 
 @pytest.mark.usefixtures("no_registration")
+def test_no_shape_comes_twice_while_another_one_fits(tmp_path: Path) -> None:
+    shapes = (LesionShape("left", ball((-38.0, -12.0, 8.0))), LesionShape("right", ball(SIDE)))
+    for seed in range(4):
+        plant_cohort(cohort(tmp_path), shapes, tmp_path / f"out{seed}", seed=seed, workers=1)
+        assert {r.shape for r in read_records(tmp_path / f"out{seed}")} == {"left", "right"}
+
+
+@pytest.mark.usefixtures("no_registration")
 def test_shapes_that_do_not_fit_are_passed_over_and_a_broken_scan_is_named(tmp_path: Path) -> None:
     shapes = (LesionShape("tiny", ball(SIDE, 3.5)), LesionShape("right", ball(SIDE)))
     people = cohort(tmp_path)
