@@ -1,7 +1,11 @@
 """Small pictures of a prepared scan: an axial, a coronal and a sagittal slice in a row, with the lesion outlined."""
 
+import base64
+import io
+
 import numpy as np
 from jaxtyping import Bool, Float, Float32, UInt8
+from PIL import Image
 
 from data.preprocessing import Prepared
 
@@ -31,6 +35,13 @@ def montage(prepared: Prepared, contrast: int = 0) -> UInt8[np.ndarray, "rows co
     gap = np.zeros((height, _GAP, 3), dtype=np.uint8)
     row = [part for panel in panels for part in (_centred(panel, height), gap)][:-1]
     return np.concatenate(row, axis=1)
+
+
+def data_uri(picture: UInt8[np.ndarray, "rows columns 3"]) -> str:
+    """The picture as a PNG inside its own address, so that a page or a file that shows it needs no other request."""
+    png = io.BytesIO()
+    Image.fromarray(picture).save(png, format="PNG")
+    return "data:image/png;base64," + base64.b64encode(png.getvalue()).decode("ascii")
 
 
 def centre_of(prepared: Prepared) -> tuple[int, int, int]:

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import streamlit as st
 
@@ -17,7 +16,7 @@ from core.cohort_view import (
 )
 from core.experiment import cache_directory, prepared_of
 from core.store import Run, open_run
-from core.thumbnails import montage
+from core.thumbnails import data_uri, montage
 from data.cohort import ROLES
 from data.errors import BadInput, IntegrityError
 from pages._check import check_form
@@ -39,9 +38,9 @@ def row_of(run_id: str, subject_id: str) -> dict[str, Any]:
 
 
 @st.cache_resource(max_entries=512, show_spinner=False)
-def picture_of(run_id: str, subject_id: str) -> np.ndarray:
-    """The three slices of a subject."""
-    return montage(prepared_of(open_run(runs_directory(), run_id), subject_id))
+def picture_of(run_id: str, subject_id: str) -> str:
+    """The three slices of a subject, in the address itself: a page that is left leaves no request for them behind."""
+    return data_uri(montage(prepared_of(open_run(runs_directory(), run_id), subject_id)))
 
 
 @st.cache_resource(max_entries=32, show_spinner=False)
@@ -153,7 +152,6 @@ def show_pictures(run: Run, roles: list[str]) -> None:
         try:
             column.image(
                 picture_of(run.run_id, subject_id),
-                output_format="PNG",
                 width="stretch",
                 alt=f"Axial, coronal and sagittal slice of {subject_id}",
             )

@@ -1,5 +1,7 @@
 """What the Data page shows: pictures that keep left and right, splits, causes and remedies, leakage, checks."""
 
+import base64
+import io
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,6 +9,7 @@ from types import SimpleNamespace
 import nibabel as nib
 import numpy as np
 import pytest
+from PIL import Image
 from streamlit.testing.v1 import AppTest
 
 from cli import CheckVerb
@@ -18,7 +21,7 @@ from core.experiment import cache_directory, prepared_of
 from core.progress import open_progress
 from core.recipes import as_json
 from core.store import Run, open_run, update_run
-from core.thumbnails import ENLARGE, LESION_RGB, centre_of, montage, outlined
+from core.thumbnails import ENLARGE, LESION_RGB, centre_of, data_uri, montage, outlined
 from data.layout import read_cohort
 from data.preprocessing import Prepared, Preprocessing
 from data.reading import check_cohort
@@ -218,3 +221,10 @@ def open_page(runs: Path, monkeypatch: pytest.MonkeyPatch) -> AppTest:
     page = page.switch_page("pages/data.py").run()
     assert not page.exception
     return page
+
+
+def test_a_picture_inside_its_address_has_the_same_pixels() -> None:
+    picture = montage(a_scan())
+    kind, _, png = data_uri(picture).partition(",")
+    assert kind == "data:image/png;base64"
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(base64.b64decode(png)))), picture)
