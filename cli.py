@@ -4,9 +4,11 @@
 """
 
 import dataclasses
+import errno
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import traceback
@@ -25,7 +27,7 @@ from core.export import export_maps
 from core.progress import open_progress
 from core.recipes import as_json
 from core.simclr import SimclrSettings
-from core.store import Run, current_status, list_runs, open_run
+from core.store import Run, current_status, list_runs, open_run, stage_done
 from core.summary import layer_table, run_summary
 from data.errors import BadInput, EnvironmentProblem, IntegrityError, Interrupted
 from data.preprocessing import Preprocessing
@@ -303,6 +305,7 @@ def _demo(arguments: DemoVerb) -> int:
 def _app(arguments: AppVerb) -> int:
     if not 0 < arguments.port < 65536:
         raise BadInput(f"Port {arguments.port} is not a TCP port. Allowed: 1 to 65535, for example 8501.")
+    _claim_port(arguments.port)
     root = Path(__file__).resolve().parent
     command = [
         *(sys.executable, "-m", "streamlit", "run", str(root / "asgi.py")),
@@ -320,6 +323,26 @@ def _app(arguments: AppVerb) -> int:
         server.wait()
 
 
+def _claim_port(port: int) -> None:
+    # Before anything is printed: an address that leads to someone else's server is worse than none.
+    if _is_free(port):
+        return
+    nearby = next((p for p in range(port + 1, min(port + 100, 65536)) if _is_free(p)), None)
+    raise EnvironmentProblem(f"Port {port} is in use, try --port {nearby}" if nearby else f"Port {port} is in use.")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does: a closed one is no hindrance
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise EnvironmentProblem(f"Port {port} cannot be used: {error.strerror}. Try --port 8501") from error
+            return False
+    return True
+
+
 def _check(arguments: CheckVerb) -> int:
     from data.layout import read_cohort
     from data.reading import check_cohort
@@ -335,7 +358,7 @@ def _check(arguments: CheckVerb) -> int:
         for note in cohort.notes:
             print(f"note: {note}")
         for one in check.set_aside:
-            print(f"set aside: {one.subject_id} [{one.code}] {one.reason}")
+            print(f"set aside: {one.subject_id} [{one.code}] {one.cause}")
         for first, second in check.duplicates:
             print(f"duplicate: {first} and {second} hold the same voxels. Remove one of them.")
     return EXIT_BAD_INPUT if check.set_aside or check.duplicates else EXIT_OK
@@ -363,7 +386,7 @@ def _prepare(arguments: PrepareVerb) -> int:
         for note in study.cohort.notes:
             print(f"note: {note}")
         for one in study.prepared.set_aside:
-            print(f"set aside: {one.subject_id} [{one.code}] {one.reason}")
+            print(f"set aside: {one.subject_id} [{one.code}] {one.cause}")
     return EXIT_OK
 
 
@@ -402,7 +425,11 @@ def _score(arguments: ScoreVerb) -> int:
     if arguments.export is not None:
         paths = export_maps(run, arguments.export, arguments.layers, open_progress(), display=arguments.display)
         print(f"{len(paths)} NIfTI files in {arguments.export}", file=sys.stderr)
-    return _report(run, arguments.json, f"Evaluate it: python cli.py evaluate {run.run_id}")
+    where = "" if arguments.runs == RUNS else f" --runs {arguments.runs}"
+    next_step = f"Evaluate it: python cli.py evaluate {run.run_id}{where}"
+    if stage_done(run, "evaluation"):
+        next_step = f"It is evaluated already. Look at it: python cli.py app{where}"
+    return _report(run, arguments.json, next_step)
 
 
 def _evaluate(arguments: EvaluateVerb) -> int:

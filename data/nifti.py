@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import nibabel as nib
 import numpy as np
@@ -152,7 +152,7 @@ def _read(path: Path, volume_index: int | None, max_bytes: int) -> _Raw:
             stream = _inflated(path, chunks) if path.name.lower().endswith(".gz") else chunks
             header, buffer = _fill(path, stream, size, max_bytes)
     except OSError as error:
-        refuse("E-NII-READ", path, f"cannot be read ({error.strerror or error}).", _remedy_for(path))
+        refuse_unreadable(path, error)
     except MemoryError:
         refuse("E-NII-MEMORY", path, "does not fit into memory.", "Resample it to a coarser grid first.")
     voxels = np.frombuffer(buffer, dtype=header.dtype, offset=header.offset).reshape(header.shape, order="F")
@@ -174,6 +174,11 @@ def _check_name(path: Path) -> None:
         refuse("E-NII-PACKING", path, "is packed in a way that is not read.", "Unpack it, then gzip it to .nii.gz.")
     if not name.endswith((".nii", ".nii.gz")):
         refuse("E-NII-NAME", path, "is not a .nii or .nii.gz file.", "Convert it to NIfTI.")
+
+
+def refuse_unreadable(path: Path, error: OSError) -> NoReturn:
+    """Raise BadScan for a file that the system does not give; the same words wherever it is noticed."""
+    refuse("E-NII-READ", path, f"cannot be read ({error.strerror or error}).", _remedy_for(path))
 
 
 def _remedy_for(path: Path) -> str:

@@ -22,6 +22,7 @@ from data.cohort import Cohort, Subject
 from data.errors import BadInput, EnvironmentProblem, IntegrityError
 from data.files import committed_directory, is_committed, read_json, sha256_file, verify_directory, write_json
 from data.intensity import normalise
+from data.nifti import BadScan, refuse_unreadable
 from data.reading import SetAside, read_subject, set_aside
 from data.registration import alignment_notes, register
 from data.template import working_grid, working_template
@@ -352,7 +353,7 @@ def _cohort_keys(cohort: Cohort, settings: Preprocessing, cache: Path) -> tuple[
     for subject in cohort.subjects:
         try:
             hashes = {role: _known_hash(path, seen) for role, path in _files(subject, settings).items()}
-        except OSError as error:
+        except BadScan as error:
             aside[subject.subject_id] = set_aside(subject, error)
         else:
             keys[subject.subject_id] = _key(subject, settings, hashes)
@@ -362,10 +363,13 @@ def _cohort_keys(cohort: Cohort, settings: Preprocessing, cache: Path) -> tuple[
 
 
 def _known_hash(path: Path, seen: dict[str, str]) -> str:
-    state = path.stat()
-    name = f"{path.resolve()}|{state.st_size}|{state.st_mtime_ns}"
-    if name not in seen:
-        seen[name] = sha256_file(path)
+    try:
+        state = path.stat()
+        name = f"{path.resolve()}|{state.st_size}|{state.st_mtime_ns}"
+        if name not in seen:
+            seen[name] = sha256_file(path)
+    except OSError as error:
+        refuse_unreadable(path, error)
     return seen[name]
 
 

@@ -46,6 +46,11 @@ class SetAside:
     code: str
     reason: str
 
+    @property
+    def cause(self) -> str:
+        """The message without the code in front of it."""
+        return self.reason.removeprefix(f"{self.code}: ")
+
 
 @dataclass(frozen=True)
 class SubjectFacts:

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -133,6 +134,20 @@ def test_check_names_every_bad_scan_and_every_pair_of_copies(
     code, out, _ = run(capsys, "check", own_study.table, "--json")
     assert code == 2
     assert [one["subject_id"] for one in json.loads(out)["set_aside"]] == list(bad)
+
+
+def test_check_and_prepare_say_the_same_of_a_missing_scan_and_its_code_once(
+    own_study: TinyStudy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scan = read_table(own_study.table)["test02"].scans["FLAIR"]
+    scan.unlink()
+    told = [
+        next(line for line in run(capsys, *words)[1].splitlines() if line.startswith("set aside: "))
+        for words in (["check", own_study.table], own_study.commands()["prepare"])
+    ]
+    assert told[0] == told[1]
+    assert told[0].startswith(f"set aside: test02 [E-NII-READ] {scan}: cannot be read (No such file or directory).")
+    assert told[0].count("E-NII-READ") == 1
 
 
 def test_prepare_says_how_many_of_how_many_and_who_was_set_aside(
@@ -318,6 +333,32 @@ def test_no_runs_yet_says_how_to_make_one(tmp_path: Path, capsys: pytest.Capture
     code, _, err = run(capsys, "score", "--runs", tmp_path / "none")
     assert code == 2
     assert "python cli.py demo" in err
+
+
+def test_score_says_what_is_really_next(own_study: TinyStudy, capsys: pytest.CaptureFixture[str]) -> None:
+    where = f" --runs {own_study.runs}"
+    code, out, _ = run(capsys, "score", "tiny", "--runs", own_study.runs)
+    assert code == 0
+    assert "evaluated already" in out
+    assert out.rstrip().endswith(f"python cli.py app{where}")
+    shutil.rmtree(own_study.runs / "tiny" / "evaluation")
+    code, out, _ = run(capsys, "score", "tiny", "--runs", own_study.runs)
+    assert out.rstrip().endswith(f"python cli.py evaluate tiny{where}")
+
+
+def test_a_busy_port_is_said_with_a_free_one_and_no_address_is_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        code, out, err = run(capsys, "app", "--runs", tmp_path, "--port", port)
+        assert (code, out) == (3, "")
+        found = re.fullmatch(rf"Error: Port {port} is in use, try --port (\d+)\n", err)
+        assert found is not None
+        with socket.socket() as mine:
+            mine.bind(("127.0.0.1", int(found[1])))
 
 
 def test_score_exports_maps_for_any_viewer(
