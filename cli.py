@@ -186,6 +186,8 @@ class ScoreVerb(_OneRun):
     space into this directory."""
     layers: str = ""
     """Layer set to export, joined by +; the headline's, or all layers when not evaluated."""
+    memory: float | None = None
+    """Memory that scoring may use, GB; the limit that the run was fitted with when not given."""
     display: bool = False
     """Export scores on a 0 to 1 display scale: sigmoid of log1p(score) between healthy calibration quantiles."""
 
@@ -421,7 +423,9 @@ def _fit(arguments: FitVerb) -> int:
 
 
 def _score(arguments: ScoreVerb) -> int:
-    run = experiment.score(open_run(arguments.runs, arguments.run, "detector"), open_progress())
+    run = experiment.score(
+        open_run(arguments.runs, arguments.run, "detector"), open_progress(), memory_gb=arguments.memory
+    )
     if arguments.export is not None:
         paths = export_maps(run, arguments.export, arguments.layers, open_progress(), display=arguments.display)
         print(f"{len(paths)} NIfTI files in {arguments.export}", file=sys.stderr)

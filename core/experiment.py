@@ -40,7 +40,7 @@ from data.volume import Volume
 from models.encoder import EncoderSettings, make_encoder
 
 CHUNK = 24
-"""Subjects scored together: fixed, so that a resumed run solves the same systems and gets the same bits."""
+"""Subjects scored together where memory allows: more gain no speed."""
 
 
 @dataclass(frozen=True)
@@ -214,19 +214,25 @@ def fit(
     return run
 
 
-def score(run: Run, progress: Progress) -> Run:
-    """Score every calibration, validation and test subject under every layer set; one directory per subject."""
+def score(run: Run, progress: Progress, *, memory_gb: float | None = None) -> Run:
+    """Score every calibration, validation and test subject under every layer set; one directory per subject.
+
+    As many subjects at a time as fit into the detector's memory limit (or `memory_gb`). The number is kept with the
+    run: a resumed run solves the same systems and gets the same bits.
+    """
     detector = None
     subjects = scored_subjects(run)
     began = time.perf_counter()
     reset_peak_memory()
     with lock(run) as run, _outcome(run), progress.task("Scoring", len(subjects)) as advance:
-        for start in range(0, len(subjects), CHUNK):
-            chunk = subjects[start : start + CHUNK]
-            if not all(is_committed(run.directory / "scores" / s["subject_id"]) for s in chunk):
-                if detector is None:
-                    update_run(run, status="running")
-                    detector = load_detector(run)
+        if not all(_is_scored(run, subject) for subject in subjects):
+            run = update_run(run, status="running")
+            detector = load_detector(run)
+            run = _scored_together(run, detector, memory_gb)
+        together = run.record["settings"].get("scored_together", CHUNK)
+        for start in range(0, len(subjects), together):
+            chunk = subjects[start : start + together]
+            if detector is not None and not all(_is_scored(run, subject) for subject in chunk):
                 _score_chunk(run, detector, chunk)
             advance(len(chunk), chunk[-1]["subject_id"])
         if detector is not None:
@@ -261,6 +267,17 @@ def prepared_of(run: Run, subject_id: str) -> Prepared:
         if subject["subject_id"] == subject_id:
             return load_prepared(cache_directory(run.directory.parent), subject["key"])
     raise BadInput(f"No subject {subject_id!r} in run {run.run_id}.")
+
+
+def _is_scored(run: Run, subject: Mapping[str, Any]) -> bool:
+    return is_committed(run.directory / "scores" / subject["subject_id"])
+
+
+def _scored_together(run: Run, detector: AnyDetector, memory_gb: float | None) -> Run:
+    if not isinstance(detector, FeatureGaussian) or "scored_together" in run.record["settings"]:
+        return run
+    together = detector.subjects_together(CHUNK, memory_gb)
+    return update_run(run, settings={**run.record["settings"], "scored_together": together})
 
 
 def _score_chunk(run: Run, detector: AnyDetector, chunk: Sequence[Mapping[str, Any]]) -> None:

@@ -111,8 +111,11 @@ class Block:
         if layer not in self._deltas:
             assert self.volumes is not None
             rows = torch.from_numpy(self.rows[self.group[layer]]).to(self.gaussian.device)
-            values = torch.stack([volume[layer].index_select(0, rows) for volume in self.volumes], 1)
-            self._deltas[layer] = values - self.gaussian.means[layer].index_select(0, rows)[:, None]
+            mean = self.gaussian.means[layer].index_select(0, rows)
+            values = mean.new_empty((len(rows), len(self.volumes), mean.shape[-1]))
+            for number, volume in enumerate(self.volumes):
+                torch.sub(volume[layer].index_select(0, rows), mean, out=values[:, number])
+            self._deltas[layer] = values
         return self._deltas[layer]
 
     def _samples(self, layer: str) -> Tensor:
@@ -128,7 +131,8 @@ class Block:
                 self._terms[layer, dtype] = samples @ samples.transpose(1, 2), None
             else:
                 delta = self._delta(layer).to(dtype)
-                joint = samples @ torch.cat((samples, delta), 1).transpose(1, 2)
+                both = torch.cat((samples, delta), 1).transpose(1, 2)
+                joint = samples * both if samples.shape[-1] == 1 else samples @ both  # one feature: no sum to take
                 self._terms[layer, dtype] = joint, delta.square().sum(-1)
         return self._terms[layer, dtype]
 

@@ -108,6 +108,26 @@ def block_positions(n_samples: int, channels: Mapping[str, int], form: Form, cov
     return int(min(_FEW_POSITIONS, max(1, WORKING_BYTES // per_position)))
 
 
+def subjects_together(
+    fitted_bytes: int, feature_values: int, distance_values: int, voxels: int, limit_bytes: float, most: int
+) -> int:
+    """How many subjects can be scored together, at most `most`; EnvironmentProblem when not even one can.
+
+    Beside the fitted Gaussian and `WORKING_BYTES`, each subject holds its features (4 bytes a value), its distances
+    under every layer set (4 bytes) and its scan (8 bytes a voxel). The encoder's own pass comes on top.
+    """
+    fixed = fitted_bytes + WORKING_BYTES
+    each = 4 * feature_values + 4 * distance_values + 8 * voxels
+    number = min(most, int((limit_bytes - fixed) // each))
+    if number < 1:
+        raise EnvironmentProblem(
+            f"Scoring does not fit into memory: the Gaussian and its work take {_gigabytes(fixed)}, one subject "
+            f"{_gigabytes(each)}. Allowed are {_gigabytes(limit_bytes)}. "
+            "Raise the memory limit (--memory), or fit fewer or coarser layers."
+        )
+    return number
+
+
 def _forms(n: int, d: int, settings: GaussianSettings) -> list[Form]:
     if settings.covariance != "full":
         return ["primal"]

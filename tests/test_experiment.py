@@ -22,7 +22,7 @@ from core.run_scores import RunScores, open_scores, set_id
 from core.store import Run, open_run, update_run
 from core.summary import layer_contributions, layer_table, run_summary
 from data.cohort import ROLES, Cohort, Subject
-from data.errors import BadInput, IntegrityError
+from data.errors import BadInput, EnvironmentProblem, IntegrityError
 from data.files import write_json
 from data.nifti import write_nifti
 from data.table import read_table, write_table
@@ -102,6 +102,35 @@ def test_a_missing_subject_is_scored_again_with_the_same_bits(own_study: TinyStu
         tiny(own_study).score_map("test02", ("input",))
     experiment.score(open_run(own_study.runs, "tiny"), quiet())
     assert (lost / "distances.npy").read_bytes() == before
+
+
+def test_less_memory_scores_fewer_subjects_at_once_and_the_number_stays_with_the_run(own_study: TinyStudy) -> None:
+    scores = own_study.runs / "tiny" / "scores"
+    before = {path.parent.name: np.load(path) for path in scores.glob("*/distances.npy")}
+    run = open_run(own_study.runs, "tiny")
+    settings = {key: value for key, value in run.record["settings"].items() if key != "scored_together"}
+    update_run(run, settings=settings)
+    shutil.rmtree(scores)
+    detector = experiment.load_detector(run)
+    assert isinstance(detector, FeatureGaussian)
+    assert detector.subjects_together(24) == run.record["settings"]["scored_together"] == 24
+    alone = next(gb for gb in np.linspace(0.05, 1, 200_000) if _together(detector, gb) == 1)
+    with pytest.raises(EnvironmentProblem, match=r"one subject 0\.\d\d GB.*--memory"):
+        experiment.score(open_run(own_study.runs, "tiny"), quiet(), memory_gb=alone / 2)
+    run = experiment.score(open_run(own_study.runs, "tiny"), quiet(), memory_gb=float(alone))
+    assert run.record["settings"]["scored_together"] == 1
+    assert set(before) == {path.parent.name for path in scores.glob("*/distances.npy")}
+    for subject_id, distances in before.items():
+        np.testing.assert_allclose(np.load(scores / subject_id / "distances.npy"), distances, rtol=1e-4)
+    shutil.rmtree(scores / "test01")
+    assert experiment.score(run, quiet()).record["settings"]["scored_together"] == 1
+
+
+def _together(detector: FeatureGaussian, memory_gb: float) -> int:
+    try:
+        return detector.subjects_together(24, memory_gb)
+    except EnvironmentProblem:
+        return 0
 
 
 def test_other_settings_under_the_same_run_id_are_refused_with_the_difference(own_study: TinyStudy) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from core.distributed import device
 from core.features import FeatureExtractor, FeatureSettings, load_extractor, make_extractor
 from core.gaussian import GaussianSettings, VoxelGaussian, fit_gaussian, plan_memory
+from core.memory_plan import subjects_together
 from core.recipes import as_json, from_json
 from core.scoring import to_score_map
 from core.types import FeatureLayout, Monitor, ScoreMap, silent
@@ -104,6 +105,19 @@ class FeatureGaussian:
         extractor, gaussian = self._fitted()
         rows = [extractor(volume).rows for volume in volumes]
         return gaussian.mahalanobis_subsets(rows, layer_sets or self.layer_sets)
+
+    def subjects_together(self, most: int, memory_gb: float | None = None) -> int:
+        """How many volumes `distances` can take at once within the memory limit, at most `most`."""
+        extractor, gaussian = self._fitted()
+        layout = extractor.layout
+        return subjects_together(
+            gaussian.n_bytes,
+            sum(len(layout.layer_positions[layer]) * n for layer, n in layout.channels.items()),
+            len(self.layer_sets) * len(layout.positions),
+            int(np.prod(layout.working_grid.shape)),
+            self._limit_bytes if memory_gb is None else memory_gb * 1e9,
+            most,
+        )
 
     def score(self, volume: Volume) -> ScoreMap:
         """Distance over all fitted layers on the working grid, NaN outside the brain."""
