@@ -12,6 +12,8 @@ import plotly.graph_objects as go
 
 HEALTHY, VALIDATION, ORACLE = "#2f7ed8", "#e08a1e", "#8c939c"
 NORMAL, ANOMALOUS = "#6f8fb3", "#d81b7a"
+INK = "#000037"
+"""Near black. In the browser Streamlit puts the theme's own ink in its place, so it is light on a dark page."""
 LAYER_COUNTS = ("#4f86c6", "#2a9d8f", "#c98a1b")  # few, some, all layers: to be seen on white and on near-black
 PROTOCOLS: tuple[tuple[str, str, str, str], ...] = (
     ("healthy", "healthy scans (label-free)", HEALTHY, "circle"),
@@ -49,7 +51,7 @@ def protocol_dots(rows: Sequence[Mapping[str, Any]], title: str) -> go.Figure:
         )
     figure.update_xaxes(title=title, rangemode="tozero", zeroline=False)
     figure.update_yaxes(autorange="reversed", ticklabelstandoff=6)
-    return _finish(figure, height=110 + 44 * len(rows))
+    return finish(figure, height=110 + 44 * len(rows))
 
 
 def layer_scatter(rows: Sequence[Mapping[str, Any]], chosen: Sequence[str]) -> go.Figure:
@@ -77,7 +79,7 @@ def layer_scatter(rows: Sequence[Mapping[str, Any]], chosen: Sequence[str]) -> g
     )
     figure.update_xaxes(title="pooled AUPRC (working grid)")
     figure.update_yaxes(title="mean Dice at the label-free threshold", rangemode="tozero")
-    return _finish(figure, height=420)
+    return finish(figure, height=420)
 
 
 def contribution_bars(rows: Sequence[tuple[str, float, float | None]]) -> go.Figure:
@@ -92,7 +94,7 @@ def contribution_bars(rows: Sequence[tuple[str, float, float | None]]) -> go.Fig
     )
     figure.update_yaxes(title="pooled AUPRC")
     figure.update_layout(barmode="group")
-    return _finish(figure, height=320)
+    return finish(figure, height=320)
 
 
 def score_densities(
@@ -144,7 +146,7 @@ def score_densities(
     figure.update_xaxes(title=f"score ({unit})", type="log" if log_x else "linear")
     title = "share at or below" if cumulative else "voxels per bin" if counts else "share of its class per bin"
     figure.update_yaxes(title=title, type="log" if log_y else "linear")
-    return _finish(figure, height=430)
+    return finish(figure, height=430)
 
 
 def training_curves(
@@ -159,7 +161,7 @@ def training_curves(
         figure.add_hline(y=level, line={"color": ORACLE, "dash": "dot", "width": 2}, annotation_text=label)
     figure.update_xaxes(title="step")
     figure.update_yaxes(title=title)
-    return _finish(figure, height=280)
+    return finish(figure, height=280)
 
 
 def dice_over_prevalence(
@@ -180,7 +182,7 @@ def dice_over_prevalence(
     )
     figure.update_xaxes(title="lesion voxels, % of brain", type="log")
     figure.update_yaxes(title="Dice", range=[0, 1])
-    return _finish(figure, height=330)
+    return finish(figure, height=330)
 
 
 def monitor_curves(
@@ -224,16 +226,19 @@ def monitor_curves(
         )
     figure.update_xaxes(title="step", rangemode="tozero")
     figure.update_yaxes(**(axis or {}))
-    return _finish(figure, height=260)
+    return finish(figure, height=260)
 
 
-def _finish(figure: go.Figure, height: int) -> go.Figure:
+def finish(figure: go.Figure, height: int) -> go.Figure:
+    """Margins, legend and ink that all figures share."""
     figure.update_layout(
         height=height,
         margin={"l": 10, "r": 10, "t": 30, "b": 10},
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "font": {"color": INK}},
         hoverlabel={"align": "left"},
     )
+    for axes in (figure.update_xaxes, figure.update_yaxes):
+        axes(tickfont={"color": INK}, title={"font": {"color": INK}})
     return figure
 
 
