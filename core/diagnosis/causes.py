@@ -1,0 +1,389 @@
+"""Known causes of a low Dice, R0 to R17: what each costs in this run, by which formula, or which input is missing.
+
+Three views are never summed: the ladder is ordered, the error map shares out one Dice, and the causes here are
+one-at-a-time changes. A what-if's variant is chosen by its gain on *validation* subjects; its gain on test is quoted.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from scipy.stats import linregress
+
+from core.bootstrap import mean_interval, paired_difference
+from core.gaussian import expected_inflation
+from core.metrics import dice_from_rates, fpr_for_dice_half
+
+REFERENCE_PREVALENCE = 0.03
+"""The prevalence to which R0 compares: lesions of 3 % of the brain."""
+_SEED = 0
+
+
+@dataclass(frozen=True)
+class Cause:
+    """One known cause and its price in Dice, never negative by construction only: a gain shows as a negative cost."""
+
+    id: str
+    title: str
+    formula: str
+    text: str
+    """What was found, in a sentence."""
+    cost: float | None = None
+    low: float | None = None
+    high: float | None = None
+    n: int = 0
+    needs_labels: bool = False
+    """The figure uses test labels beyond judging: a bound, not a result."""
+    deployable: bool = False
+    """Something that can be changed without labels of the subjects that are judged."""
+    kind: str = "computed"
+    what_if: str | None = None
+    """The what-if that measures it."""
+    missing: str | None = None
+    """Why there is no figure."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the causes are read from. Dictionaries are those of the diagnosis and of the evaluation."""
+
+    protocol: str
+    rungs: Sequence[Mapping[str, Any]]
+    subjects: Sequence[Mapping[str, Any]]
+    """Per subject: dice, ladder, error_map."""
+    error_map: Sequence[Mapping[str, Any]]
+    figures: Mapping[str, Any]
+    """The layer set's figures on the working grid."""
+    sets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Figures on the working grid of every layer set of the run."""
+    layer_set: str = ""
+    what_ifs: Sequence[Mapping[str, Any]] = ()
+    post_processing: Mapping[str, Any] | None = None
+    intensity: Mapping[str, Any] | None = None
+    """Working figures of an intensity baseline on the same subjects, if a run has them."""
+    ages: Mapping[str, float] = field(default_factory=dict)
+    n_train: int | None = None
+    n_features: int | None = None
+    """Features that the Gaussian models together; None for other detectors."""
+    shuffled_dice: tuple[float, float] | None = None
+    """Best Dice after shuffling the labels, and that of calling everything lesion."""
+
+
+def causes(evidence: Evidence) -> list[dict[str, Any]]:
+    """All causes R0..R17 in order, ready for JSON."""
+    found = [
+        _imbalance(evidence),
+        _rung(evidence, "R1", "Lesion outside the scored brain", "reachable", "1 − L1, L1 = 2|G∩V|/(|G∩V|+|G|)"),
+        _rung(evidence, "R2", "Resolution of the feature grid", "feature_grid", "L1 − L2, the best map on the cells"),
+        _space(evidence),
+        _edges(evidence),
+        _what_if(evidence, "R5", "Intensity differs between scans", ("renormalise", "calibrate-subject")),
+        _what_if(evidence, "R6", "Registration", ("shift",)),
+        _threshold(evidence),
+        _covariance(evidence),
+        _what_if(evidence, "R9", "Skull and mask remnants", ("erode-mask",)),
+        _brightness(evidence),
+        _post_processing(evidence),
+        _age(evidence),
+        _what_if(evidence, "R13", "Quality of the labels", ("label-boundary",)),
+        _leakage(evidence),
+        _layers(evidence),
+        _pooling(evidence),
+        _noise(evidence),
+    ]
+    return [asdict(cause) for cause in found]
+
+
+def chosen_variant(result: Mapping[str, Any], protocol: str) -> tuple[Mapping[str, Any], Mapping[str, Any]] | None:
+    """The variant to quote from a what-if, and its gain on test.
+
+    Deployable ones by the highest gain on validation; where nothing was labelled there, or the variant needs labels
+    anyway, by the highest gain on test. None when there is no test figure.
+    """
+    variants = [v for v in result["variants"] if (v.get("test") or {}).get(protocol)]
+    if not variants:
+        return None
+    rated = [v for v in variants if v.get("validation") and not v["needs_labels"]]
+    if rated:
+        best = max(rated, key=lambda v: float(v["validation"]["gain"]))
+    else:
+        best = max(variants, key=lambda v: float(v["test"][protocol]["gain"]))
+    return best, best["test"][protocol]
+
+
+def _imbalance(e: Evidence) -> Cause:
+    curves = e.figures["per_subject_auprc"]["subjects"]
+    costs, wanted = [], []
+    for row in _rows(e.figures, e.protocol):
+        curve = curves[row["subject_id"]]
+        if curve["n_negative"] == 0:
+            continue
+        share = curve["n_positive"] / (curve["n_positive"] + curve["n_negative"])
+        rate = row["false_positive_voxels"] / curve["n_negative"]
+        if row["recall"] or rate:
+            now, then = (dice_from_rates(p, row["recall"], rate) for p in (share, REFERENCE_PREVALENCE))
+            costs.append(then - now)
+        else:
+            costs.append(0.0)
+        wanted.append((rate, fpr_for_dice_half(share, row["recall"])))
+    found = mean_interval(costs, seed=_SEED, purpose="R0")
+    rate, needed = (float(np.median([w[i] for w in wanted])) for i in (0, 1))
+    text = (
+        f"Median false-positive rate {rate:.2%}; Dice 0.5 at this recall needs {needed:.3%}."
+        if needed > 0
+        else f"Median false-positive rate {rate:.2%}; at this recall no false-positive rate gives Dice 0.5."
+    )
+    return Cause(
+        "R0",
+        "Lesions are rare",
+        "D(3 %) − D(π) at the same recall and false-positive rate; D = 2πT/(π(1+T)+(1−π)F)",
+        text,
+        *_span(found),
+        needs_labels=True,
+    )
+
+
+def _rung(e: Evidence, cause_id: str, title: str, rung: str, formula: str) -> Cause:
+    row = next(r for r in e.rungs if r["id"] == rung)
+    return Cause(
+        cause_id,
+        title,
+        formula,
+        f"An oracle that is held back by this alone has a Dice of {row['mean']:.3f}.",
+        row["cost"],
+        row["cost_low"],
+        row["cost_high"],
+        len(e.subjects),
+        needs_labels=True,
+    )
+
+
+def _space(e: Evidence) -> Cause:
+    found = mean_interval([s["error_map"]["native_space"] for s in e.subjects], seed=_SEED, purpose="R3")
+    return Cause(
+        "R3",
+        "Evaluated in the scans' own space",
+        "D(working grid) − D(native space), each at its own deployed threshold",
+        "Resampling the map to the scan's own grid costs this much; negative: it helps.",
+        *_span(found),
+    )
+
+
+def _edges(e: Evidence) -> Cause:
+    shares = [_share(s, ("brain_edge", "tissue_border")) for s in e.subjects]
+    found = mean_interval(shares, seed=_SEED, purpose="R4")
+    base = _what_if(e, "R4", "Edges and partial volume", ("dont-care",))
+    text = f"In the error map, brain edges and fluid borders cost {found.mean:.3f}. {base.text}".strip()
+    return Cause(**{**asdict(base), "text": text})
+
+
+def _threshold(e: Evidence) -> Cause:
+    rungs = {r["id"]: r for r in e.rungs}
+    transfer, common = rungs["deployed_threshold"], rungs["set_threshold"]
+    grid = _stored(e, "threshold-grid")
+    text = (
+        f"The deployed threshold loses {transfer['cost']:.3f} to the best single one, and that one "
+        f"{common['cost']:.3f} to a threshold of each subject's own."
+    )
+    if grid is not None:
+        picked = chosen_variant(grid, e.protocol)
+        if picked is not None:
+            text += f" A search on 100 linear steps would lose {-picked[1]['gain']:.3f}."
+    return Cause(
+        "R7",
+        "The threshold",
+        "L4 − L5: best single threshold on test labels − deployed threshold",
+        text,
+        transfer["cost"],
+        transfer["cost_low"],
+        transfer["cost_high"],
+        len(e.subjects),
+        needs_labels=True,
+    )
+
+
+def _covariance(e: Evidence) -> Cause:
+    base = _what_if(e, "R8", "Fewer scans than features", ("covariance", "fewer-scans"))
+    if e.n_features is None or e.n_train is None:
+        return Cause(**{**asdict(base), "missing": "Only a detector with a covariance has this cause.", "text": ""})
+    text = f"{e.n_train} training scans for {e.n_features} features"
+    if e.n_train > e.n_features + 2:
+        inflation = expected_inflation(e.n_train, e.n_features)
+        text += f": a new healthy scan's squared distance is expected at {inflation:.2f} times its nominal value"
+    else:
+        text += ": the sample covariance is singular, only the ridge makes it invertible"
+    return Cause(**{**asdict(base), "text": f"{text}. {base.text}".strip()})
+
+
+def _brightness(e: Evidence) -> Cause:
+    formula = "D(intensity threshold) − D(this detector), same protocol and subjects"
+    title = "A plain intensity threshold does as well"
+    if e.intensity is None:
+        missing = "An evaluated run of intensity-bright or intensity-dark on the same subjects."
+        return Cause("R10", title, formula, "", deployable=True, missing=missing)
+    own, other = (
+        {r["subject_id"]: r["dice"] for r in _rows(figures, e.protocol)} for figures in (e.figures, e.intensity)
+    )
+    ids = [i for i in own if i in other]
+    found = paired_difference([other[i] for i in ids], [own[i] for i in ids], seed=_SEED)
+    better = "beats" if (found.mean or 0) > 0 else "does not beat"
+    return Cause("R10", title, formula, f"The intensity baseline {better} this run.", *_span(found), deployable=True)
+
+
+def _post_processing(e: Evidence) -> Cause:
+    title, formula = "Smoothing and post-processing", "D(best setting on validation) − D(shipped setting), on test"
+    best = (e.post_processing or {}).get("best_on_validation")
+    if best is None:
+        missing = "The post-processing grid: python cli.py post-processing RUN (needs labelled validation subjects)."
+        return Cause("R11", title, formula, "", deployable=True, kind="what-if", missing=missing)
+    gain = best["test_gain"]
+    return Cause(
+        "R11",
+        title,
+        formula,
+        f"Best on validation: {best['title']}.",
+        gain["gain"],
+        gain["low"],
+        gain["high"],
+        gain["n"],
+        deployable=True,
+        kind="what-if",
+        what_if="post-processing",
+    )
+
+
+def _age(e: Evidence) -> Cause:
+    title = "Training scans of other ages"
+    formula = "slope of false-positive mL on healthy test scans over age; as Dice by `nearest-age`"
+    alarms = e.figures["protocols"][e.protocol]["false_positive_ml_by_healthy_scan"]
+    known = [(e.ages[i], ml) for i, ml in alarms.items() if i in e.ages]
+    base = _what_if(e, "R12", title, ("nearest-age",))
+    if len(known) < 5 or len({age for age, _ in known}) < 2:
+        text = f"Ages are known for {len(known)} healthy test scans; a slope needs at least 5."
+    else:
+        line = linregress(*zip(*known, strict=True))
+        text = (
+            f"{10 * line.slope:+.1f} mL false positives per decade of age over {len(known)} healthy scans "
+            f"(standard error {10 * line.stderr:.1f})."
+        )
+    return Cause(**{**asdict(base), "formula": formula, "text": f"{text} {base.text}".strip()})
+
+
+def _leakage(e: Evidence) -> Cause:
+    title = "Test labels in the threshold, or scans in two splits"
+    formula = "D(validation threshold) − D(threshold tuned on test): what such a leak would add, as a negative cost"
+    text = "No scan stands in two splits: voxels were compared by hash when the run was made."
+    if e.shuffled_dice is not None:
+        text += (
+            f" With shuffled labels the best Dice is {e.shuffled_dice[0]:.4f}; calling everything lesion gives "
+            f"{e.shuffled_dice[1]:.4f}."
+        )
+    if "validation" not in e.figures["protocols"]:
+        missing = "Labelled validation subjects, to compare an honest threshold with a tuned one."
+        return Cause("R14", title, formula, text, needs_labels=True, missing=missing)
+    honest, tuned = ([r["dice"] for r in _rows(e.figures, p)] for p in ("validation", "oracle_set"))
+    found = paired_difference(honest, tuned, seed=_SEED)
+    return Cause("R14", title, formula, text, *_span(found), needs_labels=True)
+
+
+def _layers(e: Evidence) -> Cause:
+    title, formula = "Choice of layers", "D(best set on validation) − D(this set), same protocol, on test"
+    rated = {name: f.get("validation_mean_dice") for name, f in e.sets.items()}
+    known = {name: value for name, value in rated.items() if value is not None}
+    if len(e.sets) < 2:
+        return Cause("R15", title, formula, "", deployable=True, missing="A detector with several layers.")
+    if not known:
+        return Cause("R15", title, formula, "", deployable=True, missing="Labelled validation subjects.")
+    best = max(known, key=lambda name: (known[name], -name.count("+")))
+    then, now = ([r["dice"] for r in _rows(f, e.protocol)] for f in (e.sets[best], e.figures))
+    text = "This is the best set on validation." if best == e.layer_set else f"Best on validation: {best}."
+    found = paired_difference(then, now, seed=_SEED)
+    return Cause("R15", title, formula, text + _leave_one_out(e), *_span(found), deployable=True)
+
+
+def _leave_one_out(e: Evidence) -> str:
+    layers = e.layer_set.split("+")
+    if len(layers) < 2:
+        return ""
+    now = e.figures["protocols"][e.protocol]["mean_dice"]
+    drops = []
+    for layer in layers:
+        rest = "+".join(x for x in layers if x != layer)
+        if rest in e.sets:
+            drops.append(f"{layer} {e.sets[rest]['protocols'][e.protocol]['mean_dice'] - now:+.3f}")
+    return f" Test Dice without one layer: {', '.join(drops)}." if drops else ""
+
+
+def _pooling(e: Evidence) -> Cause:
+    protocol = e.figures["protocols"][e.protocol]
+    mean, pooled = protocol["mean_dice"], protocol["pooled_dice"]
+    return Cause(
+        "R16",
+        "How subjects are averaged",
+        "pooled Dice − mean Dice; pooled weighs each subject by |segmentation| + |lesion|",
+        f"Mean over subjects {mean:.3f}, all voxels pooled {pooled:.3f}.",
+        pooled - mean,
+        n=protocol["n"],
+    )
+
+
+def _noise(e: Evidence) -> Cause:
+    found = mean_interval([s["dice"] for s in e.subjects], seed=_SEED, purpose="R17")
+    if found.low is None or found.high is None:
+        return Cause(
+            "R17", "Sampling noise", "half the 95 % interval of the mean", "", missing="At least two subjects."
+        )
+    half = (found.high - found.low) / 2
+    text = f"With {found.n} subjects a difference below about {half:.3f} cannot be told from chance, unless paired."
+    return Cause("R17", "Sampling noise", "half the 95 % bootstrap interval of mean Dice", text, half, n=found.n)
+
+
+def _what_if(e: Evidence, cause_id: str, title: str, names: Sequence[str]) -> Cause:
+    """The cause as the best of its stored what-ifs tells it."""
+    stored = [(name, result) for name in names if (result := _stored(e, name)) is not None]
+    picks = [(name, r, p) for name, r in stored if (p := chosen_variant(r, e.protocol)) is not None]
+    if not picks:
+        missing = "Not measured yet. Start it: python cli.py what-if RUN " + " or ".join(names)
+        return Cause(
+            cause_id, title, "D(changed) − D(as is), paired", "", kind="what-if", what_if=names[0], missing=missing
+        )
+
+    def rating(pick: tuple[str, Mapping[str, Any], tuple[Mapping[str, Any], Mapping[str, Any]]]) -> tuple[bool, float]:
+        variant, test = pick[2]
+        honest = bool(variant.get("validation")) and not variant["needs_labels"]
+        return honest, float((variant["validation"] if honest else test)["gain"])
+
+    name, result, (variant, test) = max(picks, key=rating)
+    by = "validation" if variant.get("validation") and not variant["needs_labels"] else "test labels"
+    return Cause(
+        cause_id,
+        title,
+        result["formula"],
+        f"{variant['title']} (chosen on {by}): Dice {test['baseline']:.3f} → {test['variant']:.3f}.",
+        test["gain"],
+        test["low"],
+        test["high"],
+        test["n"],
+        needs_labels=bool(variant["needs_labels"]) or by != "validation",
+        deployable=bool(variant["deployable"]),
+        kind="what-if",
+        what_if=name,
+    )
+
+
+def _stored(e: Evidence, name: str) -> Mapping[str, Any] | None:
+    return next((r for r in e.what_ifs if r["name"] == name), None)
+
+
+def _rows(figures: Mapping[str, Any], protocol: str) -> Sequence[Mapping[str, Any]]:
+    rows: Sequence[Mapping[str, Any]] = figures["protocols"][protocol]["subjects"]
+    return rows
+
+
+def _share(subject: Mapping[str, Any], categories: Sequence[str]) -> float:
+    return sum((float(subject["error_map"].get(c, 0.0)) for c in categories), 0.0)
+
+
+def _span(found: Any) -> tuple[float | None, float | None, float | None, int]:
+    return found.mean, found.low, found.high, found.n
