@@ -5,7 +5,6 @@
 
 import dataclasses
 import errno
-import json
 import os
 import signal
 import socket
@@ -18,7 +17,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import tyro
-from rich.console import Console
 from rich.table import Table
 
 from core import demo, evaluation, experiment
@@ -31,9 +29,22 @@ from core.store import Run, current_status, list_runs, open_run, stage_done
 from core.summary import layer_table, run_summary
 from data.errors import BadInput, EnvironmentProblem, IntegrityError, Interrupted
 from data.preprocessing import Preprocessing
-
-EXIT_OK, EXIT_BAD_INPUT, EXIT_ENVIRONMENT, EXIT_INTEGRITY, EXIT_INTERRUPTED, EXIT_BUG = 0, 2, 3, 4, 5, 6
-RUNS = Path("runs")
+from verbs.diagnosis import DIAGNOSIS_VERBS
+from verbs.shared import (
+    EXIT_BAD_INPUT,
+    EXIT_BUG,
+    EXIT_ENVIRONMENT,
+    EXIT_INTEGRITY,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    RUNS,
+    OneRun,
+    console,
+    interval_text,
+    number_text,
+    print_json,
+    runs_flag,
+)
 
 
 @dataclass(frozen=True)
@@ -165,17 +176,7 @@ class FitVerb(_Scans):
 
 
 @dataclass(frozen=True)
-class _OneRun:
-    run: tyro.conf.Positional[str] = "latest"
-    """Run id, the beginning of one, a path, or latest."""
-    runs: Path = RUNS
-    """Directory that holds the runs."""
-    json: bool = False
-    """Print JSON."""
-
-
-@dataclass(frozen=True)
-class ScoreVerb(_OneRun):
+class ScoreVerb(OneRun):
     """Score the calibration, validation and test scans of a fitted run, under every layer set.
 
     Example: python cli.py score latest --export maps
@@ -193,7 +194,7 @@ class ScoreVerb(_OneRun):
 
 
 @dataclass(frozen=True)
-class EvaluateVerb(_OneRun):
+class EvaluateVerb(OneRun):
     """Metrics of a scored run under every threshold protocol, with intervals.
 
     Example: python cli.py evaluate latest --quantile 0.99
@@ -208,7 +209,7 @@ class EvaluateVerb(_OneRun):
 
 
 @dataclass(frozen=True)
-class CompareLayersVerb(_OneRun):
+class CompareLayersVerb(OneRun):
     """Every combination of the fitted layers, best first, on the working grid.
 
     Example: python cli.py compare-layers latest
@@ -300,7 +301,7 @@ def main(argv: Sequence[str]) -> int:
 def _demo(arguments: DemoVerb) -> int:
     runs = demo.build_demo(arguments.runs, open_progress())
     _print_runs(arguments.runs, [run.run_id for run in runs])
-    print("Serve it: python cli.py app" + ("" if arguments.runs == RUNS else f" --runs {arguments.runs}"))
+    print("Serve it: python cli.py app" + runs_flag(arguments.runs))
     return EXIT_OK
 
 
@@ -354,7 +355,7 @@ def _check(arguments: CheckVerb) -> int:
     with open_progress().task("Reading scans", len(cohort.subjects)) as advance:
         check = check_cohort(cohort, contrasts, monitor=lambda number, text: advance(1, text))
     if arguments.json:
-        _print_json(as_json(check))
+        print_json(as_json(check))
     else:
         print(f"{len(check.facts)} of {check.n_total} subjects can be read ({', '.join(contrasts)}).")
         for note in cohort.notes:
@@ -371,7 +372,7 @@ def _prepare(arguments: PrepareVerb) -> int:
     counts = {role: len(getattr(study.split, role)) for role in ("train", "calibration", "validation", "test")}
     aside = [as_json(s) for s in study.prepared.set_aside]
     if arguments.json:
-        _print_json(
+        print_json(
             {
                 "prepared": len(study.prepared.keys),
                 "of": len(study.cohort.subjects),
@@ -429,7 +430,7 @@ def _score(arguments: ScoreVerb) -> int:
     if arguments.export is not None:
         paths = export_maps(run, arguments.export, arguments.layers, open_progress(), display=arguments.display)
         print(f"{len(paths)} NIfTI files in {arguments.export}", file=sys.stderr)
-    where = "" if arguments.runs == RUNS else f" --runs {arguments.runs}"
+    where = runs_flag(arguments.runs)
     next_step = f"Evaluate it: python cli.py evaluate {run.run_id}{where}"
     if stage_done(run, "evaluation"):
         next_step = f"It is evaluated already. Look at it: python cli.py app{where}"
@@ -442,7 +443,7 @@ def _evaluate(arguments: EvaluateVerb) -> int:
         run, open_progress(), quantile=arguments.quantile, fp_ml_per_scan=arguments.fp_ml, workers=arguments.workers
     )
     if arguments.json:
-        _print_json(metrics)
+        print_json(metrics)
     else:
         _print_runs(arguments.runs, [run.run_id])
     return EXIT_OK
@@ -451,7 +452,7 @@ def _evaluate(arguments: EvaluateVerb) -> int:
 def _compare_layers(arguments: CompareLayersVerb) -> int:
     rows = layer_table(evaluation.read_metrics(open_run(arguments.runs, arguments.run, "detector")))
     if arguments.json:
-        _print_json(rows)
+        print_json(rows)
         return EXIT_OK
     table = Table(
         "layers",
@@ -464,12 +465,12 @@ def _compare_layers(arguments: CompareLayersVerb) -> int:
     for row in sorted(rows, key=lambda r: -(r["ceil_dice"] or 0)):
         table.add_row(
             row["layers"],
-            _number(row["auprc"]),
-            _number(row["ceil_dice"]),
-            _interval(row["healthy"]),
-            _interval(row["validation"]),
+            number_text(row["auprc"]),
+            number_text(row["ceil_dice"]),
+            interval_text(row["healthy"]),
+            interval_text(row["validation"]),
         )
-    _console().print(table)
+    console().print(table)
     return EXIT_OK
 
 
@@ -497,7 +498,7 @@ def _runs(arguments: RunsVerb) -> int:
     for problem in problems:
         print(f"problem: {problem}", file=sys.stderr)
     if arguments.json:
-        _print_json([run_summary(run) for run in runs])
+        print_json([run_summary(run) for run in runs])
     elif not runs:
         print(f"No runs in {arguments.runs} yet. Make one: python cli.py demo")
     else:
@@ -507,14 +508,14 @@ def _runs(arguments: RunsVerb) -> int:
 
 def _detectors(arguments: DetectorsVerb) -> int:
     if arguments.json:
-        _print_json(
+        print_json(
             {name: {"description": DESCRIPTIONS[name], **recipe_json(recipe)} for name, recipe in CATALOGUE.items()}
         )
         return EXIT_OK
     table = Table("name", "what it is")
     for name in CATALOGUE:
         table.add_row(name, DESCRIPTIONS[name])
-    _console().print(table)
+    console().print(table)
     return EXIT_OK
 
 
@@ -528,6 +529,7 @@ VERBS: dict[str, tuple[Any, Callable[[Any], int]]] = {
     "score": (ScoreVerb, _score),
     "evaluate": (EvaluateVerb, _evaluate),
     "compare-layers": (CompareLayersVerb, _compare_layers),
+    **DIAGNOSIS_VERBS,
     "plant": (PlantVerb, _plant),
     "runs": (RunsVerb, _runs),
     "detectors": (DetectorsVerb, _detectors),
@@ -597,7 +599,7 @@ def _set(values: dict[str, Any]) -> dict[str, Any]:
 
 def _report(run: Run, as_json_text: bool, next_step: str) -> int:
     if as_json_text:
-        _print_json({"run_id": run.run_id, "directory": str(run.directory)})
+        print_json({"run_id": run.run_id, "directory": str(run.directory)})
     else:
         print(f"{run.run_id} is in {run.directory}. {next_step}")
     return EXIT_OK
@@ -629,36 +631,15 @@ def _print_runs(runs: Path, ids: Sequence[str]) -> None:
             run.kind,
             current_status(run),
             row.get("headline") or "",
-            _interval(found.get("healthy")),
-            _interval(found.get("validation")),
-            _interval(found.get("oracle_set")),
-            _number(row.get("ceil_dice")),
-            _number(row.get("auprc")),
+            interval_text(found.get("healthy")),
+            interval_text(found.get("validation")),
+            interval_text(found.get("oracle_set")),
+            number_text(row.get("ceil_dice")),
+            number_text(row.get("auprc")),
             str(row.get("n_lesion_subjects") or ""),
             f"{row['n_used']} of {row['n_total']}" if row.get("n_total") else "",
         )
-    _console().print(table)
-
-
-def _console() -> Console:
-    """As wide as the terminal; wide enough for every column where there is none."""
-    return Console() if sys.stdout.isatty() else Console(width=180)
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"
-
-
-def _interval(found: dict[str, Any] | None) -> str:
-    if not found or found["mean"] is None:
-        return ""
-    span = "" if found["low"] is None else f" [{found['low']:.3f}, {found['high']:.3f}]"
-    return f"{found['mean']:.3f}{span}"
-
-
-def _print_json(value: Any) -> None:
-    json.dump(value, sys.stdout, indent=1, allow_nan=False)
-    print()
+    console().print(table)
 
 
 def _complain(error: object, code: int) -> int:

@@ -1,0 +1,335 @@
+"""Verbs that explain a run: ceiling, diagnose, what-if, post-processing, detection-limits, report."""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+from rich.table import Table
+
+from core.progress import open_progress
+from core.store import open_run
+from data.errors import BadInput
+from verbs.shared import EXIT_OK, OneRun, console, interval_text, number_text, print_json, runs_flag
+
+Protocol = Literal["healthy", "validation"]
+
+
+@dataclass(frozen=True)
+class CeilingVerb:
+    """The best Dice that a feature grid allows, from lesion masks alone: before any training, per lesion and by size.
+
+    Example: python cli.py ceiling scans/cohort.csv --cells-mm 2 4 8
+    """
+
+    masks: tyro.conf.Positional[tuple[Path, ...]]
+    """A cohort (table or folder), or lesion masks as NIfTI files."""
+    cells_mm: tuple[float, ...] = (2.0, 4.0, 8.0, 16.0)
+    """Edges of the feature cells, mm."""
+    layout: str = "auto"
+    """table, bids, ixi, brats, or auto."""
+    draws: int = 20
+    """Random positions of the cells over each mask."""
+    seed: int = 0
+    """Of the positions."""
+    json: bool = False
+    """Print JSON: also every subject and every lesion."""
+
+
+@dataclass(frozen=True)
+class DiagnoseVerb(OneRun):
+    """Why Dice is low: ladder of ceilings, additive error map, causes with their cost, and what would raise it most.
+
+    Example: python cli.py diagnose latest --protocol validation
+    """
+
+    layers: str = ""
+    """Layer set, joined by +; the headline's when not given."""
+    protocol: Protocol = "healthy"
+    """Which deployable threshold is explained: from healthy scans, or from validation labels."""
+
+
+@dataclass(frozen=True)
+class WhatIfVerb:
+    """One change at a time, evaluated in pairs on the same subjects. Without a name: what there is for this run.
+
+    Example: python cli.py what-if latest renormalise
+    """
+
+    run: tyro.conf.Positional[str] = "latest"
+    """Run id, the beginning of one, a path, or latest."""
+    name: tyro.conf.Positional[str] = ""
+    """The change; a list of them when not given."""
+    layers: str = ""
+    """Layer set, joined by +; the headline's when not given."""
+    protocol: Protocol = "healthy"
+    """Threshold protocol whose gain is printed; both are stored."""
+    runs: Path = OneRun.runs
+    """Directory that holds the runs."""
+    json: bool = False
+    """Print JSON."""
+
+
+@dataclass(frozen=True)
+class PostProcessingVerb(OneRun):
+    """Smoothing, median, mask erosion and least component, all combinations: best on validation, and its test Dice.
+
+    Example: python cli.py post-processing latest
+    """
+
+    layers: str = ""
+    """Layer set, joined by +; the headline's when not given."""
+    workers: int = 2
+    """Processes."""
+
+
+@dataclass(frozen=True)
+class DetectionLimitsVerb(OneRun):
+    """Plant lesions of known size and contrast into this run's healthy scans: what can the detector find at all?
+
+    Example: python cli.py detection-limits latest --per-cell 12
+    """
+
+    layers: str = ""
+    """Layer set, joined by +; the headline's when not given."""
+    diameters_mm: tuple[float, ...] = (4.0, 6.0, 8.0, 12.0, 16.0, 24.0)
+    """Diameters of the planted lesions, mm."""
+    contrasts_sd: tuple[float, ...] = (-4.0, -3.0, -2.0, -1.0, 1.0, 2.0, 3.0, 4.0)
+    """Contrasts, in standard deviations of healthy scans; negative is darker."""
+    per_cell: int = 12
+    """Lesions of each diameter and contrast."""
+    seed: int = 0
+    """Of places and shapes."""
+
+
+@dataclass(frozen=True)
+class ReportVerb(OneRun):
+    """One self-contained HTML file about a run: opens offline, prints to PDF from the browser.
+
+    Example: python cli.py report latest --out report.html
+    """
+
+    out: Path | None = None
+    """File to write; report-RUN.html in this directory when not given."""
+    layers: str = ""
+    """Layer set, joined by +; the headline's when not given."""
+    protocol: Protocol = "healthy"
+    """Which deployable threshold the diagnosis explains."""
+    overwrite: bool = False
+    """Replace a file that is not a report."""
+
+
+def _ceiling(arguments: CeilingVerb) -> int:
+    from core.diagnosis.ceiling import ceiling_of_masks, ceiling_rows
+
+    result = ceiling_of_masks(
+        _masks(arguments.masks, arguments.layout), arguments.cells_mm, draws=arguments.draws, seed=arguments.seed
+    )
+    if arguments.json:
+        print_json(result)
+        return EXIT_OK
+    heading, *rows = ceiling_rows(result)
+    table = Table(*heading, caption=f"Oracle: {result['rule']}")
+    for row in rows:
+        table.add_row(*row)
+    console().print(table)
+    if result["empty"]:
+        print(f"Without a lesion voxel, left out: {', '.join(result['empty'])}.")
+    return EXIT_OK
+
+
+def _masks(paths: Sequence[Path], layout: str) -> Mapping[str, Any]:
+    from core.diagnosis.ceiling import lesion_masks
+    from data.layout import read_cohort
+    from data.nifti import read_labels
+    from data.volume import Mask
+
+    if not all(path.name.endswith((".nii", ".nii.gz")) for path in paths):
+        if len(paths) > 1:
+            raise BadInput(f"{len(paths)} paths, not all NIfTI. Give one cohort, or lesion masks as .nii or .nii.gz.")
+        return lesion_masks(read_cohort(paths[0], layout))
+    masks: dict[str, Mask] = {}
+    for path in paths:
+        labels = read_labels(path)
+        name = path.name.split(".nii")[0]
+        masks[name if name not in masks else str(path)] = Mask(labels.voxels > 0, labels.grid)
+    return masks
+
+
+def _diagnose(arguments: DiagnoseVerb) -> int:
+    from core.diagnosis.diagnose import diagnose
+
+    run = open_run(arguments.runs, arguments.run, "detector")
+    found = diagnose(run, open_progress(), layer_set=arguments.layers or None, protocol=arguments.protocol)
+    if arguments.json:
+        print_json(found)
+        return EXIT_OK
+    _print_ladder(found)
+    _print_error_map(found)
+    _print_causes(found, arguments.runs)
+    print(found["verdict"]["sentence"])
+    for note in found["notes"]:
+        print(f"note: {note}")
+    return EXIT_OK
+
+
+def _print_ladder(found: Mapping[str, Any]) -> None:
+    table = Table(
+        "rung",
+        "Dice",
+        "cost",
+        "threshold-free oracle, or what you can deploy",
+        title=f"{found['run_id']}, {found['layer_set']}, threshold from {found['protocol']}, n = {found['n']}",
+    )
+    for rung in found["rungs"]:
+        cost = {"mean": rung["cost"], "low": rung["cost_low"], "high": rung["cost_high"]}
+        kind = "oracle, needs labels" if rung["needs_labels"] else "deployable"
+        table.add_row(rung["title"], interval_text(rung), interval_text(cost, signed=True), kind)
+    console().print(table)
+
+
+def _print_error_map(found: Mapping[str, Any]) -> None:
+    table = Table(
+        "error",
+        "cost",
+        "fix only this",
+        "all but this",
+        "mL",
+        title="Error map: Dice + all costs = 1, exactly",
+    )
+    for row in sorted(found["error_map"], key=lambda r: -r["cost"]):
+        if row["cost"] == 0 and not row["voxels"]:
+            continue
+        table.add_row(
+            row["title"],
+            interval_text(row, key="cost"),
+            number_text(row["only"]),
+            number_text(row["all_but"]),
+            number_text(row["ml"], 1),
+        )
+    console().print(table)
+
+
+def _print_causes(found: Mapping[str, Any], runs: Path) -> None:
+    table = Table("", "cause", "cost in Dice", "needs labels", "what was found, or what is missing")
+    for cause in found["causes"]:
+        missing = None if cause["missing"] is None else cause["missing"].replace("RUN", found["run_id"])
+        said = f"{cause['text']} Missing: {missing}{runs_flag(runs) if 'cli.py' in missing else ''}" if missing else ""
+        table.add_row(
+            cause["id"],
+            cause["title"],
+            interval_text(cause, key="cost", signed=True),
+            "yes" if cause["needs_labels"] else "",
+            said.strip() or cause["text"],
+        )
+    console().print(table)
+
+
+def _what_if(arguments: WhatIfVerb) -> int:
+    from core.diagnosis.whatif import applicable, run_what_if
+
+    run = open_run(arguments.runs, arguments.run, "detector")
+    if not arguments.name:
+        rows = applicable(run)
+        if arguments.json:
+            print_json(rows)
+            return EXIT_OK
+        table = Table("name", "what it changes", "takes", "for this run")
+        for row in rows:
+            table.add_row(row["name"], row["title"], row["cost_text"], "yes" if row["applies"] else row["missing"])
+        console().print(table)
+        return EXIT_OK
+    result = run_what_if(
+        run, arguments.name, open_progress(), layer_set=arguments.layers or None, protocol=arguments.protocol
+    )
+    if arguments.json:
+        print_json(result)
+        return EXIT_OK
+    table = Table("change", "gain on validation", "Dice on test", "gain on test", "needs labels", title=result["title"])
+    for variant in result["variants"]:
+        test = (variant["test"] or {}).get(arguments.protocol)
+        table.add_row(
+            variant["title"],
+            interval_text(variant["validation"], key="gain", signed=True),
+            "" if test is None else f"{test['baseline']:.3f} → {test['variant']:.3f}",
+            interval_text(test, key="gain", signed=True),
+            "yes" if variant["needs_labels"] else "",
+        )
+    console().print(table)
+    for note in result["notes"]:
+        print(f"note: {note}")
+    return EXIT_OK
+
+
+def _post_processing(arguments: PostProcessingVerb) -> int:
+    from core.diagnosis.postprocessing import run_post_processing
+
+    run = open_run(arguments.runs, arguments.run, "detector")
+    result = run_post_processing(run, open_progress(), layer_set=arguments.layers or None, workers=arguments.workers)
+    if arguments.json:
+        print_json(result)
+        return EXIT_OK
+    best = result["best_on_validation"]
+    if best is None:
+        print("No labelled validation subjects: no setting can be chosen. The grid is stored for the Diagnosis page.")
+        return EXIT_OK
+    gain = best["test_gain"]
+    print(
+        f"Best on validation: {best['title']}. On test, Dice {gain['baseline']:.3f} → {gain['variant']:.3f}, "
+        f"gain {interval_text(gain, key='gain', signed=True)} (n = {gain['n']})."
+    )
+    return EXIT_OK
+
+
+def _detection_limits(arguments: DetectionLimitsVerb) -> int:
+    from core.diagnosis.detection_limits import run_detection_limits
+
+    run = open_run(arguments.runs, arguments.run, "detector")
+    result = run_detection_limits(
+        run,
+        open_progress(),
+        layer_set=arguments.layers or None,
+        diameters_mm=arguments.diameters_mm,
+        contrasts_sd=arguments.contrasts_sd,
+        per_cell=arguments.per_cell,
+        seed=arguments.seed,
+    )
+    if arguments.json:
+        print_json(result)
+        return EXIT_OK
+    print(f"Stored for the Diagnosis page: python cli.py app{runs_flag(arguments.runs)}")
+    for note in result["notes"]:
+        print(f"note: {note}")
+    return EXIT_OK
+
+
+def _report(arguments: ReportVerb) -> int:
+    from core.diagnosis.diagnose import diagnose
+    from core.report import write_report
+
+    run = open_run(arguments.runs, arguments.run, "detector")
+    progress = open_progress()
+    try:
+        found = diagnose(run, progress, layer_set=arguments.layers or None, protocol=arguments.protocol)
+    except BadInput as reason:  # a run without lesions on test still has a report
+        print(f"note: without a diagnosis. {reason}", file=sys.stderr)
+        found = None
+    out = arguments.out or Path(f"report-{run.run_id}.html")
+    path = write_report(run, found, out, overwrite=arguments.overwrite)
+    if arguments.json:
+        print_json({"run_id": run.run_id, "report": str(path)})
+    else:
+        print(f"{path}: open it in any browser; it prints to PDF from there.")
+    return EXIT_OK
+
+
+DIAGNOSIS_VERBS: dict[str, tuple[Any, Callable[[Any], int]]] = {
+    "ceiling": (CeilingVerb, _ceiling),
+    "diagnose": (DiagnoseVerb, _diagnose),
+    "what-if": (WhatIfVerb, _what_if),
+    "post-processing": (PostProcessingVerb, _post_processing),
+    "detection-limits": (DetectionLimitsVerb, _detection_limits),
+    "report": (ReportVerb, _report),
+}

@@ -1,0 +1,56 @@
+"""What the verbs of the command line share: where runs are, and how numbers are printed."""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+from rich.console import Console
+
+EXIT_OK, EXIT_BAD_INPUT, EXIT_ENVIRONMENT, EXIT_INTEGRITY, EXIT_INTERRUPTED, EXIT_BUG = 0, 2, 3, 4, 5, 6
+RUNS = Path("runs")
+
+
+@dataclass(frozen=True)
+class OneRun:
+    """The arguments of a verb that works on one run."""
+
+    run: tyro.conf.Positional[str] = "latest"
+    """Run id, the beginning of one, a path, or latest."""
+    runs: Path = RUNS
+    """Directory that holds the runs."""
+    json: bool = False
+    """Print JSON."""
+
+
+def runs_flag(runs: Path) -> str:
+    """What a printed command needs so that it finds the same runs directory."""
+    return "" if runs == RUNS else f" --runs {runs}"
+
+
+def console() -> Console:
+    """As wide as the terminal; wide enough for every column where there is none."""
+    return Console() if sys.stdout.isatty() else Console(width=180)
+
+
+def number_text(value: float | None, decimals: int = 3, *, signed: bool = False) -> str:
+    """A number, or nothing."""
+    return "" if value is None else f"{value:{'+' if signed else ''}.{decimals}f}"
+
+
+def interval_text(found: dict[str, Any] | None, *, key: str = "mean", signed: bool = False) -> str:
+    """A number with its interval, or nothing."""
+    if not found or found[key] is None:
+        return ""
+    span = ""
+    if found.get("low") is not None:
+        span = f" [{number_text(found['low'], signed=signed)}, {number_text(found['high'], signed=signed)}]"
+    return number_text(found[key], signed=signed) + span
+
+
+def print_json(value: Any) -> None:
+    """JSON for another program; no NaN."""
+    json.dump(value, sys.stdout, indent=1, allow_nan=False)
+    print()
