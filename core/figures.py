@@ -111,7 +111,7 @@ def score_densities(
 ) -> go.Figure:
     """Binned scores of normal and anomalous voxels: shares or counts per bin, or the share at or below (ECDF).
 
-    `thresholds` are (label, score, colour) lines; each label stands a line below the one before.
+    `thresholds` are (label, score, colour) lines; their labels stand in the legend, where none is cut or covered.
     """
     figure = go.Figure()
     for values, name, colour in ((normal, "normal voxels", NORMAL), (anomalous, "anomalous voxels", ANOMALOUS)):
@@ -130,19 +130,9 @@ def score_densities(
             hovertemplate=f"{name}<br>score %{{x:.3g}}<br>%{{y:.3g}}<extra></extra>",
         )
     drawable = [t for t in thresholds if np.isfinite(t[1]) and (t[1] > 0 or not log_x)]
-    for row, (label, score, colour) in enumerate(drawable):
-        figure.add_vline(x=score, line={"color": colour, "width": 2, "dash": "dash"})
-        figure.add_annotation(
-            x=np.log10(score) if log_x else score,  # plotly wants annotations, not lines, in decades of a log axis
-            y=1 - 0.065 * row,
-            yref="paper",
-            text=label,
-            font={"color": colour, "size": 13},
-            showarrow=False,
-            xanchor="left",
-            yanchor="top",
-            xshift=4,
-        )
+    for label, score, colour in drawable:
+        line = {"color": colour, "width": 2, "dash": "dash"}
+        figure.add_vline(x=score, line=line, name=label, showlegend=True)
     figure.update_xaxes(title=f"score ({unit})", type="log" if log_x else "linear")
     title = "share at or below" if cumulative else "voxels per bin" if counts else "share of its class per bin"
     figure.update_yaxes(title=title, type="log" if log_y else "linear")

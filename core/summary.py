@@ -108,6 +108,7 @@ def _headline(metrics: Mapping[str, Any]) -> dict[str, Any]:
         "space": metrics["space"],
         "headline": metrics["headline"],
         "headline_rule": metrics["headline_rule"],
+        "n_layer_sets": len(metrics["sets"]),
         "unit": metrics["unit"],
         "n_lesion_subjects": figures["n_lesion_subjects"],
         "n_healthy_subjects": figures["n_healthy_subjects"],

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from core.jobs import Job
-from core.store import Run, current_status
-from core.training import read_events
+from core.store import Run, current_status, read_events
 from core.verdict import Verdict, verdict
 
 DRAWN_POINTS = 400
@@ -31,6 +30,17 @@ class Curves:
     values: Mapping[str, tuple[float | None, ...]]
     means: Mapping[str, tuple[float | None, ...]]
     """Each point is the mean of the steps before it, over a twenty-fifth of the run and at least five."""
+
+
+@dataclass(frozen=True, eq=False)
+class Journal:
+    """The logged steps of a run as far as its journal was read."""
+
+    steps: tuple[Mapping[str, Any], ...] = ()
+    last: Mapping[str, Any] | None = None
+    """The event that was read last, whatever its kind."""
+    begins: int = 0
+    """Byte where that event begins."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +78,29 @@ class TrainingView:
         return 1 / self.candidates if self.candidates > 0 else 0.0
 
 
-def read_training(run: Run) -> TrainingView:
-    """The state of an encoder run as its journal has it now; also before the first step."""
-    events = [e for e in read_events(run.directory / "events.jsonl") if "loss" in e and "step" in e]
+def read_on(run: Run, known: Journal | None = None) -> Journal:
+    """The journal of a run, of which only the last known event and what follows it is read.
+
+    A resumed run rewrites its journal from the checkpoint on; then the last event is another one, and all is read.
+    """
+    if known is not None and known.last is not None:
+        found = read_events(run, known.begins)
+        if found and found[0] == known.last:
+            return _extended(known, found[1:]) if len(found) > 1 else known
+    return _extended(Journal(), read_events(run))
+
+
+def _extended(known: Journal, found: Sequence[Mapping[str, Any]]) -> Journal:
+    if not found:
+        return known
+    ends = [known.last["offset"] if known.last else 0, *(event["offset"] for event in found)]
+    steps = (event for event in found if "loss" in event and "step" in event)
+    return Journal((*known.steps, *steps), found[-1], ends[-2])
+
+
+def read_training(run: Run, journal: Journal | None = None) -> TrainingView:
+    """The state of an encoder run as its journal has it now, or as `journal` was read; also before the first step."""
+    events = (journal or read_on(run)).steps
     settings = run.record["recipe"]
     total = int(settings.get("steps", 0))
     step = int(events[-1]["step"]) if events else 0
@@ -101,10 +131,17 @@ def thinned(events: Sequence[Mapping[str, Any]], points: int = DRAWN_POINTS) -> 
     return Curves(tuple(int(events[i]["step"]) for i in chosen), values, means)
 
 
-def next_advice(view: TrainingView, status: str) -> str:
-    """The verdict's advice; a run that is over is not told to go on."""
+def headline(view: TrainingView, status: str) -> str:
+    """The verdict in a word or two; a run that is over is no longer learning."""
+    over = view.verdict.state == "learning" and status == "finished"
+    return "Trained" if over else view.verdict.state.capitalize()
+
+
+def next_advice(view: TrainingView, status: str, fitted: bool = False) -> str:
+    """The verdict's advice; a run that is over is not told to go on. `fitted`: a detector stands on it already."""
     if view.verdict.state == "learning" and status == "finished":
-        return "It is trained. Fit a detector on it: only Dice tells whether its features find lesions."
+        does = "Look at its detector's Dice" if fitted else "Fit a detector on it"
+        return f"{does}: only Dice tells whether its features find lesions."
     if view.verdict.state in ("learning", "too early") and status in ("interrupted", "stopped", "killed", "failed"):
         return "Resume it: it goes on from its last checkpoint."
     if view.verdict.state == "too early" and status == "finished":

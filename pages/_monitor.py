@@ -1,5 +1,6 @@
 """What the Training page shows of a run: head, numbers, curves, settings, the next step, the jobs."""
 
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -10,12 +11,15 @@ from core.figures import ANOMALOUS, ORACLE, monitor_curves
 from core.jobs import Job, list_jobs, log_tail, read_job, stop_job
 from core.store import Run, open_run
 from core.training_view import (
+    Journal,
     TrainingView,
     asked_run_id,
     can_resume,
     duration,
+    headline,
     job_of_run,
     next_advice,
+    read_on,
     read_training,
     settings_groups,
     state_of,
@@ -136,6 +140,18 @@ def show_curves(view: TrainingView) -> None:
             )
 
 
+def journal_of(run: Run) -> Journal:
+    """The run's journal; what another look has read already is not read again."""
+    seen = _journals()
+    found = seen[run.directory] = read_on(run, seen.get(run.directory))
+    return found
+
+
+@st.cache_resource
+def _journals() -> dict[Path, Journal]:
+    return {}
+
+
 def show_run(run_id: str) -> None:
     """Everything that changes while a run trains."""
     runs = runs_directory()
@@ -147,14 +163,12 @@ def show_run(run_id: str) -> None:
     show_head(run, job, run_id)
     state = state_of(run, job)
     if run is not None:
-        view = read_training(run)
+        view = read_training(run, journal_of(run))
         if view.step:
             show_numbers(view, state)
         draw, icon = VERDICTS[view.verdict.state]
-        draw(
-            f"**{view.verdict.state.capitalize()}.** {view.verdict.reason} {next_advice(view, state)}",
-            icon=icon,
-        )
+        fitted = state == "finished" and next_step(runs, run) is None
+        draw(f"**{headline(view, state)}.** {view.verdict.reason} {next_advice(view, state, fitted)}", icon=icon)
         if view.step:
             show_curves(view)
             st.caption(

@@ -22,6 +22,9 @@ PROTOCOL_LABELS = {
     "oracle_subject": "oracle: best threshold per test subject",
 }
 
+FITS = 29
+"""Characters that the sidebar's boxes show of a choice."""
+
 
 @contextmanager
 def in_words() -> Iterator[None]:
@@ -47,8 +50,11 @@ def every_run(kind: str | None = None) -> list[Run]:
 
 
 @in_words()
-def pick_run(*, evaluated: bool = True) -> Run:
-    """The run picker in the sidebar; the page ends with a sentence when there is nothing to pick."""
+def pick_run(*, evaluated: bool = True, layered: bool = False) -> Run:
+    """The run picker in the sidebar; the page ends with a sentence when there is nothing to pick.
+
+    `layered`: when no run was picked yet, open with one that has layers to combine, if there is any.
+    """
     runs = [r for r in every_run("detector") if not evaluated or "evaluation" in r.record["stages"]]
     if not runs:
         st.info("No evaluated run yet. Make one: `python cli.py demo`")
@@ -58,19 +64,27 @@ def pick_run(*, evaluated: bool = True) -> Run:
         "Run",
         "run",
         {i: f"{name} · {i}" for i, name in names.items()},
-        _best_run(runs),
+        _best_run((layered_runs(runs) if layered else []) or runs),
         "Every page shows the same run until another is picked. The choice is in the address.",
     )
     return open_run(runs_directory(), run_id)
 
 
-def pick_subject(run: Run, order: list[str], labels: dict[str, str]) -> str:
-    """The subject picker in the sidebar."""
+def layered_runs(runs: list[Run] | None = None) -> list[Run]:
+    """Evaluated runs with more than one layer set, best on validation first."""
+    there = every_run("detector") if runs is None else runs
+    sets = {run.run_id: summary_of(run) for run in there}
+    layered = [run for run in there if sets[run.run_id].get("n_layer_sets", 0) > 1]
+    return sorted(layered, key=lambda run: -(sets[run.run_id].get("validation_mean_dice") or 0.0))
+
+
+def pick_subject(run: Run, order: list[str], labels: dict[str, str], start: str | None = None) -> str:
+    """The subject picker in the sidebar; `start` is shown when none was picked yet, else the first."""
     return _pick(
         "Subject",
         "subject",
         {i: labels.get(i, i) for i in order},
-        order[0],
+        order[0] if start is None else start,
         "Lowest Dice first, with the lesion volume; then healthy scans, with the volume of false positives (FP).",
     )
 
@@ -154,6 +168,8 @@ def _pick(title: str, key: str, labels: dict[str, str], default: str, help_text:
     chosen = st.sidebar.selectbox(
         title, options, index, labels.__getitem__, key=key, persist_state="session", help=help_text
     )
+    if len(labels[str(chosen)]) > FITS:  # the box cuts it without a hint
+        st.sidebar.caption(labels[str(chosen)])
     st.query_params[key] = state[told] = str(chosen)
     return str(chosen)
 

@@ -30,6 +30,18 @@ def subject_order(scores: RunScores, metrics: Mapping[str, Any]) -> tuple[list[s
     return [*ill, *healthy, *validation], labels
 
 
+def opening_subject(metrics: Mapping[str, Any]) -> str | None:
+    """Who to open with: of the half of the test subjects with the lowest Dice, the one with the median lesion volume.
+
+    The very worst is mostly a lesion of a few voxels, which no threshold finds and which teaches little. Healthy
+    subjects have no Dice; None when there is no other.
+    """
+    figures = metrics["sets"][metrics["headline"]]["native"]
+    rows = sorted(figures["protocols"]["healthy"]["subjects"], key=lambda row: (row["dice"], row["subject_id"]))
+    low = sorted(rows[: (len(rows) + 1) // 2], key=lambda row: (row["lesion_ml"], row["subject_id"]))
+    return str(low[len(low) // 2]["subject_id"]) if low else None
+
+
 @in_words()
 def view_data(
     run: Run,

@@ -9,13 +9,14 @@ from core.summary import layer_contributions
 from pages._shared import (
     dice_text,
     evaluation_version,
+    layered_runs,
     metrics_or_stop,
     pick_run,
     pick_subject,
     scores_of,
     table_of,
 )
-from pages._view import remember, subject_order, view_data
+from pages._view import opening_subject, remember, subject_order, view_data
 from pages._viewer import viewer
 
 MOST = 4
@@ -42,17 +43,32 @@ def choose_rows() -> None:
         st.session_state["sets"] = [rows[i]["layers"] for i in ticked[:MOST]]
 
 
+def show(run_id: str) -> None:
+    """Another run, as if it had been picked in the sidebar."""
+    st.session_state["run"] = run_id
+
+
 st.title("Layers")
-run = pick_run()
+run = pick_run(layered=True)
 metrics = metrics_or_stop(run)
 scores = scores_of(run)
 version = evaluation_version(run)
 order, labels = subject_order(scores, metrics)
-subject_id = pick_subject(run, order, labels)
+subject_id = pick_subject(run, order, labels, opening_subject(metrics))
 rows = sorted(table_of(run.run_id, version), key=lambda r: -(r["auprc"] or 0.0))
 
 if len(rows) == 1:
-    st.info(f"{run.name} has no layers to combine: it scores voxels directly. Pick a Gaussian run in the sidebar.")
+    st.info(
+        f"{run.name} scores voxels directly, without an encoder: it has no layers to compare. "
+        "Layers belong to runs that model the features of an encoder."
+    )
+    others = layered_runs()
+    if others:
+        st.markdown("Runs with layers, best on validation first:")
+        for other in others[:5]:
+            st.button(f"{other.name} · {other.run_id}", key=f"open-{other.run_id}", on_click=show, args=(other.run_id,))
+    else:
+        st.markdown("There is none here yet. Fit one: `python cli.py fit COHORT --detector gaussian`")
     st.stop()
 names = [row["layers"] for row in rows]
 single = [set_id((layer,)) for layer in scores.layers]
@@ -106,16 +122,12 @@ st.dataframe(
         [
             {
                 "layers": row["layers"],
-                "count": row["n_layers"],
-                "AUPRC (pooled)": row["auprc"],
-                "AUPRC (mean)": row["mean_auprc"],
-                "⌈Dice⌉ (oracle)": row["ceil_dice"],
-                "Dice, healthy threshold": (row["healthy"] or {}).get("mean"),
-                "its 95 % interval": dice_text(row["healthy"]).partition(" ")[2],
-                "Dice, validation threshold": (row["validation"] or {}).get("mean"),
-                "interval": dice_text(row["validation"]).partition(" ")[2],
-                "Dice on validation": row["validation_mean_dice"],
-                "headline": row["headline"],
+                "AUPRC": row["auprc"],
+                "its mean": row["mean_auprc"],
+                "⌈Dice⌉ oracle": row["ceil_dice"],
+                "Dice, healthy": dice_text(row["healthy"]),
+                "Dice, validation": dice_text(row["validation"]),
+                "on validation": row["validation_mean_dice"],
             }
             for row in rows
         ]
@@ -126,19 +138,24 @@ st.dataframe(
     hide_index=True,
     height=min(35 * (len(rows) + 1) + 3, 420),
     column_config={
-        name: st.column_config.NumberColumn(format="%.3f")
-        for name in (
-            "AUPRC (pooled)",
-            "AUPRC (mean)",
-            "⌈Dice⌉ (oracle)",
-            "Dice, healthy threshold",
-            "Dice, validation threshold",
-            "Dice on validation",
-        )
+        "AUPRC": st.column_config.NumberColumn(format="%.3f", help="Pooled over the voxels of all test subjects."),
+        "its mean": st.column_config.NumberColumn(format="%.3f", help="AUPRC of each test subject, then the mean."),
+        "⌈Dice⌉ oracle": st.column_config.NumberColumn(
+            format="%.3f", help="Best pooled Dice over all thresholds: an oracle, chosen on the test labels."
+        ),
+        "Dice, healthy": st.column_config.TextColumn(
+            help="Mean test Dice at the threshold from healthy scans, with its 95 % interval."
+        ),
+        "Dice, validation": st.column_config.TextColumn(
+            help="Mean test Dice at the threshold from validation labels, with its 95 % interval."
+        ),
+        "on validation": st.column_config.NumberColumn(
+            format="%.3f", help="Mean Dice on the validation subjects: the one to choose a layer set by."
+        ),
     },
 )
 st.caption(
     "Tick up to four rows to see their maps above. All on the working grid, so that sets can be compared with each "
     "other; headline numbers in native space stand on the Overview. "
-    "Choosing the best row by its test Dice would be an oracle: choose by “Dice on validation”."
+    "Choosing the best row by its test Dice would be an oracle: choose by the column “on validation”."
 )

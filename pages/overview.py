@@ -9,6 +9,35 @@ from core.figures import protocol_dots
 from core.summary import leading
 from pages._shared import dice_text, every_run, summary_of
 
+TOLD = (
+    "run",
+    "id",
+    "layers",
+    "Dice, healthy",
+    "Dice, validation",
+    "Dice, oracle",
+    "⌈Dice⌉ oracle",
+    "AUPRC",
+    "FP mL",
+    "n",
+)
+COLUMNS = {
+    "layers": st.column_config.TextColumn(help="The layer set whose numbers these are."),
+    "Dice, healthy": st.column_config.TextColumn(help="At the threshold from healthy scans: no label is needed."),
+    "Dice, validation": st.column_config.TextColumn(help="At the threshold that is best on labelled validation scans."),
+    "Dice, oracle": st.column_config.NumberColumn(
+        format="%.3f", help="Mean Dice at the single threshold that is best on the test labels: not a result."
+    ),
+    "⌈Dice⌉ oracle": st.column_config.NumberColumn(
+        format="%.3f", help="Best Dice of all test voxels pooled, over all thresholds: an oracle."
+    ),
+    "AUPRC": st.column_config.NumberColumn(format="%.3f", help="Of all test voxels pooled."),
+    "FP mL": st.column_config.NumberColumn(
+        format="%.2f", help="False positives per healthy test scan, mL, at the threshold from healthy scans."
+    ),
+    "n": st.column_config.NumberColumn(help="Test subjects with lesions."),
+}
+
 
 def label_of(row: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     """The name of a run, with its id where another has the same name."""
@@ -73,38 +102,55 @@ for (cohort, _), members in groups.items():
         "grey is an oracle: its threshold saw the test labels."
     )
 
-st.subheader("All runs")
-st.dataframe(
-    pd.DataFrame(
-        [
-            {
-                "run": row["name"],
-                "id": row["run_id"],
-                "kind": row["kind"],
-                "status": row["status"],
-                "layers": row.get("headline"),
-                "Dice, healthy": dice_text(row.get("dice", {}).get("healthy")),
-                "Dice, validation": dice_text(row.get("dice", {}).get("validation")),
-                "Dice, oracle": dice_text(row.get("dice", {}).get("oracle_set")),
-                "⌈Dice⌉ pooled (oracle)": row.get("ceil_dice"),
-                "AUPRC": row.get("auprc"),
-                "FP on healthy scans, mL": (row.get("healthy_fp_ml") or {}).get("healthy"),
-                "test n": row.get("n_lesion_subjects"),
-                "set aside": row["set_aside"],
-            }
-            for row in rows
-        ]
-    ),
-    hide_index=True,
-    placeholder="–",
-    column_config={
-        "⌈Dice⌉ pooled (oracle)": st.column_config.NumberColumn(format="%.3f"),
-        "AUPRC": st.column_config.NumberColumn(format="%.3f"),
-        "FP on healthy scans, mL": st.column_config.NumberColumn(format="%.2f"),
-    },
-)
-st.caption(
-    "Mean Dice in native space at the threshold from healthy scans, from validation labels, and from the test labels "
-    "(oracle). FP: false positives. Numbers of different cohorts are not comparable; each stands on its own scans, "
-    "prevalence and space."
-)
+if evaluated:
+    st.subheader("Evaluated runs")
+    st.dataframe(
+        pd.DataFrame(
+            [
+                {
+                    "run": row["name"],
+                    "id": row["run_id"],
+                    "layers": row["headline"],
+                    "Dice, healthy": dice_text(row["dice"].get("healthy")),
+                    "Dice, validation": dice_text(row["dice"].get("validation")),
+                    "Dice, oracle": (row["dice"].get("oracle_set") or {}).get("mean"),
+                    "⌈Dice⌉ oracle": row["ceil_dice"],
+                    "AUPRC": row["auprc"],
+                    "FP mL": (row["healthy_fp_ml"] or {}).get("healthy"),
+                    "n": row["n_lesion_subjects"],
+                    "cohort": row["cohort"],
+                }
+                for row in evaluated
+            ]
+        ),
+        hide_index=True,
+        placeholder="–",
+        column_order=TOLD if len(groups) == 1 else (*TOLD[:2], "cohort", *TOLD[2:]),
+        column_config=COLUMNS,
+    )
+    st.caption(
+        "Mean Dice in native space, with its 95 % interval, at the threshold from healthy scans and from validation "
+        "labels; oracle columns saw the test labels. Numbers of different cohorts are not comparable; each stands on "
+        "its own scans, prevalence and space. Point at a column's name for its meaning."
+    )
+
+others = [row for row in rows if not row["evaluated"]]
+if others:
+    st.subheader("Encoders and unfinished runs")
+    st.dataframe(
+        pd.DataFrame(
+            [
+                {
+                    "run": row["name"],
+                    "id": row["run_id"],
+                    "kind": row["kind"],
+                    "status": row["status"],
+                    "cohort": row["cohort"],
+                    "set aside": row["set_aside"],
+                }
+                for row in others
+            ]
+        ),
+        hide_index=True,
+        placeholder="–",
+    )

@@ -13,7 +13,7 @@ from pages._shared import (
     protocol_text,
     scores_of,
 )
-from pages._view import remember, subject_order, view_data
+from pages._view import opening_subject, remember, subject_order, view_data
 from pages._viewer import viewer
 
 st.title("Slices")
@@ -21,7 +21,7 @@ run = pick_run()
 metrics = metrics_or_stop(run)
 scores = scores_of(run)
 order, labels = subject_order(scores, metrics)
-subject_id = pick_subject(run, order, labels)
+subject_id = pick_subject(run, order, labels, opening_subject(metrics))
 layers = pick_layers(scores, metrics["headline"])
 name = set_id(layers)
 

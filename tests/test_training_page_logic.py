@@ -11,19 +11,21 @@ import tyro
 from streamlit.testing.v1 import AppTest
 
 from cli import FitVerb, PretrainVerb
-from core import commands
+from core import commands, training_view
 from core.commands import Scans, next_step, pretrain_argv, pretrain_id, resume_argv, scans_at, scans_of, start_once
 from core.jobs import Job
 from core.recipes import as_json
 from core.simclr import SimclrSettings
-from core.store import Run, create_run, list_runs, open_run, update_run
+from core.store import Run, create_run, list_runs, open_run, read_events, update_run
 from core.training_view import (
     asked_name,
     asked_run_id,
     can_resume,
     duration,
+    headline,
     job_of_run,
     next_advice,
+    read_on,
     read_training,
     settings_groups,
     state_of,
@@ -109,9 +111,40 @@ def test_a_run_without_a_step_can_be_read_and_is_too_early_to_judge(tmp_path: Pa
 def test_a_finished_run_is_not_told_to_go_on_and_a_stopped_one_is_told_to_resume(tmp_path: Path) -> None:
     view = read_training(an_encoder(tmp_path))
     assert view.verdict.state == "learning"
+    assert headline(view, "finished") == "Trained"
     assert "Fit a detector" in next_advice(view, "finished")
+    assert "Fit" not in next_advice(view, "finished", fitted=True)
+    assert headline(view, "running") == "Learning"
     assert "Resume" in next_advice(view, "stopped")
     assert next_advice(view, "running") == view.verdict.advice
+
+
+def test_a_journal_is_read_on_from_its_last_event_and_anew_after_a_resumed_run_rewrote_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = an_encoder(tmp_path, steps_done=60, status="running")
+    file = run.directory / "events.jsonl"
+    asked: list[int] = []
+
+    def spy(run: Run, after: int = 0) -> list[dict[str, Any]]:
+        asked.append(after)
+        return read_events(run, after)
+
+    monkeypatch.setattr(training_view, "read_events", spy)
+    first = read_on(run)
+    assert read_on(run, first) is first
+    with file.open("a") as journal:
+        journal.write(json.dumps({"kind": "note"}) + "\n" + json.dumps(event(61)) + "\n" + '{"step": 62, "lo')
+    second = read_on(run, first)
+    last_line = len(json.dumps(event(60))) + 1
+    whole = file.stat().st_size - len('{"step": 62, "lo')
+    tail = len(json.dumps(event(61))) + 1
+    assert asked == [0, *[whole - tail - len('{"kind": "note"}\n') - last_line] * 2]
+    assert [e["step"] for e in second.steps] == list(range(1, 62))
+    file.write_text("".join(json.dumps(event(step, loss=9.0)) + "\n" for step in range(1, 71)))
+    third = read_on(run, second)
+    assert [e["loss"] for e in third.steps] == [9.0] * 70
+    assert read_training(run, third) == read_training(run)
 
 
 @pytest.mark.parametrize(
@@ -244,7 +277,7 @@ def test_the_page_shows_the_verdict_in_words_and_the_same_numbers(
 ) -> None:
     an_encoder(tmp_path)
     page = open_page(tmp_path, monkeypatch)
-    assert any(box.value.startswith("**Learning.**") for box in page.success)
+    assert any(box.value.startswith("**Trained.**") for box in page.success)
     numbers = {metric.label: metric.value for metric in page.metric}
     assert (numbers["Loss"], numbers["Top-1"]) == (f"{1.5 - 0.005 * 114.5:.3f}", "50%")
     assert "Fit a Gaussian on this encoder" in [b.label for b in page.button]
