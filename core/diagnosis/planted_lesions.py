@@ -1,0 +1,292 @@
+"""Artificial lesions of chosen size, contrast and site: who gets which, where they fit, and how they look.
+
+A lesion is an ellipsoid with axes within about 20 % of its diameter, turned at random, of the same volume as the ball
+of that diameter. Inside it every contrast of the scan moves by c healthy standard deviations, times the part of each
+voxel that the ellipsoid fills (partial volume); the scan's own texture stays, as the shift is added to it.
+"""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float32, Float64, Int64
+from scipy.ndimage import distance_transform_edt
+
+from core.randomness import stream
+from data.errors import BadInput
+from data.template import tissue_probability, working_grid, working_template
+from data.volume import Grid, Volume
+
+SITES = ("grey", "white", "deep", "brain")
+"""Where the centre lies: cortical or cerebellar grey matter, white matter, deep tissue; or anywhere in the brain."""
+DEEP_MM = 30.0
+MOST_PLANTED = 0.02
+"""Share of a brain that is changed at most, so that what looks at the whole scan (ranks, GroupNorm) hardly notices."""
+NEIGHBOURHOOD_MM = 8.0
+_TISSUE = 0.5
+_SD_FLOOR = 0.05
+_AXIS_SPREAD = 0.2
+_LONGEST = float(np.exp(4 / 3 * _AXIS_SPREAD))
+"""Longest half axis there can be, in radii."""
+_SUBSAMPLES = 4
+_ATTEMPTS = 30
+
+
+@dataclass(frozen=True)
+class Lesion:
+    """One lesion of the design."""
+
+    number: int
+    """Place in the shuffled design; its shape and position are drawn from the seed and this."""
+    diameter_mm: float
+    """Of the ball of the same volume."""
+    contrast_sd: float
+    """Shift in healthy standard deviations, negative: darker."""
+    site: str
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A lesion and its centre, in mm of the working world (MNI152)."""
+
+    lesion: Lesion
+    centre_mm: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Planting:
+    """A healthy scan and the lesions that are planted into it together."""
+
+    subject_id: str
+    lesions: tuple[Placed, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Host:
+    """Where lesions may be centred in one healthy scan."""
+
+    subject_id: str
+    brain_mm3: float
+    spacing_mm: float
+    centres_mm: dict[str, Float64[np.ndarray, "candidates 3"]]
+    depth_mm: dict[str, Float64[np.ndarray, " candidates"]]
+    """Distance of each candidate from the surface of the scan's own brain mask."""
+
+
+@dataclass(frozen=True, eq=False)
+class Footprint:
+    """What a planted lesion changed in its scan."""
+
+    inside: Int64[np.ndarray, " voxels"]
+    """Flat indices of the voxels that are lesion: at least half filled, else the fullest one."""
+    around: Int64[np.ndarray, " voxels"]
+    """Flat indices of the brain within NEIGHBOURHOOD_MM of it, the lesion included."""
+    contrast_sd: float
+    """Mean shift over `inside` in healthy SDs, after partial volume and clipping to the intensity range."""
+
+
+def design(
+    diameters_mm: Sequence[float], contrasts_sd: Sequence[float], sites: Sequence[str], per_cell: int, seed: int
+) -> list[Lesion]:
+    """`per_cell` lesions of every size x contrast x site, in a seeded order. BadInput when a list makes no sense."""
+    unknown = [site for site in sites if site not in SITES]
+    if unknown or not sites or not diameters_mm or not contrasts_sd or per_cell < 1:
+        raise BadInput(
+            f"{len(diameters_mm)} diameters, {len(contrasts_sd)} contrasts, sites {', '.join(sites) or '(none)'}, "
+            f"{per_cell} per cell. Allowed: at least one of each, and sites {', '.join(SITES)}."
+        )
+    if min(diameters_mm) <= 0 or max(diameters_mm) > 60 or 0 in contrasts_sd:
+        raise BadInput(
+            f"Diameters {list(diameters_mm)} mm, contrasts {list(contrasts_sd)} SD. Allowed: diameters above 0 up to "
+            "60 mm, contrasts other than 0 (what is found without a lesion is measured anyway)."
+        )
+    cells = list(itertools.product(dict.fromkeys(diameters_mm), dict.fromkeys(contrasts_sd), dict.fromkeys(sites)))
+    order = stream(seed, "detection limits order").permutation(len(cells) * per_cell)
+    chosen = [cells[i % len(cells)] for i in order]
+    return [Lesion(number, float(d), float(c), site) for number, (d, c, site) in enumerate(chosen)]
+
+
+def host_of(volume: Volume, sites: Sequence[str]) -> Host:
+    """Candidate centres of every site: voxels of the scan's brain that the MNI152 template gives that tissue.
+
+    deep: more than 30 mm below the template's surface, grey or white there; grey and white: probability at least one
+    half, less deep. BadInput when the scan is not on the working grid, unless the one site asked for is "brain".
+    """
+    depth = _depth_mm(volume.brain_mask, volume.grid)
+    masks = _site_masks(volume.grid, sites)
+    centres, depths = {}, {}
+    for site in sites:
+        at = np.argwhere(masks[site] & volume.brain_mask)
+        centres[site] = at @ volume.grid.affine[:3, :3].T + volume.grid.affine[:3, 3]
+        depths[site] = depth[tuple(at.T)]
+    brain_mm3 = float(np.count_nonzero(volume.brain_mask)) * volume.grid.voxel_volume_mm3
+    return Host(volume.subject_id, brain_mm3, max(volume.grid.spacing_mm), centres, depths)
+
+
+def share_out(
+    lesions: Sequence[Lesion], hosts: Sequence[Host], gap_mm: float, seed: int
+) -> tuple[list[Planting], list[Lesion]]:
+    """Give every lesion a scan and a place, several to a scan; also returned: those that fit into no scan at all.
+
+    The hosts take turns. A centre lies in its site, at least half a radius inside the brain (so about 85 % of the
+    lesion is, under a flat surface), and its surface at least `gap_mm` from that of every other lesion in the scan;
+    together they fill at most MOST_PLANTED of the brain, or are one.
+    """
+    waiting, plantings, homeless = list(lesions), [], []
+    refused = {lesion.number: 0 for lesion in waiting}
+    for turn in itertools.count():
+        if not waiting:
+            break
+        first, host = waiting[0], hosts[turn % len(hosts)]
+        placed, waiting = _filled(host, waiting, gap_mm, stream(seed, "detection limits place", turn))
+        if placed:
+            plantings.append(Planting(host.subject_id, tuple(placed)))
+        if waiting and waiting[0] is first:  # it was the first to be tried, and the scan was empty
+            refused[first.number] += 1
+            if refused[first.number] >= len(hosts):
+                homeless += [x for x in waiting if (x.diameter_mm, x.site) == (first.diameter_mm, first.site)]
+                waiting = [x for x in waiting if (x.diameter_mm, x.site) != (first.diameter_mm, first.site)]
+    return plantings, homeless
+
+
+def healthy_deviation(volumes: Sequence[Volume]) -> Float32[np.ndarray, "contrasts x y z"]:
+    """Standard deviation of intensity over healthy scans at each voxel: the unit of contrast.
+
+    Over the scans whose brain covers the voxel (Welford, float64); at least 5 % of its median over the brain, and
+    that median where fewer than two scans reach.
+    """
+    if len(volumes) < 2:
+        raise BadInput(f"{len(volumes)} healthy scan(s) have no standard deviation. Give at least two.")
+    mean = np.zeros(volumes[0].voxels.shape)
+    square, count = np.zeros_like(mean), np.zeros(volumes[0].grid.shape)
+    for volume in volumes:
+        count += volume.brain_mask
+        step = np.where(volume.brain_mask, volume.voxels - mean, 0.0)
+        mean += step / np.maximum(count, 1)
+        square += step * np.where(volume.brain_mask, volume.voxels - mean, 0.0)
+    deviation = np.sqrt(square / np.maximum(count - 1, 1))
+    for contrast in deviation:
+        covered = contrast[count >= max(2, len(volumes) // 2)]
+        usual = float(np.median(covered)) if covered.size else 0.0
+        contrast[count < 2] = usual
+        np.maximum(contrast, max(_SD_FLOOR * usual, 1e-6), out=contrast)
+    return np.asarray(deviation, dtype=np.float32)
+
+
+def plant_lesions(
+    volume: Volume, lesions: Sequence[Placed], deviation: Float32[np.ndarray, "contrasts x y z"], seed: int
+) -> tuple[Volume, list[Footprint]]:
+    """The scan with all the lesions in it, and what each changed. Nothing changes outside brain and ellipsoids.
+
+    v' = v + w · c · σ: w is the part of the voxel that the ellipsoid fills (4³ samples), σ one number per lesion, the
+    median over it of `deviation`. The result is clipped to 0..1 (or to the scan's own range when that is wider),
+    which is where every intensity method of the preparation puts a brain: a lesion cannot be brighter than white.
+    """
+    voxels = np.array(volume.voxels)
+    low, high = min(0.0, float(voxels.min())), max(1.0, float(voxels.max()))
+    footprints = []
+    for placed in lesions:
+        box, filled, near = _rendered(volume.grid, placed, seed)
+        brain = volume.brain_mask[box]
+        filled = np.where(brain, filled, 0.0)
+        inside = filled >= 0.5
+        if not inside.any():
+            inside = filled == filled.max()
+        unit = np.array([np.median(one[box][inside]) for one in deviation])[:, None, None, None]
+        healthy = voxels[(slice(None), *box)].astype(np.float64)
+        moved = np.clip(healthy + filled * (placed.lesion.contrast_sd * unit), low, high)
+        voxels[(slice(None), *box)] = moved
+        footprints.append(
+            Footprint(
+                _flat(volume.grid, box, inside),
+                _flat(volume.grid, box, near & brain),
+                float(((moved - healthy) / unit)[:, inside].mean()),
+            )
+        )
+    return Volume(voxels, volume.grid, volume.brain_mask, volume.subject_id, volume.contrasts), footprints
+
+
+def _filled(
+    host: Host, waiting: Sequence[Lesion], gap_mm: float, generator: np.random.Generator
+) -> tuple[list[Placed], list[Lesion]]:
+    placed: list[Placed] = []
+    left: list[Lesion] = []
+    clear = {site: np.full(len(at), np.inf) for site, at in host.centres_mm.items()}  # mm to the nearest lesion
+    filled_mm3, misses = 0.0, 0
+    for place, lesion in enumerate(waiting):
+        if misses >= _ATTEMPTS:
+            return placed, left + list(waiting[place:])
+        radius = lesion.diameter_mm / 2
+        volume_mm3 = 4 / 3 * np.pi * radius**3
+        fits = (clear[lesion.site] >= gap_mm + _LONGEST * radius) & (host.depth_mm[lesion.site] >= radius / 2)
+        room = not placed or filled_mm3 + volume_mm3 <= MOST_PLANTED * host.brain_mm3
+        candidates = np.flatnonzero(fits) if room else np.zeros(0, dtype=int)
+        if not len(candidates):
+            left.append(lesion)
+            misses += 1
+            continue
+        at = host.centres_mm[lesion.site][generator.choice(candidates)]
+        centre = at + host.spacing_mm * (generator.random(3) - 0.5)
+        placed.append(Placed(lesion, (float(centre[0]), float(centre[1]), float(centre[2]))))
+        filled_mm3 += volume_mm3
+        for site, points in host.centres_mm.items():
+            # Whoever comes next is moved by up to half a voxel along each axis.
+            away = np.linalg.norm(points - centre, axis=1) - _LONGEST * radius - host.spacing_mm * np.sqrt(3) / 2
+            np.minimum(clear[site], away, out=clear[site])
+    return placed, left
+
+
+def _site_masks(grid: Grid, sites: Sequence[str]) -> dict[str, Bool[np.ndarray, "x y z"]]:
+    everywhere = {"brain": np.ones(grid.shape, dtype=bool)}
+    if set(sites) == {"brain"}:
+        return everywhere
+    spacing = grid.spacing_mm[0]
+    if not 0.5 <= spacing <= 8.0 or not grid.matches(working_grid(spacing)):
+        raise BadInput("The scan is not on the working grid, where MNI152 tells the sites. Ask for the site 'brain'.")
+    below = _depth_mm(working_template(spacing).brain_mask, grid)
+    grey, white = (tissue_probability(tissue, spacing) >= _TISSUE for tissue in ("grey", "white"))
+    deep = below > DEEP_MM
+    return everywhere | {"deep": deep & (grey | white), "grey": grey & ~deep, "white": white & ~deep & ~grey}
+
+
+def _depth_mm(mask: Bool[np.ndarray, "x y z"], grid: Grid) -> Float64[np.ndarray, "x y z"]:
+    """Distance to the nearest voxel outside the mask; what lies beyond the grid is outside."""
+    padded: np.ndarray = distance_transform_edt(np.pad(mask, 1), sampling=grid.spacing_mm)
+    return padded[1:-1, 1:-1, 1:-1]
+
+
+def _rendered(
+    grid: Grid, placed: Placed, seed: int
+) -> tuple[tuple[slice, slice, slice], Float64[np.ndarray, "i j k"], Bool[np.ndarray, "i j k"]]:
+    """Box around the lesion, the filled part of each voxel, and which voxel centres lie near it."""
+    axes, turn = _shape(placed.lesion, seed)
+    centre = np.array(placed.centre_mm)
+    to_voxel = np.linalg.inv(grid.affine)
+    middle = to_voxel[:3, :3] @ centre + to_voxel[:3, 3]
+    reach = (axes.max() + NEIGHBOURHOOD_MM) / np.array(grid.spacing_mm) + 1
+    low = np.clip(np.floor(middle - reach).astype(int), 0, None)
+    high = np.minimum(np.ceil(middle + reach).astype(int) + 1, grid.shape)
+    box = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
+    indices = np.stack(np.meshgrid(*(np.arange(a, b) for a, b in zip(low, high, strict=True)), indexing="ij"), -1)
+    away = indices @ grid.affine[:3, :3].T + grid.affine[:3, 3] - centre
+    steps = (np.arange(_SUBSAMPLES) + 0.5) / _SUBSAMPLES - 0.5
+    within = np.stack(np.meshgrid(steps, steps, steps), -1).reshape(-1, 3) @ grid.affine[:3, :3].T
+    at, parts = (away.reshape(-1, 3) @ turn) / axes, (within @ turn) / axes  # in half axes: the ellipsoid is |.| <= 1
+    squared = (at**2).sum(axis=1)[:, None] + 2 * at @ parts.T + (parts**2).sum(axis=1)
+    filled = (squared <= 1).mean(axis=1).reshape(away.shape[:3])
+    near = np.linalg.norm(away, axis=-1) <= axes.max() + NEIGHBOURHOOD_MM
+    return (box[0], box[1], box[2]), filled, near
+
+
+def _shape(lesion: Lesion, seed: int) -> tuple[Float64[np.ndarray, " 3"], Float64[np.ndarray, "3 3"]]:
+    """Half axes in mm, whose product is that of the ball, and a rotation."""
+    generator = stream(seed, "detection limits shape", lesion.number)
+    spread = generator.uniform(-_AXIS_SPREAD, _AXIS_SPREAD, size=3)
+    turn, triangular = np.linalg.qr(generator.standard_normal((3, 3)))
+    return lesion.diameter_mm / 2 * np.exp(spread - spread.mean()), turn * np.sign(np.diag(triangular))
+
+
+def _flat(grid: Grid, box: tuple[slice, slice, slice], chosen: Bool[np.ndarray, "i j k"]) -> Int64[np.ndarray, " n"]:
+    at = np.argwhere(chosen) + np.array([s.start for s in box])
+    return np.asarray(np.ravel_multi_index(tuple(at.T), grid.shape), dtype=np.int64)
