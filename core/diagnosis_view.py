@@ -1,0 +1,305 @@
+"""A diagnosis as the page asks for it: bars and who drives them, tables, groups of subjects and lesions, links.
+
+Everything here reads the JSON of `diagnose`; nothing is rescored.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import numpy as np
+
+from core.bootstrap import mean_interval
+from core.lesions import SIZE_BINS_ML
+from core.randomness import stream
+
+CONTRAST_BINS_SD: tuple[tuple[str, float, float], ...] = (
+    ("darker, ≤ −1", -np.inf, -1.0),
+    ("like healthy, −1 to 1", -1.0, 1.0),
+    ("1 to 2", 1.0, 2.0),
+    ("2 to 4", 2.0, 4.0),
+    ("≥ 4", 4.0, np.inf),
+)
+"""Mean lesion intensity minus the healthy mean at its place, in healthy standard deviations."""
+AGE_BINS: tuple[tuple[str, float, float], ...] = (
+    ("< 40 years", -np.inf, 40.0),
+    ("40 to 60", 40.0, 60.0),
+    ("60 to 75", 60.0, 75.0),
+    ("≥ 75", 75.0, np.inf),
+)
+PROTOCOL_NAMES = (
+    ("healthy", "one threshold, from healthy scans"),
+    ("validation", "one threshold, from validation labels"),
+    ("oracle_set", "oracle: best one threshold on test"),
+    ("oracle_subject", "oracle: best threshold per test subject"),
+)
+KIND_NAMES = {"gaussian": "one Gaussian each", "mixture": "three Gaussians each", "kde": "kernel densities"}
+_RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One bar of the ladder or of the error map."""
+
+    key: str
+    """`ladder.ID` or `errors.ID`: the two views share names."""
+    title: str
+    cost: float
+    low: float | None
+    high: float | None
+    hollow: bool
+    definition: str
+    advice: str
+
+
+def bars(diagnosis: Mapping[str, Any]) -> list[Bar]:
+    """Every cost of the ladder from top to bottom, then of the error map, largest first."""
+    ladder = [
+        Bar(
+            f"ladder.{r['id']}", str(r["title"]), r["cost"] or 0.0, r["cost_low"], r["cost_high"], r["hollow"],
+            r["definition"], "",
+        )
+        for r in diagnosis["rungs"][1:]
+    ]  # fmt: skip
+    errors = [
+        Bar(
+            f"errors.{c['id']}", category_title(c), c["cost"] or 0.0, c["low"], c["high"], c["hollow"],
+            c["definition"], c.get("advice") or "",
+        )
+        for c in sorted(diagnosis["error_map"], key=lambda c: -(c["cost"] or 0.0))
+    ]  # fmt: skip
+    return ladder + errors
+
+
+def category_title(category: Mapping[str, Any]) -> str:
+    """FP or FN in front of the title, so that colour is not the only sign."""
+    prefix = {"fp": "FP · ", "fn": "FN · "}.get(category["kind"], "")
+    return prefix + str(category["title"])
+
+
+def largest(found: Sequence[Bar]) -> Bar | None:
+    """The costliest bar whose interval is clear of zero; of the hollow ones when there is no other."""
+    clear = [bar for bar in found if not bar.hollow] or list(found)
+    return max(clear, key=lambda bar: bar.cost, default=None)
+
+
+def drivers(diagnosis: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
+    """The subjects behind a bar, the costliest first: what it costs each of them, and who they are."""
+    view, _, name = key.partition(".")
+    rungs = [r["id"] for r in diagnosis["rungs"]]
+    rows = []
+    for subject in diagnosis["subjects"]:
+        if view == "ladder":
+            above = rungs[max(rungs.index(name) - 1, 0)]
+            cost = subject["ladder"][above] - subject["ladder"][name]
+        else:
+            cost = subject["error_map"].get(name, 0.0)
+        rows.append(
+            {
+                "subject": subject["subject_id"],
+                "cost": float(cost),
+                "dice": subject["dice"],
+                "lesion_ml": subject.get("lesion_ml"),
+                "voxels": _voxels(subject, name) if view == "errors" else None,
+                "site": subject.get("site"),
+                "age": subject.get("age"),
+                "sex": subject.get("sex"),
+            }
+        )
+    return sorted(rows, key=lambda row: -row["cost"])
+
+
+def concentration(rows: Sequence[Mapping[str, Any]]) -> int | None:
+    """How few of the subjects, the costliest first, make up half of a cost; None when it costs nothing."""
+    costs = np.array([max(row["cost"], 0.0) for row in rows])
+    if costs.sum() <= 0:
+        return None
+    return int(np.searchsorted(np.cumsum(costs), costs.sum() / 2) + 1)
+
+
+def slices_query(
+    diagnosis: Mapping[str, Any],
+    subject_id: str,
+    *,
+    voxel: Sequence[int] | None = None,
+    categories: bool = False,
+) -> dict[str, str | list[str]]:
+    """What the address of Slices has to say to stand there: run, subject, layers, cross-hair, error categories."""
+    query: dict[str, str | list[str]] = {
+        "run": str(diagnosis["run_id"]),
+        "subject": subject_id,
+        "layers": str(diagnosis["layer_set"]).split("+"),
+        "threshold": str(diagnosis["protocol"]),
+    }
+    if voxel is not None:
+        query |= {axis: str(int(value)) for axis, value in zip("xyz", voxel, strict=True)}
+    if categories:
+        query["categories"] = "1"
+    return query
+
+
+def slices_address(query: Mapping[str, str | list[str]]) -> str:
+    """The same as a relative address."""
+    return "slices?" + urlencode(query, doseq=True)
+
+
+def decision_rows(diagnosis: Mapping[str, Any], protocols: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Threshold protocols and two-distribution decisions in one list: Dice, interval, which labels each needs.
+
+    `protocols` are those of the layer set on the working grid, where the decisions are counted too.
+    """
+    rows = []
+    for name, title in PROTOCOL_NAMES:
+        if (found := protocols.get(name)) is None or found["mean_dice"] is None:
+            continue
+        labels = "test" if found["oracle"] else "validation" if found["needs_labels"] else "none"
+        rows.append(
+            {
+                "decision": title, "dice": found["mean_dice"], "low": found["ci_low"], "high": found["ci_high"],
+                "n": found["n"], "labels": labels, "threshold": found["threshold"], "explain": found["rule"],
+            }
+        )  # fmt: skip
+    for found in diagnosis["decisions"]:
+        over = "the score" if found["over"] == "score" else "the layers"
+        rows.append(
+            {
+                "decision": f"two densities over {over}, {KIND_NAMES.get(found['kind'], found['kind'])}",
+                "dice": found["mean_dice"], "low": found["low"], "high": found["high"], "n": found["n"],
+                "labels": "validation", "threshold": found["threshold"], "explain": found["explain"],
+            }
+        )  # fmt: skip
+    return rows
+
+
+def cause_state(cause: Mapping[str, Any], stored: Sequence[str]) -> str:
+    """Whether a cause is known, waits for its what-if, or lacks something."""
+    if cause.get("missing"):
+        return "input missing"
+    if cause.get("cost") is not None:
+        return "known"
+    if cause.get("what_if"):
+        return "what-if done" if cause["what_if"] in stored else "what-if not run"
+    return "input missing"
+
+
+def best_variant(what_if: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The variant with the largest gain on validation, among those that can be deployed; None without validation."""
+    able = [v for v in what_if["variants"] if v["deployable"] and v.get("validation")]
+    return max(able, key=lambda v: v["validation"]["gain"], default=None)
+
+
+def variant_rows(what_if: Mapping[str, Any], protocol: str) -> list[dict[str, Any]]:
+    """One line per variant: its gain on validation and on test at the protocol's threshold, re-derived for it."""
+    best = best_variant(what_if)
+    rows = []
+    for variant in what_if["variants"]:
+        chosen, test = variant.get("validation") or {}, (variant["test"] or {}).get(protocol) or {}
+        rows.append(
+            {
+                "variant": variant["title"],
+                "best on validation": variant is best,
+                "needs test labels": variant["needs_labels"],
+                "validation gain": chosen.get("gain"),
+                "test gain": test.get("gain"),
+                "low": test.get("low"),
+                "high": test.get("high"),
+                "n": test.get("n"),
+                "Dice before": test.get("baseline"),
+                "Dice after": test.get("variant"),
+                "FP mL before": test.get("false_ml_before"),
+                "FP mL after": test.get("false_ml_after"),
+            }
+        )
+    return rows
+
+
+def job_argv(verb: str, runs: Path, run_id: str, layer_set: str, name: str | None = None) -> list[str]:
+    """`what-if`, `post-processing` or `detection-limits` of one layer set, as words of cli.py."""
+    named = [name] if name is not None else []
+    return [verb, run_id, *named, "--runs", str(runs.absolute()), "--layers", layer_set]
+
+
+def strata(lesions: Sequence[Mapping[str, Any]], subjects: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Lesion recall by size, contrast and region; mean Dice by site, age and sex. What nobody knows is left out.
+
+    Each row has bin, n and `recall` or `dice` with its 95 % interval from whole subjects resampled.
+    """
+    found = {
+        "size": _recall_by(lesions, _binned(lesions, "volume_ml", SIZE_BINS_ML)),
+        "contrast": _recall_by(lesions, _binned(lesions, "contrast_sd", CONTRAST_BINS_SD)),
+        "region": _recall_by(lesions, _named(lesions, "region")),
+        "site": _dice_by(subjects, _named(subjects, "site")),
+        "age": _dice_by(subjects, _binned(subjects, "age", AGE_BINS)),
+        "sex": _dice_by(subjects, _named(subjects, "sex")),
+    }
+    return {name: rows for name, rows in found.items() if rows}
+
+
+def _voxels(subject: Mapping[str, Any], name: str) -> int | None:
+    counts = subject.get("counts") or {}
+    for kind in ("fp", "fn"):
+        if name in counts.get(kind, {}):
+            return int(counts[kind][name])
+    return None
+
+
+def _binned(
+    rows: Sequence[Mapping[str, Any]], key: str, bins: Sequence[tuple[str, float, float]]
+) -> list[tuple[str, list[int]]]:
+    return [
+        (name, [k for k, row in enumerate(rows) if row.get(key) is not None and low <= row[key] < high])
+        for name, low, high in bins
+    ]
+
+
+def _named(rows: Sequence[Mapping[str, Any]], key: str) -> list[tuple[str, list[int]]]:
+    names = {str(row[key]) for row in rows if row.get(key) not in (None, "")}
+    groups = [(name, [k for k, row in enumerate(rows) if str(row.get(key)) == name]) for name in sorted(names)]
+    return sorted(groups, key=lambda group: -len(group[1]))
+
+
+def _recall_by(lesions: Sequence[Mapping[str, Any]], groups: list[tuple[str, list[int]]]) -> list[dict[str, Any]]:
+    rows = []
+    for name, members in groups:
+        if not members:
+            continue
+        counts: dict[str, list[int]] = {}
+        for k in members:
+            pair = counts.setdefault(str(lesions[k]["subject_id"]), [0, 0])
+            pair[0] += bool(lesions[k]["found"])
+            pair[1] += 1
+        table = np.array(list(counts.values()), dtype=np.float64)
+        low, high = _ratio_interval(table, name)
+        rows.append(
+            {
+                "bin": name,
+                "n": len(members),
+                "recall": float(table[:, 0].sum() / len(members)),
+                "low": low,
+                "high": high,
+            }
+        )
+    return rows
+
+
+def _dice_by(subjects: Sequence[Mapping[str, Any]], groups: list[tuple[str, list[int]]]) -> list[dict[str, Any]]:
+    rows = []
+    for name, members in groups:
+        if not members:
+            continue
+        dice = [float(subjects[k]["dice"]) for k in members]
+        found = mean_interval(dice, seed=0, n_resamples=_RESAMPLES, purpose=name)
+        rows.append({"bin": name, "n": len(members), "dice": found.mean, "low": found.low, "high": found.high})
+    return rows
+
+
+def _ratio_interval(table: np.ndarray, purpose: str) -> tuple[float | None, float | None]:
+    """Percentile interval of Σ found / Σ lesions when subjects, one per line, are resampled."""
+    if len(table) < 2:
+        return None, None
+    draws = stream(0, f"recall, {purpose}").integers(0, len(table), size=(_RESAMPLES, len(table)))
+    sums = table[draws].sum(axis=1)
+    low, high = np.quantile(sums[:, 0] / sums[:, 1], [0.025, 0.975])
+    return float(low), float(high)

@@ -1,0 +1,278 @@
+"""Figures of the diagnosis: ladder, error map, gains of what-ifs, small multiples.
+
+One drawing rule for all: solid can be deployed, hatched needs test labels, hollow means that the 95 % interval
+contains 0. Whiskers are that interval.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+
+from core.figures import HEALTHY, INK, ORACLE, finish
+
+FALSE_POSITIVE, MISSED = "#d9761a", "#bb4fb0"  # the viewer's orange and magenta, dark enough for a white page
+EMPTY = "rgba(0,0,0,0)"
+LAYER_PALETTE = ("#4f86c6", "#c98a1b", "#2a9d8f", "#bb4fb0", "#8c939c")
+KIND_COLOURS = {"fp": FALSE_POSITIVE, "fn": MISSED, "space": ORACLE}
+KIND_NAMES = {"fp": "false positives (FP)", "fn": "misses (FN)", "space": "change of grid"}
+
+
+def ladder(rungs: Sequence[Mapping[str, Any]], dice: Mapping[str, Any], chosen: str | None = None) -> go.Figure:
+    """From a perfect segmentation down to the Dice that is reached, one floating bar per cost.
+
+    `rungs` as in the diagnosis, the reference first; `customdata` of a bar is its key. Costs end in whiskers.
+    """
+    figure = go.Figure()
+    steps = list(rungs[1:])
+    above = [r["mean"] or 0.0 for r in rungs[:-1]]
+    costs = [r["cost"] or 0.0 for r in steps]
+    _whole(figure, "A perfect segmentation", 1.0, "reference", "Dice 1: the reference itself")
+    figure.add_bar(
+        orientation="h",
+        y=[_wrapped(r["title"], 27) for r in steps],
+        base=above,
+        x=[-cost for cost in costs],
+        marker=_marker(steps, [ORACLE if r["needs_labels"] else HEALTHY for r in steps], chosen, "ladder"),
+        error_x=_whiskers(costs, [(r["cost_low"], r["cost_high"]) for r in steps], sign=-1),
+        customdata=[[f"ladder.{r['id']}", *_hover(r, cost)] for r, cost in zip(steps, costs, strict=True)],
+        hovertemplate="<b>%{customdata[1]}</b><br>costs %{customdata[2]}<br>%{customdata[3]}<extra></extra>",
+        showlegend=False,
+    )
+    _whole(figure, "Dice that is reached", dice["mean"] or 0.0, "dice", f"Dice {_number(dice['mean'])} {_span(dice)}")
+    names = ["A perfect segmentation", *(_wrapped(r["title"], 27) for r in steps), "Dice that is reached"]
+    texts = ["1.000", *(_signed(-cost) for cost in costs), f"<b>{_number(dice['mean'])}</b>"]
+    _column(figure, names, texts)
+    _legend(figure, [("can be deployed", HEALTHY, False, False), ("needs test labels", ORACLE, True, False)])
+    figure.update_xaxes(title="Dice", range=[0, 1.005], zeroline=False)
+    figure.update_yaxes(autorange="reversed", categoryorder="array", categoryarray=names, ticklabelstandoff=6)
+    figure.update_layout(bargap=0.28)
+    return finish(figure, height=100 + 42 * len(names)).update_layout(margin_r=64)
+
+
+def error_bars(categories: Sequence[Mapping[str, Any]], chosen: str | None = None) -> go.Figure:
+    """What each kind of wrong voxel costs, largest first; the costs and the Dice add up to 1."""
+    figure = go.Figure()
+    rows = sorted(categories, key=lambda c: -(c["cost"] or 0.0))
+    names = [_wrapped(_prefixed(c), 30) for c in rows]
+    costs = [c["cost"] or 0.0 for c in rows]
+    figure.add_bar(
+        orientation="h",
+        y=names,
+        x=costs,
+        marker=_marker(rows, [KIND_COLOURS[c["kind"]] for c in rows], chosen, "errors"),
+        error_x=_whiskers(costs, [(c["low"], c["high"]) for c in rows]),
+        customdata=[
+            [
+                f"errors.{c['id']}",
+                f"{_number(c['cost'])} {_span(c)}",
+                _number(c["only"]),
+                _number(c["all_but"]),
+                f"{c['ml']:,.1f} mL, {c['voxels']:,} voxels in {c['n_subjects']} subjects" if c["voxels"] else "",
+                _wrapped(c["definition"], 60),
+            ]
+            for c in rows
+        ],
+        hovertemplate="<b>%{y}</b><br>costs %{customdata[1]}<br>fixing only this: +%{customdata[2]}"
+        "<br>fixing all but this leaves %{customdata[3]} to 1<br>%{customdata[4]}<br>%{customdata[5]}<extra></extra>",
+        showlegend=False,
+    )
+    _column(figure, names, [f"{cost:.3f}" for cost in costs])
+    kinds = [kind for kind in KIND_NAMES if any(c["kind"] == kind for c in rows)]
+    _legend(figure, [(KIND_NAMES[kind], KIND_COLOURS[kind], False, False) for kind in kinds if kind != "space"])
+    figure.update_xaxes(
+        title="Dice lost", zeroline=True, rangemode="tozero" if min(costs, default=0) >= 0 else "normal"
+    )
+    figure.update_yaxes(autorange="reversed", ticklabelstandoff=6)
+    figure.update_layout(bargap=0.28)
+    return finish(figure, height=100 + 27 * len(rows)).update_layout(margin_r=56)
+
+
+def gain_dots(rows: Sequence[Mapping[str, Any]]) -> go.Figure:
+    """Gain in test Dice of each {label, gain, low, high, needs_labels, n}; an open dot's interval contains 0."""
+    figure = go.Figure()
+    for name, colour, labels in (("can be deployed", HEALTHY, False), ("needs test labels", ORACLE, True)):
+        members = [r for r in rows if r["needs_labels"] is labels]
+        if not members:
+            continue
+        hollow = [r["low"] is None or r["low"] <= 0 <= r["high"] for r in members]
+        figure.add_scatter(
+            x=[r["gain"] for r in members],
+            y=[_wrapped(r["label"], 44) for r in members],
+            name=name,
+            mode="markers",
+            marker={
+                "size": 11,
+                "color": colour,
+                "symbol": ["circle-open" if h else "circle" for h in hollow],
+                "line": {"width": 2, "color": colour},
+            },
+            error_x=_whiskers([r["gain"] for r in members], [(r["low"], r["high"]) for r in members])
+            | {"color": colour},
+            customdata=[[_signed(r["gain"]), _span(r)] for r in members],
+            hovertemplate="%{y}<br>%{customdata[0]} Dice %{customdata[1]}<extra></extra>",
+        )
+    figure.add_vline(x=0, line={"color": ORACLE, "width": 1, "dash": "dot"})
+    figure.update_xaxes(title="change of mean test Dice, paired", zeroline=False)
+    names = [_wrapped(r["label"], 44) for r in rows]
+    figure.update_yaxes(autorange="reversed", categoryorder="array", categoryarray=names, ticklabelstandoff=6)
+    return finish(figure, height=110 + 30 * len(rows))
+
+
+def strata_bars(rows: Sequence[Mapping[str, Any]], value: str, *, colour: str = HEALTHY) -> go.Figure:
+    """One small chart: recall of lesions or Dice of subjects per group, with n beside each group and intervals."""
+    names = [f"{_wrapped(r['bin'], 20)} ({r['n']})" for r in rows]
+    values = [r[value] or 0.0 for r in rows]
+    figure = go.Figure()
+    figure.add_bar(
+        orientation="h",
+        y=names,
+        x=values,
+        marker={"color": colour},
+        error_x=_whiskers(values, [(r["low"], r["high"]) for r in rows]),
+        customdata=[[f"{v:.3f}", _span(r)] for v, r in zip(values, rows, strict=True)],
+        hovertemplate="%{y}<br>" + value + " %{customdata[0]} %{customdata[1]}<extra></extra>",
+        showlegend=False,
+    )
+    figure.update_xaxes(title=value, range=[0, 1.02], nticks=5)
+    figure.update_yaxes(autorange="reversed", ticklabelstandoff=6)
+    figure.update_layout(bargap=0.35)
+    return finish(figure, height=90 + 32 * len(rows))
+
+
+def ceiling_lines(layers: Sequence[Mapping[str, Any]]) -> go.Figure:
+    """Best Dice that each layer's grid allows, by lesion size: which layer can see which lesion."""
+    figure = go.Figure()
+    dashes = ("solid", "dash", "dot", "dashdot")
+    for k, layer in enumerate(layers):
+        rows = layer["by_size"]
+        figure.add_scatter(
+            x=[r["bin"] for r in rows],
+            y=[r["ceiling"] for r in rows],
+            name=f"{layer['layer']}, {layer['spacing_mm']:g} mm",
+            mode="lines+markers",
+            line={"color": LAYER_PALETTE[k % len(LAYER_PALETTE)], "dash": dashes[k % len(dashes)], "width": 2},
+            customdata=[[r["n"]] for r in rows],
+            hovertemplate="%{x}: at most %{y:.3f}, n = %{customdata[0]}<extra>%{fullData.name}</extra>",
+        )
+    figure.update_xaxes(title="lesion volume")
+    figure.update_yaxes(title="best possible Dice", range=[0, 1.02])
+    return finish(figure, height=340)
+
+
+def _whole(figure: go.Figure, name: str, value: float, key: str, text: str) -> None:
+    """A bar from zero: the start and the end of the ladder."""
+    solid = key == "dice"
+    figure.add_bar(
+        orientation="h",
+        y=[name],
+        x=[value],
+        marker={
+            "color": HEALTHY if solid else EMPTY,
+            "line": {"color": HEALTHY if solid else ORACLE, "width": 1},
+            "opacity": 1.0 if solid else 0.7,
+        },
+        customdata=[[None]],
+        hovertemplate=f"{text}<extra></extra>",
+        showlegend=False,
+    )
+
+
+def _marker(rows: Sequence[Mapping[str, Any]], colours: Sequence[str], chosen: str | None, view: str) -> dict[str, Any]:
+    hollow = [bool(r["hollow"]) for r in rows]
+    hatched = [bool(r.get("needs_labels")) and not h for r, h in zip(rows, hollow, strict=True)]
+    picked = [f"{view}.{r['id']}" == chosen for r in rows]
+    return {
+        "color": [EMPTY if h else c for h, c in zip(hollow, colours, strict=True)],
+        "line": {
+            "color": [INK if p else c for p, c in zip(picked, colours, strict=True)],
+            "width": [2.5 if p else 1.8 if h else 1.0 for p, h in zip(picked, hollow, strict=True)],
+        },
+        "pattern": {
+            "shape": ["/" if h else "" for h in hatched],
+            "fillmode": "overlay",
+            "fgcolor": ["rgba(255,255,255,0.75)"] * len(rows),
+            "size": 7,
+            "solidity": 0.35,
+        },
+    }
+
+
+def _whiskers(
+    values: Sequence[float], spans: Sequence[tuple[float | None, float | None]], sign: int = 1
+) -> dict[str, Any]:
+    up = [0.0 if high is None else max(high - v, 0.0) for v, (_, high) in zip(values, spans, strict=True)]
+    down = [0.0 if low is None else max(v - low, 0.0) for v, (low, _) in zip(values, spans, strict=True)]
+    array, minus = (up, down) if sign > 0 else (down, up)
+    return {
+        "type": "data", "symmetric": False, "array": array, "arrayminus": minus, "thickness": 1.5, "width": 4,
+        "color": INK,
+    }  # fmt: skip
+
+
+def _column(figure: go.Figure, names: Sequence[str], texts: Sequence[str]) -> None:
+    """Values in a column right of the plot, one per bar."""
+    for name, text in zip(names, texts, strict=True):
+        figure.add_annotation(
+            x=1.01, xref="paper", xanchor="left", y=name, yref="y", text=text, showarrow=False, align="left",
+            font={"color": INK, "size": 13},
+        )  # fmt: skip
+
+
+def _legend(figure: go.Figure, entries: Sequence[tuple[str, str, bool, bool]]) -> None:
+    """Bars without a place that explain the drawing rule, the hollow one last."""
+    for name, colour, hatched, hollow in [*entries, ("hollow: interval contains 0", ORACLE, False, True)]:
+        figure.add_bar(
+            orientation="h",
+            x=[None],
+            y=[None],
+            name=name,
+            marker={
+                "color": EMPTY if hollow else colour,
+                "line": {"color": colour, "width": 1.8},
+                "pattern": {
+                    "shape": "/" if hatched else "",
+                    "fillmode": "overlay",
+                    "fgcolor": "rgba(255,255,255,0.75)",
+                },
+            },
+            hoverinfo="skip",
+        )
+    figure.update_layout(barmode="overlay")
+
+
+def _hover(rung: Mapping[str, Any], cost: float) -> tuple[str, str, str]:
+    span = _span({"low": rung["cost_low"], "high": rung["cost_high"]})
+    level = f"leaves a mean Dice of {_number(rung['mean'])} {_span(rung)}"
+    lifted = f"<br>{rung['lifted']} subjects lifted to the rung below" if rung.get("lifted") else ""
+    return _wrapped(rung["title"], 60), f"{cost:.3f} {span}", f"{level}{lifted}<br>{_wrapped(rung['definition'], 60)}"
+
+
+def _prefixed(category: Mapping[str, Any]) -> str:
+    return {"fp": "FP · ", "fn": "FN · "}.get(category["kind"], "") + str(category["title"])
+
+
+def _wrapped(text: str, width: int) -> str:
+    """The text with line breaks; markup in names stays text."""
+    lines, line = [], ""
+    for word in str(text).replace("&", "&amp;").replace("<", "&lt;").split():
+        if line and len(line) + 1 + len(word) > width:
+            lines.append(line)
+            line = word
+        else:
+            line = f"{line} {word}".strip()
+    return "<br>".join([*lines, line])
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.3f}".replace("-", "−")
+
+
+def _span(found: Mapping[str, Any]) -> str:
+    if found.get("low") is None or found.get("high") is None:
+        return ""
+    return f"[{found['low']:.3f}, {found['high']:.3f}]" + (f", n = {found['n']}" if "n" in found else "")

@@ -1,0 +1,144 @@
+"""Causes R0 to R17 with their costs, and the what-ifs that measure the rest as jobs."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from core.diagnosis_view import best_variant, cause_state, job_argv, variant_rows
+from core.figures_diagnosis import gain_dots
+from core.store import Run
+from pages._diagnosis.jobs import job_panel, show_problem
+from pages._shared import dice_text, runs_directory
+
+
+def show_causes(run: Run, found: Mapping[str, Any]) -> None:
+    """What is known of each cause; then what-ifs, done and to be done."""
+    stored = {w["name"]: w for w in found["what_ifs"]}
+    causes = found["causes"]
+    st.dataframe(
+        pd.DataFrame(
+            [
+                {
+                    "id": c["id"],
+                    "cause": c["title"],
+                    "costs": c["cost"],
+                    "95 % interval": dice_text({"mean": c["cost"], "low": c["low"], "high": c["high"]}).partition(" ")[
+                        2
+                    ],
+                    "state": cause_state(c, list(stored)),
+                    "test labels": "needed" if c["needs_labels"] else "not needed",
+                    "what was found": c["missing"] or c["text"],
+                }
+                for c in causes
+            ]
+        ),
+        key="causes",
+        on_select="rerun",
+        selection_mode="single-row",
+        hide_index=True,
+        height=35 * (len(causes) + 1) + 3,
+        column_config={
+            "id": st.column_config.TextColumn(width=45),
+            "cause": st.column_config.TextColumn(width=190),
+            "costs": st.column_config.NumberColumn(format="%.3f", width=65),
+            "95 % interval": st.column_config.TextColumn(width=120),
+            "state": st.column_config.TextColumn(width=110),
+            "test labels": st.column_config.TextColumn(width=85),
+            "what was found": st.column_config.TextColumn(width="large"),
+        },
+        placeholder="–",
+        alt="Known causes of a low Dice and what each costs in this run",
+    )
+    st.caption(
+        "Each cost is one change at a time against the Dice that is reached; causes overlap, so they are not added up. "
+        "A negative cost says that the change would lower Dice. Tick a row for its formula."
+    )
+    for k in st.session_state["causes"]["selection"]["rows"]:
+        _show_cause(causes[k])
+    _show_what_ifs(run, found, stored)
+
+
+def _show_cause(cause: Mapping[str, Any]) -> None:
+    with st.container(border=True):
+        st.markdown(f"**{cause['id']} {cause['title']}**, n = {cause['n']}. {cause['text']}")
+        st.code(cause["formula"], language=None, wrap_lines=True)
+        if cause["missing"]:
+            st.info(f"Missing: {cause['missing']}", icon=":material/search_off:")
+
+
+def _show_what_ifs(run: Run, found: Mapping[str, Any], stored: Mapping[str, Mapping[str, Any]]) -> None:
+    st.subheader("What if: change one thing, score again, compare in pairs", anchor=False)
+    show_problem()
+    wanted: dict[str, list[str]] = {name: [] for name in stored}
+    for cause in found["causes"]:
+        if cause["what_if"]:
+            wanted.setdefault(cause["what_if"], []).append(f"{cause['id']} {cause['title']}")
+    dots = _dots(stored, found["protocol"])
+    if dots:
+        st.plotly_chart(gain_dots(dots), key="gains", alt="Change of test Dice of every what-if")
+        st.caption(
+            "Right of the line is better. Blue can be deployed, grey needs test labels; an open dot's interval "
+            "contains 0. The threshold is derived anew for each variant by the same protocol."
+        )
+    for name, titles in wanted.items():
+        _show_what_if(run, found, name, titles, stored.get(name))
+    if not wanted:
+        st.info("This run has no what-if: its detector does not work on feature maps.")
+
+
+def _dots(stored: Mapping[str, Mapping[str, Any]], protocol: str) -> list[dict[str, Any]]:
+    rows = []
+    for what_if in stored.values():
+        for row in variant_rows(what_if, protocol):
+            if row["test gain"] is not None:
+                label = f"{what_if['title']}: {row['variant']}" + (" ★" if row["best on validation"] else "")
+                rows.append(
+                    {
+                        "label": label, "gain": row["test gain"], "low": row["low"], "high": row["high"],
+                        "n": row["n"], "needs_labels": bool(row["needs test labels"]),
+                    }
+                )  # fmt: skip
+    return rows
+
+
+def _show_what_if(
+    run: Run, found: Mapping[str, Any], name: str, titles: list[str], result: Mapping[str, Any] | None
+) -> None:
+    argv = job_argv("what-if", runs_directory(), run.run_id, found["layer_set"], name)
+    with st.container(border=True):
+        left, right = st.columns([3, 2], vertical_alignment="center")
+        left.markdown(f"**{result['title'] if result else name}**" + (f" · for {', '.join(titles)}" if titles else ""))
+        with right:
+            job_panel(argv, label="Run again" if result else "Run this what-if", key=name)
+        if result is None:
+            return
+        best = best_variant(result)
+        test = ((best or {}).get("test") or {}).get(found["protocol"]) if best else None
+        if best is not None and test:
+            chosen = dice_text({"mean": best["validation"]["gain"], "low": None})
+            st.markdown(
+                f"Best on validation: **{best['title']}** ({chosen} there). On test it changes Dice by "
+                f"**{dice_text({'mean': test['gain'], 'low': test['low'], 'high': test['high']})}**, "
+                f"from {test['baseline']:.3f} to {test['variant']:.3f}."
+            )
+        with st.expander("Every variant, formula and command"):
+            _show_variants(result, found["protocol"])
+
+
+def _show_variants(result: Mapping[str, Any], protocol: str) -> None:
+    number = st.column_config.NumberColumn(format="%.3f")
+    st.dataframe(
+        pd.DataFrame(variant_rows(result, protocol)).dropna(axis="columns", how="all"),
+        hide_index=True,
+        column_config=dict.fromkeys(
+            ("validation gain", "test gain", "low", "high", "Dice before", "Dice after"), number
+        )
+        | dict.fromkeys(("FP mL before", "FP mL after"), st.column_config.NumberColumn(format="%.1f")),
+        placeholder="–",
+        alt=f"Variants of {result['title']}",
+    )
+    st.code(result["formula"], language=None, wrap_lines=True)
+    for note in result["notes"]:
+        st.caption(note)

@@ -1,0 +1,112 @@
+"""Where Dice is lost: the ladder, the error map, and the subjects behind a bar."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from core.diagnosis_view import Bar, bars, concentration, drivers, largest, slices_address, slices_query
+from core.figures_diagnosis import error_bars, ladder
+from pages._shared import dice_text
+
+
+@st.fragment
+def show_costs(found: Mapping[str, Any]) -> None:
+    """Two charts of the same loss, and who drives the chosen bar."""
+    choices = {bar.key: bar for bar in bars(found)}
+    if st.session_state.get("bar") not in choices:
+        st.session_state.pop("bar", None)
+    start = largest([bar for bar in choices.values() if bar.key.startswith("errors.")])
+    chosen = st.session_state.get("bar", st.query_params.get("bar"))
+    left, right = st.columns(2, gap="medium")
+    with left:
+        st.markdown("**The way down: what is lost at each step**")
+        st.plotly_chart(
+            ladder(found["rungs"], found["dice"], chosen),
+            key="ladder",
+            on_select=_pick_ladder,
+            selection_mode="points",
+            alt="Ladder of ceilings from a perfect segmentation to the Dice that is reached",
+        )
+        st.caption(
+            "Read from top to bottom: each step takes one freedom away, and its bar is the Dice that goes with it. "
+            "Whiskers are 95 % intervals. Click a bar to see its subjects below."
+        )
+    with right:
+        st.markdown("**The wrong voxels: what each kind costs**")
+        st.plotly_chart(
+            error_bars(found["error_map"], chosen),
+            key="errors",
+            on_select=_pick_errors,
+            selection_mode="points",
+            alt="Dice that each kind of false positive and miss costs",
+        )
+        total = sum(c["cost"] or 0.0 for c in found["error_map"])
+        st.caption(
+            f"Every wrong voxel belongs to one bar: Dice {found['dice']['mean']:.3f} + all bars {total:.3f} = "
+            f"{found['dice']['mean'] + total:.3f}. A second view of the loss on the left, not an addition to it."
+        )
+    _show_drivers(found, choices, start)
+
+
+def _show_drivers(found: Mapping[str, Any], choices: Mapping[str, Bar], start: Bar | None) -> None:
+    names = list(choices)
+    key = st.selectbox(
+        "Subjects behind",
+        names,
+        names.index(start.key) if start is not None else 0,
+        lambda name: f"{choices[name].title} ({'ladder' if name.startswith('ladder') else 'wrong voxels'})",
+        key="bar",
+        bind="query-params",
+    )
+    bar, rows = choices[key], drivers(found, key)
+    few = concentration(rows)
+    about = {"mean": bar.cost, "low": bar.low, "high": bar.high}
+    half = f" Half of it comes from **{few} of {len(rows)}** subjects." if few is not None else ""
+    st.markdown(f"**{bar.title}** costs **{dice_text(about)}**.{half} {bar.definition} {bar.advice}")
+    in_map = key.startswith("errors.")
+    table = pd.DataFrame(
+        [row | {"look": slices_address(slices_query(found, row["subject"], categories=in_map))} for row in rows]
+    ).dropna(axis="columns", how="all")
+    st.dataframe(
+        table,
+        hide_index=True,
+        height=min(35 * (len(rows) + 1) + 3, 318),
+        column_config={
+            "subject": st.column_config.TextColumn("subject", pinned=True),
+            "cost": st.column_config.ProgressColumn(
+                "costs", format="%.3f", min_value=0.0, max_value=max(max(r["cost"] for r in rows), 1e-9)
+            ),
+            "dice": st.column_config.NumberColumn("Dice", format="%.3f"),
+            "lesion_ml": st.column_config.NumberColumn("lesion, mL", format="%.2f"),
+            "voxels": st.column_config.NumberColumn("voxels", format="%d"),
+            "age": st.column_config.NumberColumn("age", format="%.0f"),
+            "look": st.column_config.LinkColumn("look", display_text="open in Slices"),
+        },
+        placeholder="–",
+        alt=f"Subjects behind {bar.title}",
+    )
+    if rows:
+        worst = rows[0]["subject"]
+        st.page_link(
+            "pages/slices.py",
+            label=f"Show {'these voxels' if in_map else 'the map'} on Slices, beginning with {worst}",
+            icon=":material/view_in_ar:",
+            query_params=slices_query(found, worst, categories=in_map),
+        )
+
+
+def _pick_ladder() -> None:
+    _pick("ladder")
+
+
+def _pick_errors() -> None:
+    _pick("errors")
+
+
+def _pick(chart: str) -> None:
+    for point in st.session_state[chart]["selection"]["points"]:
+        key = (point.get("customdata") or [None])[0]
+        if key:
+            st.session_state["bar"] = key

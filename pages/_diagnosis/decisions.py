@@ -1,0 +1,49 @@
+"""Thresholds beside two-distribution decisions, in one table."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from core.diagnosis_view import decision_rows
+from pages._shared import dice_text
+
+
+def show_decisions(found: Mapping[str, Any], protocols: Mapping[str, Any]) -> None:
+    """Every rule that turns scores into a segmentation, and which labels it needs."""
+    rows = decision_rows(found, protocols)
+    st.dataframe(
+        pd.DataFrame(
+            [
+                {
+                    "decision": row["decision"],
+                    "Dice": row["dice"],
+                    "95 % interval": dice_text({"mean": row["dice"], "low": row["low"], "high": row["high"]}).partition(
+                        " "
+                    )[2],
+                    "labels needed": row["labels"],
+                    "threshold": row["threshold"],
+                    "how it decides": row["explain"],
+                }
+                for row in rows
+            ]
+        ),
+        hide_index=True,
+        height=35 * (len(rows) + 1) + 3,
+        column_config={
+            "decision": st.column_config.TextColumn(width=310),
+            "Dice": st.column_config.NumberColumn(format="%.3f", width=60),
+            "95 % interval": st.column_config.TextColumn(width=115),
+            "labels needed": st.column_config.TextColumn(width=105),
+            "threshold": st.column_config.NumberColumn(format="%.3g", width=80),
+            "how it decides": st.column_config.TextColumn(width="large"),
+        },
+        placeholder="–",
+        alt="Threshold protocols and two-distribution decisions",
+    )
+    st.caption(
+        f"Mean Dice of {found['n']} test subjects on the working grid. “test” labels make an oracle, not a result. Two "
+        "densities of one score can differ from a threshold only where they cross more than once; over the layers' "
+        "distances they draw a boundary that no single threshold has."
+    )

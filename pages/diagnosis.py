@@ -1,0 +1,68 @@
+"""Why Dice is what it is: ceilings, error map, what-ifs, the subjects and lesions behind each bar."""
+
+import streamlit as st
+
+from core.run_scores import set_id
+from pages._diagnosis.causes import show_causes
+from pages._diagnosis.costs import show_costs
+from pages._diagnosis.decisions import show_decisions
+from pages._diagnosis.lesions import show_ceilings, show_groups, show_lesions
+from pages._diagnosis.load import diagnosis_of
+from pages._shared import PROTOCOL_LABELS, dice_text, metrics_or_stop, pick_layers, pick_run, scores_of
+
+SECTIONS = ("Where it is lost", "Causes, what-ifs", "Decision rules", "Detection limits", "Lesions, groups")
+
+st.title("Diagnosis")
+run = pick_run()
+metrics = metrics_or_stop(run)
+layers = pick_layers(scores_of(run), metrics["headline"])
+name = set_id(layers)
+protocols = metrics["sets"][name]["working"]["protocols"]
+deployable = [key for key in ("healthy", "validation") if key in protocols]
+protocol = st.sidebar.segmented_control(
+    "Threshold from",
+    deployable,
+    default="healthy",
+    required=True,
+    key="protocol",
+    bind="query-params",
+    persist_state="session",
+    help="How the deployed threshold is chosen: from healthy scans alone, or on labelled validation scans.",
+)
+
+if not protocols["healthy"]["subjects"]:
+    st.info("No test subject of this run has a lesion: there is no Dice to explain. Add labelled test scans.")
+    st.stop()
+found = diagnosis_of(run, name, protocol)
+
+head, verdict = st.columns([2, 5], vertical_alignment="center")
+head.metric(
+    f"Dice, {protocol} threshold",
+    dice_text(found["dice"]).split(" ")[0],
+    help=f"Mean over {found['n']} test subjects with lesions, threshold from {PROTOCOL_LABELS[protocol]}.",
+)
+head.caption(f"{dice_text(found['dice']).partition(' ')[2]} · n = {found['n']} · native space")
+gain = found["verdict"]["gain"]
+(verdict.info if gain is None else verdict.success)(f"**{found['verdict']['sentence']}**", icon=":material/lightbulb:")
+
+tabs = st.tabs(SECTIONS, key="section", on_change="rerun", bind="query-params")
+for tab, section in zip(tabs, SECTIONS, strict=True):
+    if not tab.open:
+        continue
+    with tab:
+        if section == "Where it is lost":
+            show_costs(found)
+        elif section == "Causes, what-ifs":
+            show_causes(run, found)
+        elif section == "Decision rules":
+            show_decisions(found, protocols)
+        elif section == "Lesions, groups":
+            show_lesions(found)
+            show_groups(found)
+            show_ceilings(found)
+
+st.caption(
+    f"{found['name']}, layers {name}. Threshold from {PROTOCOL_LABELS[protocol]}. The ladder goes step by step, the "
+    "error map shares one loss out, each cause is one change at a time: three views that are not added up. "
+    + " ".join(found["notes"])
+)
