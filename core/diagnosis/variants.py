@@ -1,0 +1,320 @@
+"""What a what-if puts in the place of what the run did: changed score maps, scans, labels and Gaussians.
+
+Each function changes one thing and leaves the rest; told to change nothing, it gives back what it was given.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float32, Float64
+from scipy.ndimage import (
+    binary_dilation,
+    binary_erosion,
+    binary_fill_holes,
+    distance_transform_edt,
+    generate_binary_structure,
+    shift,
+)
+
+from core.detectors import AnyDetector, FeatureGaussian, LayerSet
+from core.diagnosis.cases import Case
+from core.distributed import device
+from core.gaussian import GaussianSettings, VoxelGaussian, fit_gaussian
+from core.randomness import stream
+from data.errors import BadInput
+from data.volume import Volume
+
+ROBUST = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
+"""Quantiles that a lesion of a few percent of the brain hardly moves."""
+TAILED = (*ROBUST, 0.99, 0.999)
+"""With the tail, where lesions are: for healthy voxels only."""
+_FACES = generate_binary_structure(3, 1)
+_TOUCH_MM = 1e-4
+
+
+def depth_mm(mask: Bool[np.ndarray, "x y z"], spacing_mm: Sequence[float]) -> Float32[np.ndarray, "x y z"]:
+    """Distance of every voxel of a brain to the nearest voxel outside it, mm; 0 outside. Holes count as brain."""
+    filled = np.pad(binary_fill_holes(mask), 1)
+    depth = distance_transform_edt(filled, sampling=spacing_mm)[1:-1, 1:-1, 1:-1]
+    return np.where(mask, depth, 0).astype(np.float32)
+
+
+def eroded(case: Case, millimetres: float, *, template: Float32[np.ndarray, "x y z"] | None = None) -> Case:
+    """Without the scores of voxels within `millimetres` of the outside of the subject's own brain mask.
+
+    With `template`, the `depth_mm` of a reference brain on the same grid, of the outside of that brain instead.
+    Normal voxels there are no longer judged; lesion voxels there count as missed, so erosion cannot cheat.
+    """
+    if millimetres <= 0 and template is None:
+        return case
+    if template is not None and template.shape != case.scores.shape:
+        raise BadInput(f"The template has shape {template.shape}, the scores {case.scores.shape}. Give one grid.")
+    depth = depth_mm(case.volume.brain_mask, case.volume.grid.spacing_mm) if template is None else template
+    kept = depth > max(millimetres, 0) + _TOUCH_MM
+    return dataclasses.replace(case, scores=np.where(kept, case.scores, np.float32(np.nan)))
+
+
+def score_quantiles(
+    case: Case, *, probabilities: Sequence[float] = ROBUST, without_lesion: bool = False
+) -> Float64[np.ndarray, " quantiles"]:
+    """Quantiles of a subject's scores in the brain, over all scored voxels or (needs labels) over normal ones."""
+    inside = np.isfinite(case.scores)
+    return _quantiles(case.scores[inside & ~case.lesion] if without_lesion else case.scores[inside], probabilities)
+
+
+def with_scores_mapped(
+    case: Case, own: Float64[np.ndarray, " quantiles"], reference: Float64[np.ndarray, " quantiles"]
+) -> Case:
+    """Scores mapped so that the quantiles `own` become `reference`, as in `quantile_map`."""
+    return dataclasses.replace(case, scores=quantile_map(case.scores, own, reference))
+
+
+def quantile_map(
+    values: Float32[np.ndarray, "..."],
+    own: Float64[np.ndarray, " quantiles"],
+    reference: Float64[np.ndarray, " quantiles"],
+) -> Float32[np.ndarray, "..."]:
+    """Increasing, piecewise linear map that takes `own` quantiles to `reference`; NaN stays.
+
+    Beyond the outermost quantiles it goes on with the ratio of the spreads (outermost to middle quantile), so a
+    tail that holds a lesion is stretched like the body of the scores, not flattened onto the reference's tail.
+    """
+    source, first = np.unique(own, return_index=True)
+    target = np.asarray(reference, dtype=np.float64)[first]
+    wide = np.asarray(values, dtype=np.float64)
+    mapped = np.interp(wide, source, target)
+    above, below = (len(source) - 1) // 2, len(source) // 2
+    for end, middle, beyond in ((-1, above, wide > source[-1]), (0, below, wide < source[0])):
+        spread = source[end] - source[middle]
+        slope = (target[end] - target[middle]) / spread if spread else 1.0
+        mapped[beyond] = target[end] + slope * (wide[beyond] - source[end])
+    return mapped.astype(np.float32)
+
+
+def with_moved_boundary(case: Case, voxels: int) -> Case:
+    """The reference dilated (`voxels` > 0, inside the brain) or eroded (< 0) by so many voxels, over faces."""
+    if voxels == 0 or not case.lesion.any():
+        return case
+    if voxels < 0:
+        return dataclasses.replace(case, lesion=binary_erosion(case.lesion, _FACES, iterations=-voxels))
+    grown = binary_dilation(case.lesion, _FACES, iterations=voxels)
+    return dataclasses.replace(case, lesion=case.lesion | (grown & case.volume.brain_mask))
+
+
+def without_border(case: Case, voxels: int = 1) -> Case:
+    """A band of `voxels` on either side of the lesion's border is neither judged nor counted as lesion."""
+    if voxels == 0 or not case.lesion.any():
+        return case
+    grown = binary_dilation(case.lesion, _FACES, iterations=voxels)
+    core = binary_erosion(case.lesion, _FACES, iterations=voxels)
+    scores = np.where(grown & ~core, np.float32(np.nan), case.scores)
+    return dataclasses.replace(case, lesion=core, scores=scores)
+
+
+def intensity_quantiles(volume: Volume) -> Float64[np.ndarray, "contrasts quantiles"]:
+    """Robust quantiles of every contrast inside the brain."""
+    return np.stack([_quantiles(one[volume.brain_mask], ROBUST) for one in volume.voxels])
+
+
+def renormalised(volume: Volume, reference: Float64[np.ndarray, "contrasts quantiles"], *, affine: bool) -> Volume:
+    """In-brain intensities brought to reference quantiles (`intensity_quantiles` of healthy scans, averaged).
+
+    `affine`: one gain and one offset per contrast, from the 10 % and 90 % quantiles; else all quantiles are matched.
+    Outside the brain stays 0. Lesion voxels are not known here and take part.
+    """
+    used = [ROBUST.index(0.1), ROBUST.index(0.9)] if affine else list(range(len(ROBUST)))
+    voxels = np.zeros_like(volume.voxels)
+    for contrast, (values, own) in enumerate(zip(volume.voxels, intensity_quantiles(volume), strict=True)):
+        inside = values[volume.brain_mask]
+        voxels[contrast, volume.brain_mask] = quantile_map(inside, own[used], reference[contrast, used])
+    return dataclasses.replace(volume, voxels=voxels)
+
+
+def shifted(volume: Volume, offset_mm: tuple[float, float, float]) -> Volume:
+    """The scan moved by an offset in the world (right, front, top; mm), its brain mask left where it is.
+
+    Beyond the brain's edge the scan goes on with its nearest brain voxel, so that no dark rim comes in. Cubic
+    spline, held to the brain's range; whole voxels are moved without interpolation.
+    """
+    steps = _in_voxels(volume, offset_mm)
+    if not steps.any():
+        return volume
+    return _with_voxels(volume, steps, volume.brain_mask)
+
+
+def moved(volume: Volume, offset_mm: tuple[float, float, float]) -> Volume:
+    """Scan and brain mask moved together by an offset in the world, as an error of registration moves them."""
+    steps = _in_voxels(volume, offset_mm)
+    if not steps.any():
+        return volume
+    mask = shift(volume.brain_mask.astype(np.float32), steps, order=1) >= 0.5
+    return _with_voxels(dataclasses.replace(volume, brain_mask=mask), steps, volume.brain_mask)
+
+
+def brought_back(
+    scores: Float32[np.ndarray, "x y z"], volume: Volume, offset_mm: tuple[float, float, float]
+) -> Float32[np.ndarray, "x y z"]:
+    """Scores of a `moved` scan back at the voxels of the scan that was not moved; NaN outside its brain."""
+    steps = _in_voxels(volume, offset_mm)
+    if not steps.any():
+        return scores
+    back = _extended(scores, np.isfinite(scores), -steps)
+    return np.where(volume.brain_mask, back, np.float32(np.nan))
+
+
+def boundary_distance_mm(
+    mask: Bool[np.ndarray, "x y z"], reference: Bool[np.ndarray, "x y z"], spacing_mm: Sequence[float]
+) -> float:
+    """Mean distance of a brain's outermost voxels to the outermost voxels of a reference brain, mm."""
+    edges = [filled & ~binary_erosion(filled) for filled in (binary_fill_holes(mask), binary_fill_holes(reference))]
+    if not all(edge.any() for edge in edges):
+        raise BadInput("A brain mask is empty: it has no boundary. Check the masks.")
+    distance = distance_transform_edt(~edges[1], sampling=spacing_mm)
+    return float(distance[edges[0]].mean())
+
+
+def narrowed(detector: FeatureGaussian, layers: LayerSet) -> FeatureGaussian:
+    """The fitted detector reduced to some of its layers: the marginal Gaussian, and no stage that it does not need."""
+    assert detector.extractor_ is not None
+    assert detector.gaussian_ is not None
+    features = dataclasses.replace(detector.features, layers=layers)
+    gaussian = detector.gaussian_
+    return _with_gaussian(
+        dataclasses.replace(detector, features=features),
+        detector,
+        gaussian if gaussian.layers == layers else gaussian.marginal(layers),
+    )
+
+
+def reestimated(detector: FeatureGaussian, settings: GaussianSettings) -> FeatureGaussian | None:
+    """The detector with its covariance estimated otherwise from what the fit kept; no scan is read.
+
+    None where the fit does not hold what it takes: Ledoit-Wolf needs training features (form `dual`), full
+    covariances cannot be had from diagonal or shared ones.
+    """
+    gaussian = detector.gaussian_
+    assert gaussian is not None
+    had, wanted = gaussian.settings.covariance, settings.covariance
+    form, state = gaussian.form, gaussian.state
+    if wanted == "diagonal" and had == "full":
+        form, state = "primal", _variances(gaussian)
+    elif wanted != had or (settings.shrinkage == "ledoit_wolf" and form != "dual"):
+        return None
+    changed = VoxelGaussian(
+        gaussian.channels, gaussian.lookup, settings, form, gaussian.n_subjects, gaussian.means, state
+    )
+    return _with_gaussian(detector, detector, changed)
+
+
+def refitted(detector: AnyDetector, volumes: Sequence[Volume], settings: GaussianSettings | None = None) -> AnyDetector:
+    """The detector fitted to other training volumes (or by other Gaussian settings) at fixed features.
+
+    The encoder, the layout and the channel reduction stay; EnvironmentProblem when the detector's memory is too small.
+    """
+    if not isinstance(detector, FeatureGaussian):
+        return dataclasses.replace(detector).fit(volumes)
+    gaussian, extractor = detector.gaussian_, detector.extractor_
+    assert gaussian is not None
+    assert extractor is not None
+    chosen = settings
+    if chosen is None:
+        keeps_form = gaussian.settings.covariance == "full"
+        chosen = dataclasses.replace(gaussian.settings, form=gaussian.form if keeps_form else "auto")
+    fitted = fit_gaussian(
+        (extractor(volume).rows for volume in volumes),
+        gaussian.lookup,
+        gaussian.channels,
+        chosen,
+        n_subjects=len(volumes),
+        limit_bytes=detector.memory_gb * 1e9,
+        device=str(device()),
+    )
+    return _with_gaussian(detector, detector, fitted)
+
+
+def nested_subset(count: int, parts: int, seed: int) -> tuple[int, ...]:
+    """Indices of count / parts training scans, in order: a seeded draw in which fewer are always among more."""
+    drawn = stream(seed, "fewer scans").permutation(count)
+    return tuple(sorted(int(i) for i in drawn[: max(1, round(count / parts))]))
+
+
+def rescored(
+    detectors: Sequence[AnyDetector], volumes: Sequence[Volume], layers: LayerSet
+) -> list[list[Float32[np.ndarray, "x y z"]]]:
+    """Score maps (NaN outside the brain) of each detector for each volume, under one layer set.
+
+    Detectors that share a feature extractor share its features: they are computed once per volume.
+    """
+    features = {
+        id(extractor): [extractor(volume).rows for volume in volumes]
+        for extractor in {id(d.extractor_): d.extractor_ for d in detectors if isinstance(d, FeatureGaussian)}.values()
+        if extractor is not None
+    }
+    maps = []
+    for detector in detectors:
+        if not isinstance(detector, FeatureGaussian):
+            maps.append([detector.score(volume).scores for volume in volumes])
+            continue
+        assert detector.gaussian_ is not None
+        distances = detector.gaussian_.mahalanobis_subsets(features[id(detector.extractor_)], [layers])[0]
+        maps.append([detector.to_map(row, volume).scores for row, volume in zip(distances, volumes, strict=True)])
+    return maps
+
+
+def _with_gaussian(detector: FeatureGaussian, source: FeatureGaussian, gaussian: VoxelGaussian) -> FeatureGaussian:
+    assert source.extractor_ is not None
+    changed = dataclasses.replace(detector)
+    changed.encoder_settings_ = source.encoder_settings_
+    changed.extractor_ = source.extractor_
+    if detector.features.layers != source.extractor_.settings.layers:
+        changed.extractor_ = dataclasses.replace(source.extractor_, settings=detector.features)
+    changed.gaussian_ = gaussian
+    return changed
+
+
+def _in_voxels(volume: Volume, offset_mm: tuple[float, float, float]) -> Float64[np.ndarray, " 3"]:
+    steps = np.linalg.solve(volume.grid.affine[:3, :3], np.asarray(offset_mm, dtype=np.float64))
+    whole = np.rint(steps)
+    return np.where(np.abs(steps - whole) < 1e-9, whole, steps)
+
+
+def _with_voxels(volume: Volume, steps: Float64[np.ndarray, " 3"], brain: Bool[np.ndarray, "x y z"]) -> Volume:
+    """Contrasts that are known inside `brain`, moved, inside the volume's own mask."""
+    voxels = np.stack([_extended(values, brain, steps) for values in volume.voxels])
+    return dataclasses.replace(volume, voxels=np.where(volume.brain_mask, voxels, np.float32(0)))
+
+
+def _extended(
+    values: Float32[np.ndarray, "x y z"], inside: Bool[np.ndarray, "x y z"], steps: Float64[np.ndarray, " 3"]
+) -> Float32[np.ndarray, "x y z"]:
+    """Values moved by `steps` voxels, continued beyond `inside` with the nearest of them, within their range."""
+    nearest = tuple(distance_transform_edt(~inside, return_distances=False, return_indices=True))
+    order = 1 if np.array_equal(steps, np.rint(steps)) else 3
+    found = shift(values[nearest], steps, order=order, mode="nearest")
+    low, high = float(values[inside].min()), float(values[inside].max())
+    return np.asarray(np.clip(found, low, high), dtype=np.float32)
+
+
+def _variances(gaussian: VoxelGaussian) -> dict[str, torch.Tensor]:
+    """Sums of squares per feature, per layer at its own positions, from samples or from full moments."""
+    if gaussian.form == "dual":
+        return {layer: gaussian.state[layer].to(torch.float64).square().sum(1) for layer in gaussian.layers}
+    diagonal = gaussian.state["all"].diagonal(dim1=-2, dim2=-1).to(torch.float64)
+    starts = dict(zip(gaussian.layers, np.cumsum([0, *gaussian.channels.values()]), strict=False))
+    state = {}
+    for layer, count in gaussian.channels.items():
+        rows, first = np.unique(gaussian.lookup[layer], return_index=True)
+        values = torch.zeros_like(gaussian.means[layer])
+        start = int(starts[layer])
+        values[torch.from_numpy(rows)] = diagonal[torch.from_numpy(first), start : start + count]
+        state[layer] = values
+    return state
+
+
+def _quantiles(values: Float[np.ndarray, " voxels"], probabilities: Sequence[float]) -> np.ndarray:
+    if len(values) == 0:
+        raise BadInput("No voxel to take quantiles of. Check the brain mask.")
+    found: np.ndarray = np.quantile(np.asarray(values, dtype=np.float64), probabilities)
+    return found
