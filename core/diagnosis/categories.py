@@ -164,6 +164,9 @@ class CategorySettings:
     """Least contrast, healthy standard deviations."""
 
 
+DEFAULTS = CategorySettings()
+
+
 @dataclass(frozen=True, eq=False)
 class ErrorLabels:
     """Every wrong voxel of a case by category. The counts are those of `SubjectScores.counts`, split up."""
@@ -182,7 +185,7 @@ def label_errors(
     threshold: float,
     reference: HealthyReference,
     cell_mm: float,
-    settings: CategorySettings = CategorySettings(),
+    settings: CategorySettings = DEFAULTS,
 ) -> ErrorLabels:
     """The category of every error of `score >= threshold`; `cell_mm` is the edge of a feature cell, mm.
 

@@ -14,6 +14,7 @@ from core.detectors import LayerSet
 from core.diagnosis.cases import case_of
 from core.diagnosis.categories import (
     CATEGORIES,
+    DEFAULTS,
     FALSE_POSITIVES,
     MISSED,
     VERSION,
@@ -50,7 +51,7 @@ def error_records(
     threshold: float,
     reference: HealthyReference,
     *,
-    settings: CategorySettings = CategorySettings(),
+    settings: CategorySettings = DEFAULTS,
     progress: Progress | None = None,
     workers: int = 2,
 ) -> list[Record]:
