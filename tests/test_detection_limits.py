@@ -1,0 +1,407 @@
+"""What a detector can find: known detectors get the sensitivity that theory says, and no scan judges itself."""
+
+import dataclasses
+import io
+import itertools
+import json
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.stats import norm
+
+from core import experiment, figures_limits
+from core.calibration import threshold_at_quantile
+from core.detectors import make
+from core.diagnosis import detection_limits, planted_lesions
+from core.diagnosis.detection_limits import (
+    LimitSettings,
+    Scorer,
+    lone_match,
+    measure_limits,
+    run_detection_limits,
+    stored_detection_limits,
+    stored_planted_lesions,
+)
+from core.diagnosis.limit_tables import contrast_limits, contrast_reaching, monotone, sensitivity_cells, wilson
+from core.diagnosis.planted_lesions import (
+    NEIGHBOURHOOD_MM,
+    Lesion,
+    Placed,
+    design,
+    healthy_deviation,
+    host_of,
+    plant_lesions,
+    share_out,
+)
+from core.experiment import DataSource
+from core.lesions import components, lesion_report
+from core.progress import Progress
+from core.run_scores import open_scores
+from core.store import Run, open_run
+from core.types import ScoreMap
+from data.errors import BadInput
+from data.table import read_table, write_table
+from data.template import working_template
+from data.volume import Grid, Mask, Volume
+from tests.study import ILL, PREPROCESSING, TinyStudy, small_volumes
+
+SIGMA = 0.02
+TINY: dict[str, Any] = {"diameters_mm": (8, 16), "contrasts_sd": (-4, 4), "per_cell": 2}
+
+
+def quiet() -> Progress:
+    return Progress(False, io.StringIO())
+
+
+def settings(**changes: Any) -> LimitSettings:
+    wanted = LimitSettings(diameters_mm=(12, 16), contrasts_sd=(-3, 3), sites=("brain",), per_cell=3)
+    return dataclasses.replace(wanted, **changes)
+
+
+def white_noise(n: int, seed: int, spacing: float = 3.0, shape: tuple[int, int, int] = (36, 36, 36)) -> list[Volume]:
+    """Brains of nothing but white noise of SD 0.02 around one half, of which nothing is clipped."""
+    grid = Grid(shape, np.diag([spacing, spacing, spacing, 1.0]))
+    brain = np.ones(shape, dtype=bool)
+    noise = np.random.Generator(np.random.Philox(seed)).normal(0.5, SIGMA, (n, *shape)).astype(np.float32)
+    return [Volume(one[None], grid, brain, f"noise{seed}-{i}", ("T1",)) for i, one in enumerate(noise)]
+
+
+def true_z(volumes: Sequence[Volume]) -> list[ScoreMap]:
+    """|z| under the true mean and deviation of `white_noise`."""
+    return [ScoreMap(np.abs(v.voxels[0] - 0.5) / np.float32(SIGMA), v.grid, v.subject_id, "SD") for v in volumes]
+
+
+def masked(scores: np.ndarray, volume: Volume) -> ScoreMap:
+    return ScoreMap(np.where(volume.brain_mask, scores, np.nan).astype(np.float32), volume.grid, volume.subject_id, "")
+
+
+def smooth_noise(volume: Volume) -> np.ndarray:
+    """The same whatever the intensities, another for every subject."""
+    from scipy.ndimage import gaussian_filter
+
+    seed = int.from_bytes(volume.subject_id.encode(), "little") % 2**32
+    return gaussian_filter(np.random.Generator(np.random.Philox(seed)).normal(size=volume.grid.shape), 1.5)
+
+
+def without_seconds(result: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in result.items() if key != "seconds"}
+
+
+def test_a_perfect_detector_finds_every_lesion_without_a_false_positive() -> None:
+    volumes = small_volumes(6)
+    healthy = {v.subject_id: v.voxels[0] for v in volumes}
+    perfect = Scorer(lambda some: [masked(np.abs(v.voxels[0] - healthy[v.subject_id]), v) for v in some], batch=3)
+    result, lesions = measure_limits(perfect, volumes[:2], volumes[2:4], volumes[4:], settings(), quiet())
+    for level in result["levels"]:
+        assert level["false_positive_ml_per_scan"] == 0
+        assert all(cell["sensitivity"] == 1 and cell["found_without"] == 0 for cell in level["cells"])
+        # Half of the way to contrast 3 from nothing found at 0: the weakest that was planted is found already.
+        assert all(row["contrast_sd_50"] == pytest.approx({"darker": -1.5, "brighter": 1.5}[row["sign"]])
+                   for row in level["limits"])  # fmt: skip
+    assert all(r["covered"][0] == 1 and r["dice"][0] > 0.3 for r in lesions)
+
+
+def test_a_blind_detector_finds_only_where_its_false_positives_lie_anyway() -> None:
+    volumes = small_volumes(8)
+    blind = Scorer(lambda some: [masked(smooth_noise(v), v) for v in some])
+    result, lesions = measure_limits(blind, volumes[:3], volumes[3:6], volumes[6:], settings(per_cell=9), quiet())
+    assert all(r["found"] == r["found_without"] and r["score_rise_sd"] == 0 for r in lesions)
+    strictest = result["levels"][1]
+    assert strictest["id"] == "fp_0.1"
+    assert sum(cell["found"] for cell in strictest["cells"]) == 0
+    assert all(row["contrast_sd_50"] is None and row["why_50"].startswith("never") for row in strictest["limits"])
+    assert result["influence_mm"] == 0
+    assert result["interference"]["largest_change_sd"] == 0
+
+
+def test_voxelwise_z_on_white_noise_has_the_exceedance_that_theory_gives() -> None:
+    given = settings(diameters_mm=(24,), contrasts_sd=(-4, -1, 1, 2, 4), per_cell=6, fp_ml_per_scan=(0.1, 30))
+    volumes = white_noise(4, seed=1)
+    result, lesions = measure_limits(
+        Scorer(true_z, 4), volumes[:2], volumes[2:], white_noise(30, seed=2), given, quiet()
+    )
+    sigma = float(np.median(healthy_deviation(white_noise(30, seed=2))))
+    flat = Volume(np.full((1, 36, 36, 36), 0.5), volumes[0].grid, volumes[0].brain_mask, "flat", ("T1",))
+    for number, level in enumerate(result["levels"]):
+        threshold = level["threshold"]["mean"]
+        voxels = volumes[0].brain_mask.sum()
+        budget = {"own": 0.01 * voxels * 0.027, "fp_0.1": 0.1, "fp_30": 30}[level["id"]]
+        # Two-sided normal tail: 2 (1 - Φ(τ)) of the brain's volume, at a threshold that is out of sample here.
+        assert 2 * norm.sf(threshold) * voxels * 0.027 == pytest.approx(budget, rel=0.6 if budget < 1 else 0.1)
+        assert level["false_positive_ml_per_scan"] == pytest.approx(budget, rel=1.0 if budget < 1 else 0.15)
+        for contrast in given.contrasts_sd:
+            here = [r for r in lesions if r["contrast_sd"] == contrast]
+            expected = []
+            for record in here:
+                lesion = Placed(Lesion(record["number"], 24, contrast, "brain"), tuple(record["centre_mm"]))
+                planted, (mark,) = plant_lesions(flat, [lesion], np.full((1, 36, 36, 36), sigma, np.float32), 0)
+                shift = (planted.voxels[0].reshape(-1)[mark.inside] - 0.5) / SIGMA
+                expected.append(np.mean(norm.sf(threshold - shift) + norm.sf(threshold + shift)))
+            assert np.mean([r["covered"][number] for r in here]) == pytest.approx(np.mean(expected), abs=0.02)
+            cell = next(c for c in level["cells"] if c["contrast_sd"] == contrast and c["site"] == "all")
+            # 26-connected site percolation sets in near 0.1: above it one component holds nearly all voxels.
+            if np.mean(expected) > 0.25:
+                assert cell["sensitivity"] == 1
+            if np.mean(expected) < 0.03:
+                assert cell["sensitivity"] == 0
+
+
+def test_every_cell_of_the_design_has_the_same_number_of_lesions() -> None:
+    lesions = design((4, 8), (-1, 1), ("grey", "white", "deep"), 5, seed=3)
+    counts = Counter((x.diameter_mm, x.contrast_sd, x.site) for x in lesions)
+    assert set(counts.values()) == {5}
+    assert len(counts) == 12
+    assert [x.number for x in lesions] == list(range(60))
+    assert [dataclasses.astuple(x) for x in design((4, 8), (-1, 1), ("grey", "white", "deep"), 5, seed=4)] != [
+        dataclasses.astuple(x) for x in lesions
+    ]
+
+
+def test_lesions_of_one_scan_lie_apart_in_their_sites_and_inside_the_brain() -> None:
+    template = working_template(4.0)
+    hosts = [dataclasses.replace(template, subject_id=name) for name in ("a", "b")]
+    places = [host_of(v, ("grey", "white", "deep")) for v in hosts]
+    wanted = design((8, 16), (-2, 2), ("grey", "white", "deep"), 4, seed=0)
+    plantings, homeless = share_out(wanted, places, gap_mm=16.0, seed=0)
+    assert not homeless
+    assert sorted(p.lesion.number for planting in plantings for p in planting.lesions) == list(range(len(wanted)))
+    deviation = np.full((1, *template.grid.shape), 0.05, dtype=np.float32)
+    for planting in plantings:
+        _, marks = plant_lesions(hosts[0], planting.lesions, deviation, 0)
+        for (a, first), (b, second) in itertools.combinations(zip(planting.lesions, marks, strict=True), 2):
+            assert (
+                np.linalg.norm(np.subtract(a.centre_mm, b.centre_mm))
+                >= 16 + (a.lesion.diameter_mm + b.lesion.diameter_mm) / 2
+            )
+            assert not set(first.inside) & set(second.inside)
+            assert not set(first.around) & set(second.inside)
+        for placed, mark in zip(planting.lesions, marks, strict=True):
+            kept = len(mark.inside) * template.grid.voxel_volume_mm3 / (np.pi / 6 * placed.lesion.diameter_mm**3)
+            assert kept > (0.7 if placed.lesion.diameter_mm == 16 else 0.4)  # four voxels, of which one may stick out
+    centres = {site: np.mean([np.abs(p).max() for p in places[0].centres_mm[site]]) for site in ("grey", "deep")}
+    assert centres["deep"] < centres["grey"]
+
+
+def test_a_lesion_fills_the_volume_of_its_ball_and_changes_nothing_elsewhere() -> None:
+    (volume,) = white_noise(1, seed=5, spacing=2.0)
+    deviation = np.full((1, 36, 36, 36), SIGMA, dtype=np.float32)
+    for diameter, contrast in itertools.product((4.0, 6.0, 12.0, 24.0), (-3.0, 2.0)):
+        placed = Placed(Lesion(int(diameter), diameter, contrast, "brain"), (35.3, 36.1, 34.8))
+        planted, (mark,) = plant_lesions(volume, [placed], deviation, seed=1)
+        shift = (planted.voxels[0].astype(np.float64) - volume.voxels[0]) / (contrast * SIGMA)
+        assert shift.sum() * 8 == pytest.approx(np.pi / 6 * diameter**3, rel=0.04 if diameter > 5 else 0.1)
+        assert shift.min() >= -1e-6
+        assert shift.max() <= 1 + 1e-4
+        assert shift.reshape(-1)[mark.inside].min() > 0.49
+        outside = np.setdiff1d(np.arange(shift.size), mark.around)
+        assert np.array_equal(planted.voxels[0].reshape(-1)[outside], volume.voxels[0].reshape(-1)[outside])
+        away = np.array(np.unravel_index(mark.around, volume.grid.shape)).T * 2.0 - placed.centre_mm
+        assert np.linalg.norm(away, axis=1).max() <= diameter / 2 * 1.31 + NEIGHBOURHOOD_MM
+
+
+def test_a_lesion_is_clipped_as_the_preparation_clips_and_says_what_is_left_of_its_contrast() -> None:
+    (volume,) = white_noise(1, seed=6, spacing=2.0)
+    bright = dataclasses.replace(volume, voxels=np.full_like(volume.voxels, 0.95))
+    deviation = np.full((1, 36, 36, 36), 0.05, dtype=np.float32)
+    placed = Placed(Lesion(0, 12.0, 4.0, "brain"), (36.0, 36.0, 36.0))
+    planted, (mark,) = plant_lesions(bright, [placed], deviation, seed=0)
+    assert planted.voxels.max() == 1.0
+    assert mark.contrast_sd == pytest.approx(1.0, abs=1e-3)
+    _, (darker,) = plant_lesions(bright, [Placed(Lesion(0, 12.0, -4.0, "brain"), placed.centre_mm)], deviation, seed=0)
+    assert -4.0 <= darker.contrast_sd < -3.3
+
+
+def test_a_planted_scan_never_sets_its_own_threshold() -> None:
+    volumes = white_noise(5, seed=7)
+    loud = dataclasses.replace(volumes[1], voxels=0.5 + 3 * (volumes[1].voxels - 0.5))
+    results = [
+        measure_limits(
+            Scorer(true_z),
+            [volumes[0], planted, volumes[2]],
+            [planted, volumes[0], volumes[3]],
+            volumes,
+            settings(),
+            quiet(),
+        )[0]
+        for planted in (volumes[1], loud)
+    ]
+    for level, with_loud in zip(results[0]["levels"], results[1]["levels"], strict=True):
+        mine, other, free = (v.subject_id for v in (volumes[1], volumes[0], volumes[3]))
+        assert level["threshold"]["by_scan"][mine] == with_loud["threshold"]["by_scan"][mine]
+        assert level["threshold"]["by_scan"][other] < with_loud["threshold"]["by_scan"][other]
+        assert level["threshold"]["by_scan"][free] < with_loud["threshold"]["by_scan"][free]
+    by_hand = threshold_at_quantile([m.scores.reshape(-1) for m in true_z([volumes[0], volumes[2]])], 0.99)
+    assert results[0]["levels"][0]["threshold"]["by_scan"][volumes[1].subject_id] == by_hand
+    assert results[0]["scans"][0]["thresholds_from"] == 2
+    assert results[0]["scans"][2]["thresholds_from"] == 3
+
+
+def test_one_calibration_scan_that_is_planted_itself_is_refused() -> None:
+    volumes = white_noise(3, seed=8)
+    with pytest.raises(BadInput, match="cannot set the threshold"):
+        measure_limits(Scorer(true_z), volumes[:1], volumes[:1], volumes, settings(), quiet())
+
+
+def test_a_lone_lesion_is_found_by_the_rule_of_the_lesion_report() -> None:
+    rng = np.random.Generator(np.random.Philox(9))
+    grid = Grid((14, 14, 14), np.diag([2.0, 2.0, 2.0, 1.0]))
+    verdicts = Counter[bool]()
+    for _ in range(150):
+        lesion = np.zeros(grid.shape, dtype=bool)
+        low = rng.integers(2, 6, 3)
+        high = low + rng.integers(2, 7, 3)
+        lesion[tuple(slice(a, b) for a, b in zip(low, high, strict=True))] = True
+        mask = Mask(rng.random(grid.shape) < rng.choice([0.01, 0.05, 0.12, 0.4]), grid)
+        report = lesion_report(
+            ScoreMap(rng.random(grid.shape).astype(np.float32), grid, "s", ""), mask, Mask(lesion, grid)
+        )
+        labels = components(mask).reshape(-1)
+        found, covered = lone_match(np.flatnonzero(lesion), labels, np.bincount(labels))
+        assert (found, covered) == (report.lesions[0].found, pytest.approx(report.lesions[0].overlap))
+        verdicts[found] += 1
+    assert min(verdicts.values()) > 20
+
+
+def test_wilson_intervals_are_those_of_the_textbook() -> None:
+    assert wilson(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
+    assert wilson(5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)
+    assert wilson(12, 12)[1] == 1.0
+
+
+def test_the_monotone_fit_is_isotonic_regression() -> None:
+    from sklearn.isotonic import isotonic_regression
+
+    rng = np.random.Generator(np.random.Philox(10))
+    for _ in range(20):
+        values, weights = rng.random(6), rng.integers(1, 9, 6).astype(float)
+        assert monotone(values, weights) == pytest.approx(isotonic_regression(values, sample_weight=weights))
+
+
+def test_the_contrast_that_reaches_a_sensitivity_is_interpolated_or_says_why_not() -> None:
+    assert contrast_reaching(0.5, [1, 2, 3], [0, 4, 8], [10, 10, 10], 0.0) == (pytest.approx(2.25), None)
+    assert contrast_reaching(0.8, [-1, -2, -3], [0, 4, 8], [10, 10, 10], 0.0) == (pytest.approx(3.0), None)
+    assert contrast_reaching(0.9, [1, 2, 3], [0, 4, 8], [10, 10, 10], 0.0)[0] is None
+    assert contrast_reaching(0.5, [1, 2], [8, 9], [10, 10], 0.6)[1] == "reached without any lesion, by false positives"
+    # A dip is levelled: 6 of 10 and 4 of 10 become one half each.
+    assert contrast_reaching(0.5, [1, 2, 3], [6, 4, 9], [10, 10, 10], 0.0)[0] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("run_id", ["tiny", "tiny-intensity"])
+def test_a_run_of_any_detector_gets_its_limits_twice_the_same(own_study: TinyStudy, run_id: str) -> None:
+    run = open_run(own_study.runs, run_id)
+    layer_set = "input+stage1" if run_id == "tiny" else None
+    first = run_detection_limits(run, quiet(), layer_set=layer_set, **TINY)
+    cells = first["levels"][0]["cells"]
+    assert {c["n"] for c in cells if c["site"] != "all"} == {2}
+    assert {c["n"] for c in cells if c["site"] == "all"} == {6}
+    assert [level["id"] for level in first["levels"]] == ["own", "fp_0.1", "fp_1", "fp_5", "fp_20"]
+    assert json.loads(json.dumps(first, allow_nan=False)) == first
+    assert stored_detection_limits(run, first["layer_set"]) == first
+    planted = stored_planted_lesions(run, first["layer_set"])
+    assert planted is not None
+    assert len(planted) == first["n_lesions"] == 24
+    again = run_detection_limits(run, quiet(), layer_set=layer_set, **TINY, seed=1)
+    assert without_seconds(again) != without_seconds(first)
+    repeated = run_detection_limits(run, quiet(), layer_set=layer_set, **TINY)
+    assert without_seconds(repeated) == without_seconds(first)
+    assert stored_planted_lesions(run, first["layer_set"]) == planted
+
+
+def test_a_result_is_read_and_not_computed_again(own_study: TinyStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = open_run(own_study.runs, "tiny-intensity")
+    first = run_detection_limits(run, quiet(), **TINY)
+    monkeypatch.setattr(detection_limits, "measure_limits", lambda *given: pytest.fail("computed again"))
+    assert run_detection_limits(run, quiet(), **TINY) == first
+    with pytest.raises(pytest.fail.Exception, match="computed again"):
+        run_detection_limits(run, quiet(), **(TINY | {"per_cell": 1}))
+
+
+def test_a_lesion_of_a_real_run_scores_alone_as_it_does_among_others(own_study: TinyStudy) -> None:
+    run = open_run(own_study.runs, "tiny")
+    check = run_detection_limits(run, quiet(), **(TINY | {"diameters_mm": (8,)}))["interference"]
+    assert check["in_scan_with"] > 1
+    assert check["largest_change_sd"] <= 2 * detection_limits.TOLERANCE_SD
+
+
+def test_a_bright_lesion_raises_the_score_of_the_bright_detector(own_study: TinyStudy) -> None:
+    result = run_detection_limits(open_run(own_study.runs, "tiny-intensity"), quiet(), **TINY)
+    rise = {s["contrast_sd"]: s["score_rise_sd"] for s in result["strength"]
+            if s["diameter_mm"] == 16 and s["site"] == "all"}  # fmt: skip
+    assert rise[4] > 0 > rise[-4]
+    assert [r["sign"] for r in contrast_limits(result["levels"][0]["cells"])[:2]] == ["darker", "brighter"]
+
+
+def test_the_threshold_is_that_of_the_run_and_calibration_scans_stand_in_for_missing_test_scans(
+    own_study: TinyStudy,
+) -> None:
+    run = open_run(own_study.runs, "tiny-intensity")
+    scores = open_scores(run)
+    own = threshold_at_quantile([scores.voxels(i, scores.layers, "working").normal
+                                 for i in scores.subjects("calibration")], 0.99)  # fmt: skip
+    result = run_detection_limits(run, quiet(), **TINY)
+    assert [scan["subject_id"] for scan in result["scans"]] == ["test04", "calibration01", "calibration02"]
+    assert [scan["thresholds_from"] for scan in result["scans"]] == [2, 1, 1]
+    assert result["levels"][0]["threshold"]["by_scan"]["test04"] == own
+    assert "leave" in result["hosts_rule"] or "all the other calibration scans" in result["hosts_rule"]
+
+
+def fitted_on_healthy_scans_alone(study: TinyStudy) -> Run:
+    kept = [s for s in read_table(study.table).subjects if s.subject_id not in ILL and s.role != "test"]
+    write_table(study.table, kept)
+    source = DataSource(study.table, preprocessing=PREPROCESSING)
+    experiment.prepare(study.runs, source, quiet(), workers=1)
+    return experiment.fit(study.runs, source, make("zscore"), quiet(), name="healthy", run_id="healthy")
+
+
+def test_a_cohort_without_a_single_labelled_or_test_subject_has_its_limits(own_study: TinyStudy) -> None:
+    run = fitted_on_healthy_scans_alone(own_study)
+    assert not run.record["split"]["test"]
+    assert not run.record["split"]["validation"]
+    result = run_detection_limits(run, quiet(), **TINY)
+    assert result["n_lesions"] == 24
+    assert {scan["subject_id"] for scan in result["scans"]} == {"calibration01", "calibration02"}
+
+
+def test_what_cannot_be_planted_is_refused_with_what_can(own_study: TinyStudy) -> None:
+    run = open_run(own_study.runs, "tiny-intensity")
+    with pytest.raises(BadInput, match="Scans test01 cannot be planted"):
+        run_detection_limits(run, quiet(), scans=["test01"], **TINY)
+    with pytest.raises(BadInput, match="sites grey, white, deep, brain"):
+        run_detection_limits(run, quiet(), sites=("cerebellum",), **TINY)
+    with pytest.raises(BadInput, match="contrasts other than 0"):
+        run_detection_limits(run, quiet(), **(TINY | {"contrasts_sd": (0, 1)}))
+    with pytest.raises(BadInput, match="Ask for the site 'brain'"):
+        host_of(small_volumes(1)[0], ("grey",))
+
+
+def test_a_size_that_fits_nowhere_leaves_its_cells_empty_and_says_so() -> None:
+    volumes = white_noise(4, seed=11)
+    small = dataclasses.replace(volumes[0], brain_mask=np.pad(np.ones((8, 8, 8), bool), 14))
+    wanted = design((6, 60), (2,), ("brain",), 3, seed=0)
+    plantings, homeless = share_out(wanted, [host_of(small, ("brain",))], 16.0, seed=0)
+    assert {x.diameter_mm for x in homeless} == {60}
+    assert len(homeless) == 3
+    assert sum(len(p.lesions) for p in plantings) == 3
+
+
+def test_figures_show_every_number_and_every_size(own_study: TinyStudy) -> None:
+    result = run_detection_limits(open_run(own_study.runs, "tiny-intensity"), quiet(), **TINY)
+    figure = figures_limits.sensitivity_map(result)
+    cells = sensitivity_cells(stored_planted_lesions(open_run(own_study.runs, "tiny-intensity"), "intensity") or [], 0)
+    shown = {
+        (float(y), float(str(x).replace("−", "-"))): text
+        for y, row in zip(figure.data[0].y, figure.data[0].text, strict=True)
+        for x, text in zip(figure.data[0].x, row, strict=True)
+    }
+    assert shown == {
+        (c["diameter_mm"], c["contrast_sd"]): f"{100 * c['sensitivity']:.0f}" for c in cells if c["site"] == "all"
+    }
+    curves = figures_limits.sensitivity_curves(result, "fp_5", "white")
+    lines = [trace for trace in curves.data if trace.mode == "lines+markers"]
+    assert [trace.name for trace in lines] == ["8 mm", "16 mm"]
+    assert list(lines[0].x) == [-4, 0, 4]
+    assert all("nothing planted" in trace.customdata[1] for trace in lines)
+    assert planted_lesions.SITES[-1] == "brain"
