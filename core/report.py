@@ -1,0 +1,194 @@
+"""The one document that leaves the room: a run told in a single HTML file that asks nobody for anything.
+
+No script, no font, no picture from elsewhere: a Content-Security-Policy in the file forbids every request, names that
+come from data are escaped (`core.report_parts.markup`), and paper gets a light A4 version of the same page.
+"""
+
+import contextlib
+import datetime
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from core.report_parts import about, cases, explained, limits, results
+from core.report_parts.charts import hatches
+from core.report_parts.markup import Html, join, tag
+from core.report_parts.source import Source, source_of
+from core.report_parts.style import STYLE
+from core.store import Run
+from core.summary import cohort_title
+from data.errors import BadInput, EnvironmentProblem
+
+GENERATOR = "Dicescope report"
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+_LOOKED_AT = 2000
+"""Characters at the beginning of a file in which a report says that it is one."""
+
+Section = tuple[str, str, Html]
+
+
+def report_html(run: Run, diagnosis: Mapping[str, Any] | None) -> str:
+    """The report of an evaluated run as one HTML document; with its diagnosis it also says why Dice is what it is.
+
+    BadInput when the run is not evaluated, or when the diagnosis is of another run.
+    """
+    source = source_of(run, diagnosis)
+    sections = [s for s in (*_explained(source), *_results(source), *_about(source)) if s[2]]
+    head = tag(
+        "head",
+        tag("meta", attributes={"charset": "utf-8"}),
+        tag("meta", attributes={"http-equiv": "Content-Security-Policy", "content": POLICY}),
+        tag("meta", attributes={"name": "generator", "content": GENERATOR}),
+        tag("meta", attributes={"name": "viewport", "content": "width=device-width, initial-scale=1"}),
+        tag("meta", attributes={"name": "referrer", "content": "no-referrer"}),
+        tag("title", f"{run.name} · Dicescope report"),
+        tag("style", Html(STYLE)),
+    )
+    body = tag("body", hatches(), tag("main", _header(source), *_body(sections), _footer(source)))
+    return "<!doctype html>\n" + tag("html", head, body, attributes={"lang": "en"}).text + "\n"
+
+
+def write_report(run: Run, diagnosis: Mapping[str, Any] | None, path: Path, *, overwrite: bool = False) -> Path:
+    """Write the report to `path`, whole or not at all; an older report there is replaced.
+
+    BadInput when another file is there already, unless `overwrite`; EnvironmentProblem when it cannot be written.
+    """
+    if path.is_dir():
+        raise BadInput(f"{path} is a directory. Give the name of a file, such as {path / (run.run_id + '.html')}.")
+    if path.exists() and not overwrite and not is_report(path):
+        raise BadInput(
+            f"{path} is there already and is not a report. Give another name, or say that it may be replaced."
+        )
+    text = report_html(run, diagnosis)
+    scratch = path.with_name(f".tmp-{uuid.uuid4().hex}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with scratch.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        scratch.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            scratch.unlink()
+        raise EnvironmentProblem(
+            f"Could not write {path}: {error.strerror or error}. It needs {len(text.encode())} bytes; "
+            f"{_free(path)}Choose another place; what was there before is intact."
+        ) from error
+    except BaseException:
+        scratch.unlink(missing_ok=True)
+        raise
+    return path
+
+
+def is_report(path: Path) -> bool:
+    """Whether a file says at its beginning that it is a report of ours."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            return f'content="{GENERATOR}"' in file.read(_LOOKED_AT)
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _explained(source: Source) -> list[Section]:
+    found = source.diagnosis
+    if found is None:
+        return []
+    stored = join(
+        [limits.post_processing(found.get("post_processing")), limits.detection_limits(found.get("detection_limits"))]
+    )
+    return [
+        ("ladder", "Where the Dice is lost", explained.ladder_section(found)),
+        ("errors", "Which voxels cost it", explained.error_section(found)),
+        ("gains", "What would raise it", explained.gain_section(found)),
+        ("causes", "Known causes", explained.cause_section(found)),
+        ("decisions", "Two distributions instead of a threshold", explained.decision_section(found)),
+        ("limits", "Post-processing and detection limits", stored),
+    ]
+
+
+def _results(source: Source) -> list[Section]:
+    found = source.diagnosis
+    lesions = join(
+        [
+            results.lesion_recall(source),
+            *([explained.strata_section(found), explained.lesion_section(found)] if found is not None else []),
+        ]
+    )
+    return [
+        ("cases", "Best and worst cases", cases.cases(source)),
+        ("subjects", "Subject by subject", results.subjects(source)),
+        ("lesions", "Lesions", lesions),
+        ("protocols", "Results under every threshold", results.protocols(source)),
+        ("healthy", "Healthy scans", results.healthy_scans(source)),
+        ("layers", "Layer sets", results.layers(source)),
+    ]
+
+
+def _about(source: Source) -> list[Section]:
+    return [
+        ("data", "Data", about.data(source)),
+        ("method", "Method", about.method(source)),
+        ("commands", "Make it again", about.commands(source)),
+        ("notes", "To hold against it", about.notes(source)),
+        ("words", "Words", about.glossary(source)),
+    ]
+
+
+def _header(source: Source) -> Html:
+    run = source.run
+    commit = run.record.get("git_commit")
+    words = [
+        run.run_id,
+        f"cohort {cohort_title(run.record['cohort'])}",
+        f"run of {_day(run.record['created'])}",
+        f"report of {_day(datetime.datetime.now(datetime.UTC).isoformat())}",
+        f"commit {commit[:10]}" if commit else None,
+    ]
+    return join(
+        [
+            tag(
+                "header",
+                tag("p", "Dicescope report", kind="brand"),
+                tag("h1", run.name),
+                tag("p", *(tag("span", word) for word in words if word), kind="meta"),
+                tag("p", f"Numbers: {source.conditions}.", kind="meta"),
+            ),
+            results.hero(source),
+            results.tiles(source),
+        ]
+    )
+
+
+def _body(sections: list[Section]) -> list[Html]:
+    links = [
+        tag("a", tag("i", str(n)), title, attributes={"href": f"#{name}"})
+        for n, (name, title, _) in enumerate(sections, 1)
+    ]
+    told = [
+        tag("section", tag("h2", tag("i", str(n)), title), content, attributes={"id": name})
+        for n, (name, title, content) in enumerate(sections, 1)
+    ]
+    return [tag("nav", *links, attributes={"aria-label": "Contents"}), *told]
+
+
+def _footer(source: Source) -> Html:
+    return tag(
+        "footer",
+        f"Run {source.run.run_id}, written by Dicescope. One file, no request to anywhere; print it to PDF with the "
+        "browser.",
+    )
+
+
+def _day(moment: str) -> str:
+    day = datetime.datetime.fromisoformat(moment)
+    return f"{day.day} {day:%B %Y}"
+
+
+def _free(path: Path) -> str:
+    with contextlib.suppress(OSError):
+        return f"free now: {shutil.disk_usage(path.parent).free}. "
+    return ""

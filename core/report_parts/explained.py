@@ -1,0 +1,330 @@
+"""Sections of the report that a diagnosis tells: ladder, error map, causes, what-ifs, decisions, limits, lesions."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from core.diagnosis_view import best_variant, strata, validation_of
+from core.report_parts.charts import Dot, dots, error_bars, ladder, whole
+from core.report_parts.markup import EMPTY, Column, Html, badge, join, table, tag
+from core.report_parts.words import (
+    NOTHING,
+    heat,
+    interval,
+    millilitres,
+    number,
+    plural,
+    protocol_name,
+    signed,
+    with_interval,
+)
+
+MOST_LESIONS = 24
+Rows = list[list[Html | str | None]]
+_STRATA = {"size": "lesion volume", "contrast": "contrast of the lesion"}
+
+
+def ladder_section(diagnosis: Mapping[str, Any]) -> Html:
+    """The ceilings from 1 to the Dice, and what the feature grid alone would allow, layer by layer."""
+    told = (
+        f"Read from the top: the best Dice that is still possible at each step, mean over {diagnosis['n']} subjects. "
+        "What a step takes away is the block at the end of its bar. The order matters; the last bar is the Dice."
+    )
+    definitions = [
+        tag("div", tag("dt", rung["title"]), tag("dd", rung.get("definition") or NOTHING))
+        for rung in diagnosis["rungs"]
+    ]
+    return join(
+        [
+            tag("p", told),
+            _legend(["dice", "cost", "hatched", "hollow"]),
+            ladder(diagnosis["rungs"]),
+            tag("h3", "What each step means"),
+            tag("dl", *definitions, kind="glossary"),
+            _grid_ceilings(diagnosis.get("layers") or []),
+        ]
+    )
+
+
+def error_section(diagnosis: Mapping[str, Any]) -> Html:
+    """Dice and the cost of every category of error: together exactly 1."""
+    ranked = sorted(diagnosis["error_map"], key=lambda c: -c["cost"])
+    if not ranked:
+        return EMPTY
+    dice = float(diagnosis["dice"]["mean"])
+    total = dice + sum(c["cost"] for c in ranked)
+    told = (
+        f"Every wrong voxel belongs to one category. Dice {number(dice)} and all costs add up to {number(total, 6)}, "
+        f"for each of {diagnosis['n']} subjects and in the mean (Shapley values of the voxel counts)."
+    )
+    columns = [
+        Column("Category", wide=True),
+        Column("Cost", True),
+        Column("Only this mended", True),
+        Column("All but this", True),
+        Column("What helps", wide=True),
+    ]
+    rows: Rows = [
+        [
+            join([tag("b", c["title"]), tag("br"), tag("span", c.get("definition"), kind="soft")]),
+            number(c["cost"]),
+            signed(c.get("only")),
+            signed(c.get("all_but")),
+            c.get("advice"),
+        ]
+        for c in ranked
+    ]
+    return join(
+        [
+            tag("p", told),
+            whole(dice, ranked),
+            _legend(["dice", "fp", "fn", "hollow"]),
+            error_bars([c for c in ranked if c["cost"] or c.get("voxels")]),
+            table(columns, rows),
+        ]
+    )
+
+
+def cause_section(diagnosis: Mapping[str, Any]) -> Html:
+    """Known causes with their cost in Dice; what could not be computed says which input is missing."""
+    known = [c for c in diagnosis["causes"] if c.get("cost") is not None]
+    known.sort(key=lambda c: -c["cost"])
+    columns = [
+        Column("Cause"),
+        Column("What was found", wide=True),
+        Column("Dice", True),
+        Column("95 % interval", True),
+        Column("n", True),
+    ]
+    rows: Rows = [
+        [
+            join([tag("b", c["title"]), tag("br"), badge(c["id"]), *_marks(c)]),
+            join([c.get("text"), tag("br"), tag("span", c.get("formula") or "", kind="soft")]),
+            number(c["cost"]),
+            interval(c.get("low"), c.get("high")),
+            NOTHING if c.get("n") is None else str(c["n"]),
+        ]
+        for c in known
+    ]
+    told = "Each cause is changed by itself against the run as it is; the rows overlap and are not summed."
+    return join([tag("p", told), table(columns, rows), _not_computed(diagnosis["causes"])])
+
+
+def gain_section(diagnosis: Mapping[str, Any]) -> Html:
+    """Paired what-ifs: what can be deployed, by its best variant on validation; then what only measures."""
+    protocol, what_ifs = str(diagnosis["protocol"]), diagnosis.get("what_ifs") or []
+    chosen = [(w, v) for w in what_ifs if (v := best_variant(w, protocol)) is not None and _on_test(v, protocol)]
+    others = [
+        (w, v)
+        for w in what_ifs
+        if all(w is not kept for kept, _ in chosen)
+        for v in w["variants"]
+        if _on_test(v, protocol)
+    ]
+    if not chosen and not others:
+        return EMPTY
+    told = (
+        "The run was scored again with one thing changed, on the same subjects; the threshold from "
+        f"{protocol_name(protocol)} was derived anew. Working grid on both sides of each pair."
+    )
+    chosen.sort(key=lambda pair: -(_on_test(pair[1], protocol)["gain"] or 0.0))
+    ruled = "Which variant is shown was decided on validation alone; its gain was then measured on test."
+    notes = dict.fromkeys(note for what_if, _ in (*chosen, *others) for note in what_if.get("notes") or [])
+    parts: list[Html | None] = [tag("p", told)]
+    if chosen:
+        parts += [tag("p", ruled), _gain_dots(chosen, protocol), _gain_table(chosen, protocol)]
+    if others:
+        parts += [tag("h3", "Measured, not to be deployed or not to be chosen"), _gain_table(others, protocol)]
+    parts.append(tag("p", " ".join(notes), kind="caption") if notes else None)
+    return join(parts)
+
+
+def _gain_dots(chosen: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], protocol: str) -> Html:
+    shown = []
+    for what_if, variant in chosen:
+        test = _on_test(variant, protocol)
+        kind = "labels" if variant.get("needs_labels") else "deployable"
+        shown.append(Dot(what_if["title"], test["gain"], test.get("low"), test.get("high"), kind, variant["title"]))
+    return dots(shown, "gain in test Dice")
+
+
+def _gain_table(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], protocol: str) -> Html:
+    rows: Rows = []
+    for what_if, variant in pairs:
+        test, validation = _on_test(variant, protocol), validation_of(variant, protocol)
+        told: list[Html | str] = [
+            tag("b", what_if["title"]),
+            f": {variant['title']}",
+            tag("br"),
+            *_marks({**variant, "kind": "what-if"}),
+        ]
+        rows.append(
+            [
+                join([*told, tag("br"), tag("span", what_if.get("formula"), kind="soft")]),
+                _gain(validation) if validation else None,
+                f"{number(test.get('baseline'))} → {number(test.get('variant'))}",
+                _gain(test),
+                str(test["n"]),
+                f"{millilitres(test.get('false_ml_before'))} → {millilitres(test.get('false_ml_after'))}",
+            ]
+        )
+    columns = [
+        Column("What if", wide=True),
+        Column("Gain on validation", True),
+        Column("Test Dice", True),
+        Column("Gain on test", True),
+        Column("n", True),
+        Column("False alarms", True),
+    ]
+    return table(columns, rows)
+
+
+def _on_test(variant: Mapping[str, Any], protocol: str) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = (variant.get("test") or {}).get(protocol) or {}
+    return found if found.get("gain") is not None else {}
+
+
+def decision_section(diagnosis: Mapping[str, Any]) -> Html:
+    """The two-distribution decision in the same terms as a threshold."""
+    found = diagnosis.get("decisions") or []
+    if not found:
+        return EMPTY
+    columns = [
+        Column("Decision"),
+        Column("Threshold", True),
+        Column("Test Dice, 95 % interval", True),
+        Column("n", True),
+        Column("", wide=True),
+    ]
+    rows: Rows = [
+        [
+            d["name"],
+            number(d.get("threshold")),
+            with_interval(d, "mean_dice"),
+            NOTHING if d.get("n") is None else str(d["n"]),
+            d.get("explain"),
+        ]
+        for d in found
+    ]
+    told = (
+        "A voxel is anomalous where the density of anomalous scores, times the prior, exceeds that of normal scores; "
+        "both densities were fitted to labelled validation subjects, so this needs labels."
+    )
+    return join([tag("p", told), table(columns, rows)])
+
+
+def strata_section(diagnosis: Mapping[str, Any]) -> Html:
+    """Dice or recall by size, contrast, region, site, age and sex, n in each group."""
+    groups = diagnosis.get("strata") or strata(diagnosis.get("lesions") or [], diagnosis["subjects"])
+    parts: list[Html] = []
+    for name, rows in groups.items():
+        value = "recall" if any(row.get("recall") is not None for row in rows) else "dice"
+        known = [row for row in rows if row.get(value) is not None]
+        if len(known) < 2:
+            continue
+        title = f"By {_STRATA.get(name, name)}"
+        columns = [
+            Column("Group"),
+            Column("n", True),
+            Column("Lesions found" if value == "recall" else "Mean Dice", True),
+            Column("95 % interval", True),
+        ]
+        cells: Rows = [
+            [str(r["bin"]), str(r["n"]), heat(r[value], number(r[value], 2)), interval(r.get("low"), r.get("high"), 2)]
+            for r in known
+        ]
+        parts.append(tag("div", tag("h3", title), table(columns, cells)))
+    return tag("div", *parts, kind="groups") if parts else EMPTY
+
+
+def lesion_section(diagnosis: Mapping[str, Any]) -> Html:
+    """The lesions, missed ones first, the largest of them first."""
+    every = diagnosis.get("lesions") or []
+    if not every:
+        return EMPTY
+    ranked = sorted(every, key=lambda r: (r["found"], -r["volume_ml"]))[:MOST_LESIONS]
+    columns = [
+        Column("Subject"),
+        Column("Volume", True),
+        Column("Contrast (SD)", True),
+        Column("Region"),
+        Column("Ceiling (layer)", True),
+        Column("Best layer"),
+        Column("Found"),
+        Column("Overlap", True),
+    ]
+    rows: Rows = [
+        [
+            f"{r['subject_id']} · {r['lesion']}",
+            millilitres(r["volume_ml"]),
+            signed(r.get("contrast_sd"), 1),
+            r.get("region"),
+            f"{number(r.get('ceiling'), 2)} ({r.get('ceiling_layer') or NOTHING})",
+            r.get("best_layer"),
+            "found" if r["found"] else f"missed: {r.get('why') or 'not known'}",
+            number(r.get("overlap"), 2),
+        ]
+        for r in ranked
+    ]
+    missed = sum(not r["found"] for r in every)
+    told = f"{missed} of {plural(len(every), 'lesion')} missed. Missed lesions first, largest first."
+    told += f" {len(ranked)} of {len(every)} are shown." if len(ranked) < len(every) else ""
+    return join([table(columns, rows), tag("p", told, kind="caption")])
+
+
+def _grid_ceilings(layers: Sequence[Mapping[str, Any]]) -> Html:
+    if not layers:
+        return EMPTY
+    bins = [row["bin"] for row in layers[0].get("by_size") or []]
+    columns = [Column("Layer"), Column("Cell", True), Column("Best possible Dice", True)]
+    columns += [Column(str(name), True) for name in bins]
+    rows: Rows = []
+    for layer in layers:
+        sizes = {row["bin"]: row for row in layer.get("by_size") or []}
+        found = [sizes.get(name) or {} for name in bins]
+        cells = [heat(f.get("ceiling"), f"{number(f.get('ceiling'), 2)} (n {f.get('n', NOTHING)})") for f in found]
+        told = with_interval({"mean": layer["ceiling"], "low": layer.get("low"), "high": layer.get("high")})
+        rows.append([layer["layer"], f"{layer['spacing_mm']:g} mm", told, *cells])
+    caption = (
+        "The best Dice that cells of this size could give, whatever their features: a perfect choice of cells, or of "
+        "a smooth map between them. Right: by lesion volume. Known before anything is trained."
+    )
+    return join([tag("h3", "What the feature grid allows"), table(columns, rows), tag("p", caption, kind="caption")])
+
+
+def _not_computed(causes: Sequence[Mapping[str, Any]]) -> Html:
+    rows: Rows = []
+    for cause in causes:
+        if cause.get("cost") is None:
+            needed = cause.get("missing") or (
+                f"a what-if that was not run: {cause['what_if']}" if cause.get("what_if") else cause.get("text")
+            )
+            rows.append([join([badge(cause["id"]), cause["title"]]), needed])
+    if not rows:
+        return EMPTY
+    columns = [Column("Cause"), Column("What is missing", wide=True)]
+    return join([tag("h3", "Not computed for this run"), table(columns, rows)])
+
+
+def _gain(found: Mapping[str, Any]) -> str:
+    low, high = found.get("low"), found.get("high")
+    span = "" if low is None or high is None else f" [{signed(low)}, {signed(high)}]"
+    return f"{signed(found['gain'])}{span}"
+
+
+def _marks(found: Mapping[str, Any]) -> list[Html]:
+    marks = [badge("needs labels", "labels")] if found.get("needs_labels") else []
+    tried = found.get("kind") == "what-if"
+    marks += [badge("deployable", "deployable")] if found.get("deployable") and tried else []
+    return marks + ([badge("what-if")] if tried else [])
+
+
+def _legend(kinds: Sequence[str]) -> Html:
+    words = {
+        "dice": "Dice",
+        "cost": "what the step costs",
+        "fp": "false alarms",
+        "fn": "missed",
+        "hatched": "hatched: needs labels",
+        "hollow": "hollow: the interval contains 0",
+    }
+    return tag("p", *(tag("span", tag("i", kind=f"k-{k}"), words[k]) for k in kinds), kind="legend")

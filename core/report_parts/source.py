@@ -1,0 +1,91 @@
+"""What a report is about: one run under one layer set, its evaluation, and its diagnosis when there is one."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from core.evaluation import read_metrics
+from core.store import Run, read_events
+from data.errors import BadInput
+
+EVALUATED = "evaluated"
+"""Kind of the journal's event that says the test set was looked at."""
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A run, what `evaluate` committed, and what `diagnose` returned."""
+
+    run: Run
+    metrics: Mapping[str, Any]
+    diagnosis: Mapping[str, Any] | None
+
+    @property
+    def layer_set(self) -> str:
+        """The layer set that is reported: the diagnosed one, else the headline's."""
+        return str(self.diagnosis["layer_set"] if self.diagnosis else self.metrics["headline"])
+
+    @property
+    def space(self) -> str:
+        """native, or working where this layer set has no native figures."""
+        return "native" if self.metrics["sets"][self.layer_set]["native"] is not None else "working"
+
+    @property
+    def figures(self) -> Mapping[str, Any]:
+        """Figures of the reported layer set in `space`."""
+        found: Mapping[str, Any] = self.metrics["sets"][self.layer_set][self.space]
+        return found
+
+    @property
+    def protocol(self) -> str:
+        """The deployed threshold protocol: the diagnosed one, else the label-free one."""
+        return str(self.diagnosis["protocol"] if self.diagnosis else "healthy")
+
+    @property
+    def deployed(self) -> Mapping[str, Any]:
+        """Figures of the deployed protocol."""
+        found: Mapping[str, Any] = self.figures["protocols"][self.protocol]
+        return found
+
+    @property
+    def prevalence(self) -> float | None:
+        """Share of lesion voxels in the scored brains of the test subjects; None when none is ill."""
+        return (self.figures.get("pooled") or {}).get("prevalence")
+
+    @property
+    def working_threshold(self) -> float:
+        """The deployed threshold on the working grid, where the pictures are."""
+        return float(self.metrics["sets"][self.layer_set]["working"]["protocols"][self.protocol]["threshold"])
+
+    @property
+    def evaluations(self) -> int:
+        """How often the journal says that the test set was evaluated; 0 when it does not say."""
+        return sum(event.get("kind") == EVALUATED for event in read_events(self.run))
+
+    @property
+    def conditions(self) -> str:
+        """What every number of this report stands on, in one line."""
+        return f"{self.space} space · layer set {self.layer_set} · {self.metrics['unit']}"
+
+
+def source_of(run: Run, diagnosis: Mapping[str, Any] | None) -> Source:
+    """The run's evaluation beside its diagnosis. BadInput when it is not evaluated, or when they do not fit."""
+    if run.kind != "detector":
+        raise BadInput(
+            f"Run {run.run_id} is of kind {run.kind!r}. A report tells of an evaluated detector: python cli.py runs"
+        )
+    metrics = read_metrics(run)
+    if diagnosis is not None:
+        if diagnosis["run_id"] != run.run_id:
+            raise BadInput(
+                f"The diagnosis is of run {diagnosis['run_id']!r}, the report of {run.run_id!r}. "
+                f"Diagnose it: python cli.py diagnose {run.run_id}"
+            )
+        known = metrics["sets"].get(diagnosis["layer_set"])
+        if known is None or diagnosis["protocol"] not in known["working"]["protocols"]:
+            raise BadInput(
+                f"The diagnosis tells of layer set {diagnosis['layer_set']!r} under protocol "
+                f"{diagnosis['protocol']!r}, which the evaluation of run {run.run_id} does not have. "
+                f"Diagnose it anew: python cli.py diagnose {run.run_id}"
+            )
+    return Source(run, metrics, diagnosis)
