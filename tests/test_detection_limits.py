@@ -180,7 +180,7 @@ def test_lesions_of_one_scan_lie_apart_in_their_sites_and_inside_the_brain() -> 
             assert not set(first.around) & set(second.inside)
         for placed, mark in zip(planting.lesions, marks, strict=True):
             kept = len(mark.inside) * template.grid.voxel_volume_mm3 / (np.pi / 6 * placed.lesion.diameter_mm**3)
-            assert kept > (0.7 if placed.lesion.diameter_mm == 16 else 0.4)  # four voxels, of which one may stick out
+            assert kept > 0.4  # a gyrus is thinner than a large lesion
     centres = {site: np.mean([np.abs(p).max() for p in places[0].centres_mm[site]]) for site in ("grey", "deep")}
     assert centres["deep"] < centres["grey"]
 
