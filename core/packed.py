@@ -14,40 +14,54 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float64, UInt8
 
-from core.run_scores import open_scores
+from core.diagnosis.cases import case_of
+from core.diagnosis.categories import VERSION, label_errors
+from core.diagnosis.error_map import cell_mm
+from core.diagnosis.reference import reference_of
+from core.run_scores import RunScores, open_scores, set_id
 from core.store import open_run
 from data.errors import BadInput
 from data.files import is_committed, read_json, sha256_file, write_json
 from data.preprocessing import Prepared
 
 N_LEVELS = 255
-_NAMES = re.compile(r"image(?:-[0-9]+)?|brain|lesion|score-[A-Za-z0-9_.+-]+")
+DEPLOYED = ("healthy", "validation")
+"""Protocols whose threshold could be used without the test labels: error categories are told at these."""
+_LAYERS = "[A-Za-z0-9_.+-]+"
+_NAMES = re.compile(rf"image(?:-[0-9]+)?|brain|lesion|score-{_LAYERS}|categories-{_LAYERS}-(?:{'|'.join(DEPLOYED)})")
 
 
 def packed_path(runs: Path, run_id: str, subject_id: str, name: str) -> Path:
-    """The gzip file of one volume: image-K, brain, lesion, or score-<layer set>; made when first asked for.
+    """The gzip file of one volume: image-K, brain, lesion, score-<layer set> or categories-<layer set>-<protocol>.
 
-    uint8 in C order over (x, y, z) of the working grid. BadInput for anything that the run does not hold.
+    Made when first asked for; categories are the label map of `label_errors` at the protocol's threshold. uint8 in C
+    order over (x, y, z) of the working grid. BadInput for anything that the run does not hold.
     """
     if not _NAMES.fullmatch(name):
-        raise BadInput(f"No volume {name!r}. There are: image-0, brain, lesion, score-<layers joined by +>.")
+        raise BadInput(
+            f"No volume {name!r}. There are: image-0, brain, lesion, score-LAYERS, "
+            "categories-LAYERS-healthy and -validation, with the layers joined by +."
+        )
     run = open_run(runs, run_id, kind="detector")
     if subject_id not in {s["subject_id"] for s in run.record["cohort"]["subjects"]}:
         raise BadInput(f"No subject {subject_id!r} in run {run.run_id}.")
     manifest = run.directory / "evaluation" / "manifest.json"
     version = sha256_file(manifest) if manifest.is_file() else ""
+    version += f"/{VERSION}" if name.startswith("categories-") else ""
     digest = hashlib.sha256(f"{version}/{subject_id}/{name}".encode()).hexdigest()[:24]
     path = run.directory / ".browser" / f"{digest}.gz"
     if path.is_file():
         return path
     scores = open_scores(run)
     prepared = scores.prepared(subject_id)
+    if name.startswith(("score-", "categories-")) and not is_committed(run.directory / "evaluation"):
+        raise BadInput(f"Run {run_id} is not evaluated yet. Do it: python cli.py evaluate {run_id}")
     if name.startswith("score-"):
         layers = scores.layer_set(name.removeprefix("score-"))
-        if not is_committed(run.directory / "evaluation"):
-            raise BadInput(f"Run {run_id} is not evaluated yet. Do it: python cli.py evaluate {run_id}")
         levels = np.array(read_json(run.directory / "evaluation" / "levels.json")[name.removeprefix("score-")])
         packed = quantise(scores.score_map(subject_id, layers).scores, levels)
+    elif name.startswith("categories-"):
+        packed = _categories(scores, subject_id, *name.removeprefix("categories-").rsplit("-", 1))
     else:
         packed = _anatomy(prepared, name)
     path.parent.mkdir(exist_ok=True)
@@ -80,6 +94,16 @@ def score_levels(samples: np.ndarray, thresholds: Iterable[float]) -> Float64[np
         extra = top * (1 + np.arange(1, N_LEVELS - len(merged) + 1) * 1e-3)
         merged = np.concatenate([merged, extra])
     return np.asarray(merged[:N_LEVELS], dtype=np.float64)
+
+
+def _categories(scores: RunScores, subject_id: str, set_name: str, protocol: str) -> UInt8[np.ndarray, "x y z"]:
+    layers = scores.layer_set(set_name)
+    figures = read_json(scores.run.directory / "evaluation" / "metrics.json")["sets"][set_id(layers)]["working"]
+    threshold = figures["protocols"].get(protocol, {}).get("threshold")
+    if threshold is None:
+        raise BadInput(f"Run {scores.run.run_id} has no {protocol} threshold: error categories belong to a threshold.")
+    case = case_of(scores, subject_id, layers)
+    return label_errors(case, threshold, reference_of(scores.run), cell_mm(scores, layers)).labels
 
 
 def _anatomy(prepared: Prepared, name: str) -> UInt8[np.ndarray, "x y z"]:

@@ -6,6 +6,8 @@ from urllib.parse import quote
 
 import streamlit as st
 
+from core.diagnosis.categories import CATEGORIES, CODES, HIT
+from core.packed import DEPLOYED
 from core.run_scores import RunScores, set_id
 from core.store import Run
 from data.errors import BadInput
@@ -73,6 +75,7 @@ def view_data(
         "layers": [_layer(layer, address, levels) for layer in scores.layers] if len(scores.layers) > 1 else [],
         "lesion_unreachable": lesion_voxels - reachable,
         "reported": {name: _reported(metrics["sets"][name]["working"], subject_id) for name in set_names},
+        "categories": _categories(set_names[0], address, metrics) if len(set_names) == 1 else None,
         "state": state_from_address(grid.shape),
     }
 
@@ -94,6 +97,10 @@ def state_from_address(shape: tuple[int, int, int]) -> dict[str, Any]:
         state["convention"] = st.query_params["convention"]
     if st.query_params.get("plane") in PLANES:
         state["plane"] = st.query_params["plane"]
+    if st.query_params.get("categories") == "1":
+        state["categories"] = True
+        if st.query_params.get("category") in {"hit", *CODES}:
+            state["category"] = st.query_params["category"]
     return state
 
 
@@ -104,6 +111,11 @@ def remember(view: Mapping[str, Any] | None) -> None:
     for key in ("x", "y", "z", "convention", "plane"):
         if view.get(key) is not None:
             st.query_params[key] = str(view[key])
+    for key, value in (("categories", "1" if view.get("categories") else None), ("category", view.get("category"))):
+        if value:
+            st.query_params[key] = value
+        elif key in st.query_params:
+            del st.query_params[key]
     threshold = view.get("threshold")
     if threshold is not None:
         st.query_params["threshold"] = threshold if isinstance(threshold, str) else f"{threshold:.6g}"
@@ -133,6 +145,29 @@ def _map(
             if key in protocols
         ],
     }
+
+
+def _categories(name: str, address: Any, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    # Hits are a category too: where the map is right.
+    protocols = metrics["sets"][name]["working"]["protocols"]
+    labels = {key: label for key, label, _ in PROTOCOLS}
+    hits = {"id": "hit", "code": HIT, "kind": "tp", "title": "Found lesion", "definition": "", "advice": ""}
+    return {
+        "volumes": [
+            {"protocol": key, "label": labels[key], "value": protocols[key]["threshold"],
+             "url": address(f"categories-{name}-{key}")}
+            for key in DEPLOYED
+            if protocols.get(key, {}).get("threshold") is not None
+        ],
+        "list": [
+            *(
+                {"id": c.id, "code": CODES[c.id], "kind": c.kind, "title": c.title, "definition": c.definition,
+                 "advice": c.advice}
+                for c in CATEGORIES
+            ),
+            hits,
+        ],
+    }  # fmt: skip
 
 
 def _layer(layer: str, address: Any, levels: Mapping[str, list[float]]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from core.diagnosis.categories import CODES, FALSE_POSITIVES, HIT
 from core.evaluation import read_metrics
 from core.packed import N_LEVELS, packed_path, quantise, score_levels
 from core.run_scores import open_scores, set_id
@@ -98,6 +99,24 @@ def test_the_brain_is_the_brain_and_the_image_is_zero_outside_it(study: TinyStud
     assert np.array_equal(image, unpacked(study, "test01", "image"))
 
 
+@pytest.mark.parametrize("run_id", ["tiny", "tiny-intensity"])
+@pytest.mark.parametrize("protocol", ["healthy", "validation"])
+def test_error_categories_split_the_errors_of_the_evaluation_up(study: TinyStudy, run_id: str, protocol: str) -> None:
+    run = open_run(study.runs, run_id)
+    name = "input+stage2" if run_id == "tiny" else set_id(open_scores(run).layers)
+    found = read_metrics(run)["sets"][name]["working"]["protocols"][protocol]
+    step = int(np.flatnonzero(levels_of(study, name, run_id) == found["threshold"])[0]) + 1
+    fp = [CODES[category] for category in FALSE_POSITIVES]
+    for subject_id in ("test01", "test02", "test04"):
+        labels = unpacked(study, subject_id, f"categories-{name}-{protocol}", run_id)
+        segmented = unpacked(study, subject_id, f"score-{name}", run_id) >= step
+        ill = subject_id in ILL
+        lesion = unpacked(study, subject_id, "lesion", run_id) > 0 if ill else np.zeros_like(segmented)
+        assert np.array_equal(labels == HIT, segmented & lesion)
+        assert np.array_equal(np.isin(labels, fp), segmented & ~lesion)
+        assert np.array_equal((labels > 0) & (labels != HIT) & ~np.isin(labels, fp), lesion & ~segmented)
+
+
 def test_a_packed_volume_is_made_once_and_anew_after_another_evaluation(own_study: TinyStudy) -> None:
     import cli
 
@@ -120,7 +139,10 @@ def test_many_may_ask_for_the_same_volume_at_once(own_study: TinyStudy) -> None:
     assert left == {".gz"}
 
 
-@pytest.mark.parametrize("name", ["", "scores", "../run.json", "score-../../run", "image-x", "lesion.npy", "brain\n"])
+@pytest.mark.parametrize(
+    "name",
+    ["", "scores", "categories-input-oracle_set", "../run.json", "score-../../run", "image-x", "lesion.npy", "brain\n"],
+)
 def test_a_name_that_is_no_volume_is_refused(study: TinyStudy, name: str) -> None:
     with pytest.raises(BadInput):
         packed_path(study.runs, "tiny", "test01", name)

@@ -1,5 +1,6 @@
 """The slice viewer in a real browser, on a synthetic brain whose right answers NumPy knows."""
 
+import re
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from asgi import is_local
 from pages._viewer.assets import version
 from tests.browser import FLAGS, find_chromium, serve
-from tests.viewer_harness.subject import BRIGHT_FALSE, LESIONS, SPACING_MM, levels, volumes
+from tests.viewer_harness.subject import BRIGHT_FALSE, KINDS, LESIONS, SPACING_MM, levels, volumes
 
 HARNESS = Path(__file__).parent / "viewer_harness" / "asgi.py"
 VOXEL_ML = float(np.prod(SPACING_MM)) / 1000
@@ -295,6 +296,130 @@ def test_keys_show_and_hide_scores_lesion_and_segmentation(watched: Watched, add
     assert {name: view(page)["show"][name] for name in ("overlay", "lesion", "segmentation")} == {
         "overlay": False, "lesion": False, "segmentation": False,
     }  # fmt: skip
+
+
+@pytest.mark.browser
+def test_a_message_about_a_jump_goes_when_the_view_moves_on(watched: Watched, address: str) -> None:
+    page = watched.open(address)
+    told = page.get_by_test_id("jumped")
+    for move in ("cross-hair", "threshold", "map"):
+        page.get_by_test_id("next-lesion").click()
+        view(page)
+        assert "Lesion" in told.inner_text()
+        if move == "map":
+            page.get_by_text("Other map").click()
+            page.wait_for_function("() => window.__viewer.counts[0].tp > 244")
+        else:
+            page.get_by_test_id("axial" if move == "cross-hair" else "threshold").focus()
+            page.keyboard.press("ArrowRight")
+        view(page)
+        assert told.inner_text() == ""
+
+
+def pixel(page: Page, pane: int, at: tuple[int, int, int]) -> list[int]:
+    """Red, green, blue of the middle of a voxel, as it is on the screen."""
+    found: list[int] = page.evaluate(
+        """([n, voxel]) => {
+             const [x, y] = window.__viewer.onScreen(n, voxel);
+             const host = [...document.querySelectorAll('*')].find((e) => e.shadowRoot?.querySelector('.viewer'));
+             const canvas = host.shadowRoot.querySelectorAll('canvas')[n];
+             const area = canvas.getBoundingClientRect();
+             const scale = canvas.width / area.width;
+             const place = [(x - area.left) * scale, (y - area.top) * scale].map(Math.floor);
+             return [...canvas.getContext('2d').getImageData(...place, 1, 1).data].slice(0, 3);
+           }""",
+        [pane, at],
+    )
+    return found
+
+
+def swatch(page: Page, name: str) -> list[int]:
+    """The colour that the legend gives a category."""
+    colour = page.get_by_test_id(f"category-{name}").locator("i").evaluate("(e) => getComputedStyle(e).backgroundColor")
+    return [int(v) for v in re.findall(r"\d+", colour)]
+
+
+@pytest.mark.browser
+def test_error_categories_colour_their_voxels_and_the_legend_counts_as_numpy_does(
+    watched: Watched, address: str, truth: dict[str, np.ndarray]
+) -> None:
+    page = watched.open(address)
+    before = page.evaluate("() => window.__viewer.hash()")
+    assert "categories" not in watched.volumes()
+    page.get_by_test_id("axial").focus()
+    page.keyboard.press("c")
+    page.get_by_test_id("category-hit").wait_for()
+    assert page.get_by_test_id("show-categories").get_attribute("aria-pressed") == "true"
+    assert page.evaluate("() => window.__viewer.hash()") != before
+    labels, shown = truth["categories"], []
+    for code, (name, _) in enumerate(KINDS, start=1):
+        voxels = int((labels == code).sum())
+        entry = page.get_by_test_id(f"category-{name}")
+        assert entry.count() == (voxels > 0)
+        if not voxels:
+            continue
+        shown.append(swatch(page, name))
+        assert float(entry.locator(".amount").inner_text().split()[0]) == pytest.approx(voxels * VOXEL_ML, rel=5e-3)
+        entry.click()
+        view(page)
+        at = voxel(page)
+        per_slice = (labels == code).sum(axis=(0, 1))
+        assert labels[at] == code
+        assert per_slice[at[2]] == per_slice.max()
+        assert f"axial slice {at[2] + 1}" in page.get_by_test_id("jumped").inner_text()
+        page.get_by_test_id("opacity").fill("1")
+        view(page)
+        page.wait_for_function(f"() => window.__viewer.view.category === '{name}'")
+        for pane in range(3):
+            assert pixel(page, pane, at) == swatch(page, name)
+        assert page.get_by_test_id("category-here").inner_text() == name.replace("_", " ")
+    assert len({tuple(colour) for colour in shown}) == len(shown) == 4
+
+
+@pytest.mark.browser
+def test_one_category_alone_hides_the_others_until_it_is_pressed_again(
+    watched: Watched, address: str, truth: dict[str, np.ndarray]
+) -> None:
+    page = watched.open(f"{address}/?categories=1&category=right_alarm")
+    page.get_by_test_id("category-hit").wait_for()
+    page.wait_for_function("() => window.__viewer.categories")
+    view(page)
+    at = voxel(page)
+    assert truth["categories"][at] == 2  # a link to a category without a place stands on it
+    assert page.get_by_test_id("category-right_alarm").get_attribute("aria-pressed") == "true"
+    page.get_by_test_id("opacity").fill("1")
+    page.get_by_test_id("show-lesion").click()
+    page.get_by_test_id("show-segmentation").click()
+    page.get_by_test_id("next-lesion").click()
+    view(page)
+    assert truth["categories"][voxel(page)] == 5
+    alone = pixel(page, 0, voxel(page))
+    assert alone != swatch(page, "hit")
+    page.get_by_test_id("category-right_alarm").click()
+    view(page)
+    assert view(page)["category"] is None
+    assert pixel(page, 0, voxel(page)) == swatch(page, "hit")
+
+
+@pytest.mark.browser
+def test_categories_belong_to_the_deployed_threshold_and_say_so_when_it_is_moved(
+    watched: Watched, address: str
+) -> None:
+    page = watched.open(f"{address}/?categories=1")
+    page.get_by_test_id("category-hit").wait_for()
+    page.get_by_test_id("threshold").focus()
+    page.keyboard.press("ArrowRight")
+    view(page)
+    assert "has been moved" in page.get_by_test_id("categories-note").inner_text()
+    assert page.get_by_test_id("category-hit").is_hidden()
+    page.keyboard.press("ArrowLeft")  # the same step, by hand
+    view(page)
+    assert page.get_by_test_id("category-hit").is_visible()
+    page.get_by_test_id("protocol-oracle").click()
+    page.get_by_test_id("back-healthy").click()
+    view(page)
+    assert view(page)["threshold"] == "healthy"
+    assert page.get_by_test_id("category-hit").is_visible()
 
 
 @pytest.mark.browser

@@ -9,7 +9,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 _FOLDER = Path(__file__).parent / "static"
-_MODULES = ("viewer.js", "panel.js", "planes.js", "colours.js", "counts.js", "volumes.js")
+_MODULES = ("viewer.js", "panel.js", "planes.js", "colours.js", "counts.js", "volumes.js", "categories.js")
 
 
 @functools.cache

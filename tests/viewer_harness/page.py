@@ -13,6 +13,8 @@ given = data("/api/volume/run/phantom", ("b",) if swapped else maps, healthy="he
 threshold = query.get("threshold", "healthy")
 state = {"threshold": threshold if threshold.isalpha() else float(threshold)}
 state |= {name: int(query[name]) for name in "xyz" if name in query}
+state |= {"categories": True} if "categories" in query else {}
+state |= {"category": query["category"]} if "category" in query else {}
 if st.button("Go to 10, 20, 30"):
     state |= {"x": 10, "y": 20, "z": 30}
 if "missing" in query:

@@ -7,7 +7,9 @@ DIMS = (60, 72, 60)
 SPACING_MM = (3.0, 3.0, 3.0)
 LESIONS = (((20, 44, 34), 5.0), ((40, 26, 30), 3.0))  # centre voxel, radius in voxels; the second is hard to find
 BRIGHT_FALSE = (38, 50, 22)
-NAMES = ("image", "brain", "lesion", "score-a", "score-b")
+NAMES = ("image", "brain", "lesion", "score-a", "score-b", "categories")
+KINDS = (("left_alarm", "fp"), ("right_alarm", "fp"), ("never", "fn"), ("quiet_lesion", "fn"), ("hit", "tp"))
+"""Error categories at the healthy threshold, codes from 1: alarms by side, missed lesion, found lesion."""
 
 
 def volumes() -> dict[str, np.ndarray]:
@@ -19,12 +21,17 @@ def volumes() -> dict[str, np.ndarray]:
     for centre, radius in LESIONS:
         lesion |= _ball(grid, centre, (radius,) * 3) <= 1
     lesion &= brain
+    score = _quantised(_scores(grid, noise[0], faint=0.35), brain)
+    alarm, right = (score >= 150) & ~lesion, grid[0] >= 30
     return {
         "image": np.where(brain, np.clip(_anatomy(grid) + 4 * noise[0] + 40 * lesion, 1, 255), 0).astype(np.uint8),
         "brain": brain.astype(np.uint8),
         "lesion": lesion.astype(np.uint8),
-        "score-a": _quantised(_scores(grid, noise[0], faint=0.35), brain),
+        "score-a": score,
         "score-b": _quantised(_scores(grid, noise[1], faint=0.9), brain),
+        "categories": np.select(
+            [alarm & ~right, alarm & right, lesion & (score < 150), lesion], [1, 2, 4, 5], 0
+        ).astype(np.uint8),
     }
 
 
@@ -60,6 +67,15 @@ def data(prefix: str, maps: tuple[str, ...] = ("a",), healthy: bool = False) -> 
         ],
         "layers": [{"id": "b", "label": "layer b", "url": f"{prefix}/score-b", "levels": levels()}],
         "lesion_unreachable": 0,
+        "categories": None if len(maps) > 1 else {
+            "volumes": [{"protocol": "healthy", "label": "healthy", "value": protocol_score(150),
+                         "url": f"{prefix}/categories"}],
+            "list": [
+                {"id": name, "code": code, "kind": kind, "title": name.replace("_", " "), "definition": "",
+                 "advice": ""}
+                for code, (name, kind) in enumerate(KINDS, start=1)
+            ],
+        },
         "reported": {"a": {"healthy": {"dice": 0.5, "text": "Exact, native 1 mm grid: Dice 0.512"}}},
         "state": {"threshold": "healthy"},
     }  # fmt: skip

@@ -5,6 +5,20 @@ export const LESION = "#3fd8ff";
 export const SEGMENTATION = "#a6f26b";
 export const OUTCOME = { tp: [84, 214, 160], fp: [255, 158, 61], fn: [240, 98, 222] };
 
+// Warm for what is too much, blue to pink for what is missing; neighbours in the table differ in hue and lightness.
+const CATEGORY_COLOURS = {
+  fp: [[255, 214, 76], [255, 158, 61], [239, 71, 71], [255, 240, 184], [196, 106, 26], [206, 224, 44], [255, 160, 140], [172, 140, 112]],
+  fn: [[98, 106, 255], [64, 156, 255], [240, 98, 222], [152, 86, 230], [255, 190, 240], [134, 150, 206]],
+};
+
+/** [r, g, b] of an error category by its code, counted from 1 over false positives, then misses. */
+export function categoryColour(kind, code) {
+  if (kind === "tp") return OUTCOME.tp;
+  const own = CATEGORY_COLOURS[kind];
+  const place = kind === "fp" ? code - 1 : code - 1 - CATEGORY_COLOURS.fp.length;
+  return own[((place % own.length) + own.length) % own.length];
+}
+
 /** 256 colours [r, g, b], darkest first. */
 export const SCORE_MAP = Array.from({ length: 256 }, (_, q) => {
   const f = q / 255;

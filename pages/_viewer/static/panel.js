@@ -1,6 +1,6 @@
 // The elements around the planes: built once, filled by viewer.js. Text goes in as text, never as markup.
 
-const KEYS = "Arrows or wheel: slice · PageUp/PageDown: 5 slices · m overlay · g lesion · s segmentation · n next lesion · f worst false positive";
+const KEYS = "Arrows or wheel: slice · PageUp/PageDown: 5 slices · m overlay · g lesion · s segmentation · c error categories · n next lesion · f worst false positive";
 
 /** Build the panel inside `root`; returns its parts by name. */
 export function build(root) {
@@ -59,6 +59,7 @@ export function build(root) {
             toggle("show-lesion", "Lesion", "lesion"),
             toggle("show-segmentation", "Segmentation", "segmentation"),
             toggle("show-outcome", "Hits and misses", "outcome"),
+            toggle("show-categories", "Error categories", "categories"),
           ]),
           make("div", null, { class: "buttons", role: "group", "aria-label": "Jump to" }, [
             button("next-lesion", "Next lesion"),
@@ -67,6 +68,11 @@ export function build(root) {
           ]),
         ]),
         make("p", "jumped", { class: "jumped", role: "status" }),
+        make("section", "categories", { class: "categories", "aria-label": "Error categories", hidden: "" }, [
+          make("p", "categories-note", { class: "origin", role: "status" }),
+          make("div", "categories-back", { class: "buttons" }),
+          make("div", "legend", { class: "legend" }),
+        ]),
         make("div", null, { class: "fields" }, [
           range("opacity", "Opacity", 0, 1, 0.02),
           range("window-low", "Darkest", 0, 1, 0.01),

@@ -81,7 +81,7 @@ export function place(plane, box, voxel) {
   };
 }
 
-/** Draw one slice. `scene`: image, scores, lesion, brain (bytes), greys, words, outcome, step, show, voxel, caption. */
+/** Draw one slice. `scene`: image, scores, lesion, brain, labels (bytes), greys, words, outcome, kinds, step, show, voxel, caption. */
 export function draw(canvas, plane, scene) {
   const ratio = window.devicePixelRatio || 1;
   const width = canvas.clientWidth;
@@ -98,7 +98,9 @@ export function draw(canvas, plane, scene) {
   const box = fit(plane, width, height);
   const cells = slice(plane, scene.voxel);
   if (scene.image) paint(context, plane, box, true, canvas, (words) => greyWords(words, cells, scene));
-  if (scene.scores && (scene.show.overlay || scene.show.outcome)) {
+  if (scene.labels) {
+    paint(context, plane, box, false, canvas, (words) => cells.forEach((i, k) => (words[k] = scene.kinds[scene.labels[i]])));
+  } else if (scene.scores && (scene.show.overlay || scene.show.outcome)) {
     paint(context, plane, box, false, canvas, (words) => scoreWords(words, cells, scene));
   }
   if (scene.scores && scene.show.segmentation) {

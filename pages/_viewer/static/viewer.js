@@ -1,6 +1,7 @@
 // The slice viewer: linked planes of one map, or one plane of several maps, with a live threshold.
 // Everything that follows a drag happens here; Python hears of the view 250 ms after it comes to rest.
 
+import { categoryWords, fillLegend, largestSlice, tally } from "./categories.js";
 import { OUTCOME, gradient, outcomeWords, overlayWords } from "./colours.js";
 import {
   STEPS, components, countsAt, cumulate, falseByScore, nextFalse, peak, sameShare, stepOf, unravel,
@@ -16,7 +17,7 @@ const SHARE_OF_WINDOW = 0.62; // so that the threshold stays in sight below the 
 const SHOWN = ["overlay", "lesion", "segmentation", "outcome"];
 const DEFAULTS = {
   x: null, y: null, z: null, threshold: null, opacity: 0.85, window: [0, 1], convention: "radiological", plane: "axial",
-  show: { overlay: true, lesion: true, segmentation: true, outcome: false },
+  show: { overlay: true, lesion: true, segmentation: true, outcome: false }, categories: false, category: null,
 };
 const instances = new WeakMap();
 
@@ -40,7 +41,7 @@ function create(root) {
   const sent = []; // what Python may still echo while the user is already further
   let given = {}; // the state that Python gave last, field by field
   let data = null;
-  let loaded = null; // { image, brain, lesion, lesions, bounds, dims, unreachable, maps: [{ scores, above, hits, peaks, order }], layers }
+  let loaded = null; // { image, brain, lesion, lesions, bounds, dims, unreachable, maps: [{ scores, above, hits, peaks, order }], layers, labels }
   let panes = [];
   let cards = [];
   let pending = 0;
@@ -48,6 +49,9 @@ function create(root) {
   let told = "";
   let round = 0;
   let visited = { lesion: -1, missed: -1, falses: [] };
+  let jump = ""; // where, at which step and on which map the message about a jump holds
+  let sought = false; // a link names a category, but no place: stand there once it is known
+  let drawn = ""; // the legend that is shown
   const self = { send: () => {}, apply, dispose };
 
   // ---- data and state from Python -------------------------------------------------------------------------------
@@ -60,6 +64,7 @@ function create(root) {
     const placed = ["x", "y", "z"].every((key) => Number.isFinite(next.state?.[key]));
     if (moved && before && !placed) [view.x, view.y, view.z] = [null, null, null]; // a new subject opens at its lesion
     takeState(next.state ?? {});
+    if (moved) sought = !placed && Boolean(view.categories && view.category);
     const sources = (d) => JSON.stringify([d.subject_id, d.image_url, d.brain_url, d.lesion_url, d.maps, d.layers, d.affine]);
     if (before && loaded && sources(before) === sources(next)) return repaint();
     load(++round, moved);
@@ -95,7 +100,7 @@ function create(root) {
       const lesions = same ? loaded.lesions : lesion ? components(lesion, wanted.dims) : [];
       const known = loaded?.brain === brain && same ? loaded : null;
       const maps = scores.map((q) => known?.maps.find((m) => m.scores === q) ?? analyse(q, brain, lesion, lesions));
-      loaded = { image, brain, lesion, lesions, maps, layers: new Map(), dims: wanted.dims };
+      loaded = { image, brain, lesion, lesions, maps, layers: new Map(), labels: new Map(), dims: wanted.dims };
       loaded.bounds = known?.bounds ?? boundsOf(lesion ? [brain, lesion] : [brain], wanted.dims);
       loaded.unreachable = wanted.lesion_unreachable ?? outside(lesion, brain);
     } catch (error) {
@@ -231,6 +236,10 @@ function create(root) {
     if (!loaded || !panes.length) return;
     const at = steps();
     const greys = greyTable(view.window);
+    const found = categoriesAt(at[0]);
+    if (sought && found?.counts) return seek(found);
+    const kinds = found?.counts ? categoryWords(data.categories.list, found.only, view.opacity) : null;
+    if (jump !== hereAndNow(at[0])) parts.jumped.textContent = "";
     const voxel = [view.x, view.y, view.z];
     const millimetres = toWorld(data.affine, voxel);
     for (const p of panes) {
@@ -240,7 +249,7 @@ function create(root) {
       draw(p.canvas, plane, {
         image: loaded.image, brain: loaded.brain, lesion: loaded.lesion, scores: loaded.maps[p.map].scores,
         greys, words: overlayWords(step, view.opacity), outcome: outcomeWords(view.opacity * 0.75),
-        step, show: view.show, voxel, caption,
+        step, show: view.show, voxel, caption, labels: found?.labels, kinds,
       });
       const label = data.maps.length > 1 ? `${data.maps[p.map].label}, ${p.plane} plane` : `${p.plane} plane`;
       p.canvas.setAttribute("aria-label", `${label}; arrow keys change the slice`);
@@ -250,11 +259,12 @@ function create(root) {
       p.canvas.setAttribute("aria-valuetext", `slice ${voxel[plane.n] + 1} of ${plane.slices}`);
     }
     controls(at);
+    legend(found, at[0]);
     numbers(at);
-    readout(at, voxel, millimetres);
+    readout(at, voxel, millimetres, found);
     root.host ? (root.host.dataset.ready = "1") : (root.dataset.ready = "1");
     parts.panel.dataset.ready = "1";
-    window.__viewer = hook(at);
+    window.__viewer = hook(at, found);
   }
 
   function greyTable([low, high]) {
@@ -291,6 +301,8 @@ function create(root) {
     put(parts.convention, view.convention);
     put(parts.plane, view.plane);
     for (const name of SHOWN) parts[`show-${name}`].setAttribute("aria-pressed", String(Boolean(view.show[name])));
+    parts["show-categories"].setAttribute("aria-pressed", String(Boolean(view.categories)));
+    parts["show-categories"].hidden = !data.categories;
     parts.panel.dataset.outcome = String(Boolean(view.show.outcome));
     const none = !loaded.lesions.length;
     for (const name of ["show-lesion", "show-outcome"]) enable(parts[name], !none, "This subject has no lesion mask.");
@@ -306,7 +318,7 @@ function create(root) {
     const ml = data.spacing_mm.reduce((a, b) => a * b, 1) / 1000;
     data.maps.forEach((map, m) => {
       const c = countsAt(loaded.maps[m], at[m], loaded.unreachable);
-      const amount = (n) => `${n.toLocaleString("en")} voxels · ${number(n * ml)} mL`;
+      const amount = (n) => (data.maps.length > 1 ? "" : `${n.toLocaleString("en")} voxels · `) + `${number(n * ml)} mL`;
       const lesion = c.lesion > 0;
       const reported = data.reported?.[map.id]?.[view.threshold];
       const level = data.maps.length > 1 ? [["threshold", levelText(map, at[m])]] : [];
@@ -323,7 +335,7 @@ function create(root) {
     });
   }
 
-  function readout(at, voxel, millimetres) {
+  function readout(at, voxel, millimetres, found) {
     const i = (voxel[0] * data.dims[1] + voxel[1]) * data.dims[2] + voxel[2];
     const inside = Boolean(loaded.brain[i]);
     const value = (scores, levels) => (!inside ? "outside the brain" : scores[i] ? number(levels[scores[i] - 1]) : `below ${number(levels[0])}`);
@@ -335,12 +347,100 @@ function create(root) {
       ["in the brain", inside ? "yes" : "no"],
       ["in the lesion", loaded.lesion ? (loaded.lesion[i] ? "yes" : "no") : "no lesion mask"],
       ["segmented", inside && loaded.maps[0].scores[i] >= at[0] ? "yes" : "no"],
+      ...(found?.counts ? [["error category", data.categories.list.find((c) => c.code === found.labels[i])?.title ?? "none", "category-here"]] : []),
       ...(data.layers ?? []).map((layer) => {
         const scores = loaded.layers.get(layer.id);
         return [layer.label, scores === undefined ? "…" : scores === null ? "not available" : value(scores, layer.levels)];
       }),
     ];
     fillList(parts.readout, rows);
+  }
+
+  // ---- error categories -----------------------------------------------------------------------------------------
+
+  /** What is known of the error categories at a step: { volume, labels, counts, only }, or { text } in their stead. */
+  function categoriesAt(step) {
+    if (!view.categories || !data.categories) return null;
+    const { volumes } = data.categories;
+    const wanted = volumes.find((v) => v.protocol === view.threshold) ?? volumes.find((v) => stepOf(data.maps[0].levels, v.value) === step);
+    if (!wanted) return { text: movedText(volumes), moved: true };
+    const known = loaded.labels.get(wanted.url);
+    if (!known) fetchLabels(wanted);
+    if (!known?.counts) return { text: known?.text ?? "Counting error categories …" };
+    const only = data.categories.list.find((c) => c.id === view.category && known.counts[c.code]);
+    return { volume: wanted, ...known, only: only?.id ?? null };
+  }
+
+  function movedText(volumes) {
+    if (!volumes.length) return "This evaluation has no deployed threshold, and error categories belong to one.";
+    const deployed = volumes.map((v) => `${v.label} ${levelText(data.maps[0], stepOf(data.maps[0].levels, v.value))}`);
+    return `Error categories belong to a deployed threshold (${deployed.join(", ")}), and the threshold has been moved. Go back to it to see them.`;
+  }
+
+  async function fetchLabels(wanted) {
+    const mine = loaded.labels;
+    mine.set(wanted.url, { text: "Counting error categories …" });
+    try {
+      const labels = await volume(wanted.url, data.dims[0] * data.dims[1] * data.dims[2], "map of error categories");
+      mine.set(wanted.url, { labels, counts: tally(labels) });
+    } catch (error) {
+      mine.set(wanted.url, { text: error.message });
+    }
+    repaint();
+  }
+
+  function legend(found, step) {
+    parts.categories.hidden = !found;
+    if (!found) return;
+    const key = JSON.stringify([found.text, found.volume?.url, found.only, step]);
+    if (drawn === key) return;
+    drawn = key;
+    parts["categories-note"].textContent = found.text ?? legendText(found);
+    parts["categories-back"].replaceChildren(...(found.moved ? data.categories.volumes.map(backButton) : []));
+    parts.legend.hidden = !found.counts;
+    if (!found.counts) return;
+    const ml = data.spacing_mm.reduce((a, b) => a * b, 1) / 1000;
+    fillLegend(parts.legend, {
+      list: data.categories.list, counts: found.counts, only: found.only,
+      millilitres: (voxels) => number(voxels * ml), pick: (category) => pickCategory(category, found),
+    });
+  }
+
+  function legendText({ only, volume: { label }, counts }) {
+    const wrong = data.categories.list.some((c) => c.kind !== "tp" && counts[c.code]);
+    if (!wrong) return `Every voxel of this subject is right at the threshold from ${label}.`;
+    const hidden = only ? " Only one is shown; press it again to see all." : " Press one to see it alone, on the slice that holds most of it.";
+    return `At the threshold from ${label}, working grid.${hidden}`;
+  }
+
+  function backButton(wanted) {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.dataset.testid = `back-${wanted.protocol}`;
+    button.textContent = `Back to ${wanted.label}`;
+    button.onclick = () => change({ threshold: wanted.protocol });
+    return button;
+  }
+
+  function pickCategory(category, found) {
+    if (found.only === category.id) return change({ category: null });
+    toCategory(category, found);
+  }
+
+  function toCategory(category, { labels, counts }) {
+    const axis = layout("axial", data.dims, data.spacing_mm, data.affine, view.convention, loaded.bounds).n;
+    const place = largestSlice(labels, category.code, axis, data.dims);
+    if (!place) return;
+    const ml = (counts[category.code] * data.spacing_mm.reduce((a, b) => a * b, 1)) / 1000;
+    view.category = category.id;
+    go(place.index, `${category.title}: ${number(ml)} mL; most of it on axial slice ${place.slice + 1}, ${place.voxels.toLocaleString("en")} voxels.`);
+  }
+
+  function seek(found) {
+    sought = false;
+    const category = data.categories.list.find((c) => c.id === found.only);
+    if (category) toCategory(category, found);
+    else repaint();
   }
 
   // ---- what the user does ---------------------------------------------------------------------------------------
@@ -406,6 +506,7 @@ function create(root) {
 
   const flip = (name) => !parts[`show-${name}`].disabled && change({ show: { ...view.show, [name]: !view.show[name] } });
   for (const name of SHOWN) parts[`show-${name}`].onclick = () => flip(name);
+  parts["show-categories"].onclick = () => data.categories && change({ categories: !view.categories, category: null });
   const atStep = (rest) => () => {
     const step = Number(parts.threshold.value);
     const { levels } = data.maps[0];
@@ -438,9 +539,13 @@ function create(root) {
 
   function go(index, text) {
     const [x, y, z] = unravel(index, data.dims);
+    Object.assign(view, { x, y, z });
     parts.jumped.textContent = text;
-    change({ x, y, z });
+    jump = hereAndNow(steps()[0]);
+    change({});
   }
+
+  const hereAndNow = (step) => JSON.stringify([view.x, view.y, view.z, step, data.maps[0].url, data.subject_id]);
 
   parts["next-lesion"].onclick = () => {
     if (!loaded?.lesions.length) return;
@@ -472,7 +577,7 @@ function create(root) {
 
   parts.panel.addEventListener("keydown", (event) => {
     if (!loaded || event.ctrlKey || event.metaKey || event.altKey || event.target.tagName === "SELECT") return;
-    const press = { m: "show-overlay", g: "show-lesion", s: "show-segmentation", n: "next-lesion", f: "worst-false" }[event.key];
+    const press = { m: "show-overlay", g: "show-lesion", s: "show-segmentation", c: "show-categories", n: "next-lesion", f: "worst-false" }[event.key];
     if (!press) return;
     event.preventDefault();
     event.stopPropagation();
@@ -489,11 +594,12 @@ function create(root) {
   }
 
   /** For tests: the view, the counts and a hash of what is on the canvases. */
-  function hook(at) {
+  function hook(at, found) {
     return {
       view: structuredClone(view),
       steps: at,
       counts: loaded.maps.map((map, m) => countsAt(map, at[m], loaded.unreachable)),
+      categories: found?.counts ? [...found.counts] : null,
       onScreen: (n, voxel) => {
         const area = panes[n].canvas.getBoundingClientRect();
         const at = place(geometry(panes[n]), fit(geometry(panes[n]), area.width, area.height), voxel);
