@@ -494,9 +494,10 @@ def _mask_row(subject_id: str, mask: Mask, cells_mm: Sequence[float], draws: int
     voxels = np.argwhere(mask.voxels)
     numbers = labels[mask.voxels]
     volume_ml = np.bincount(numbers, minlength=int(labels.max()) + 1) * mask.grid.voxel_volume_mm3 / 1000
+    streams = [stream(seed, f"cells over {subject_id}", column) for column in range(len(cells_mm))]
     found = [
-        _at_random_positions(voxels, numbers, mask.grid, float(edge), draws, stream(seed, f"cells over {subject_id}", column))
-        for column, edge in enumerate(cells_mm)
+        _at_random_positions(voxels, numbers, mask.grid, float(edge), draws, rng)
+        for edge, rng in zip(cells_mm, streams, strict=True)
     ]
     return {
         "subject_id": subject_id,
