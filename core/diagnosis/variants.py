@@ -26,9 +26,11 @@ from core.randomness import stream
 from data.errors import BadInput
 from data.volume import Volume
 
-ROBUST = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
-"""Quantiles that a lesion of a few percent of the brain hardly moves."""
-TAILED = (*ROBUST, 0.99, 0.999)
+ROBUST = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9)
+"""Of scores: a lesion of a few percent of the brain hardly moves these."""
+QUARTILES = (0.25, 0.5, 0.75)
+"""Of intensities: lesions may be at either end, and a quantile that they reach would flatten them."""
+TAILED = (*ROBUST, 0.95, 0.99, 0.999)
 """With the tail, where lesions are: for healthy voxels only."""
 _FACES = generate_binary_structure(3, 1)
 _TOUCH_MM = 1e-4
@@ -67,8 +69,8 @@ def score_quantiles(
 def with_scores_mapped(
     case: Case, own: Float64[np.ndarray, " quantiles"], reference: Float64[np.ndarray, " quantiles"]
 ) -> Case:
-    """Scores mapped so that the quantiles `own` become `reference`, as in `quantile_map`."""
-    return dataclasses.replace(case, scores=quantile_map(case.scores, own, reference))
+    """Scores mapped so that the quantiles `own` become `reference`, as in `quantile_map`; none falls below 0."""
+    return dataclasses.replace(case, scores=np.maximum(quantile_map(case.scores, own, reference), np.float32(0)))
 
 
 def quantile_map(
@@ -114,17 +116,17 @@ def without_border(case: Case, voxels: int = 1) -> Case:
 
 
 def intensity_quantiles(volume: Volume) -> Float64[np.ndarray, "contrasts quantiles"]:
-    """Robust quantiles of every contrast inside the brain."""
-    return np.stack([_quantiles(one[volume.brain_mask], ROBUST) for one in volume.voxels])
+    """Quartiles of every contrast inside the brain."""
+    return np.stack([_quantiles(one[volume.brain_mask], QUARTILES) for one in volume.voxels])
 
 
 def renormalised(volume: Volume, reference: Float64[np.ndarray, "contrasts quantiles"], *, affine: bool) -> Volume:
-    """In-brain intensities brought to reference quantiles (`intensity_quantiles` of healthy scans, averaged).
+    """In-brain intensities brought to reference quartiles (`intensity_quantiles` of healthy scans, averaged).
 
-    `affine`: one gain and one offset per contrast, from the 10 % and 90 % quantiles; else all quantiles are matched.
+    `affine`: one gain and one offset per contrast, from the outer quartiles; else the median is met as well.
     Outside the brain stays 0. Lesion voxels are not known here and take part.
     """
-    used = [ROBUST.index(0.1), ROBUST.index(0.9)] if affine else list(range(len(ROBUST)))
+    used = [0, 2] if affine else [0, 1, 2]
     voxels = np.zeros_like(volume.voxels)
     for contrast, (values, own) in enumerate(zip(volume.voxels, intensity_quantiles(volume), strict=True)):
         inside = values[volume.brain_mask]
@@ -189,23 +191,25 @@ def narrowed(detector: FeatureGaussian, layers: LayerSet) -> FeatureGaussian:
 
 
 def reestimated(detector: FeatureGaussian, settings: GaussianSettings) -> FeatureGaussian | None:
-    """The detector with its covariance estimated otherwise from what the fit kept; no scan is read.
+    """The detector with its covariance estimated otherwise, as in `reestimate`; no scan is read."""
+    assert detector.gaussian_ is not None
+    changed = reestimate(detector.gaussian_, settings)
+    return None if changed is None else _with_gaussian(detector, detector, changed)
 
-    None where the fit does not hold what it takes: Ledoit-Wolf needs training features (form `dual`), full
-    covariances cannot be had from diagonal or shared ones.
+
+def reestimate(gaussian: VoxelGaussian, settings: GaussianSettings) -> VoxelGaussian | None:
+    """The Gaussian that a fit by other settings would have given, from what this fit kept.
+
+    None where it does not hold what it takes: Ledoit-Wolf needs training features (form `dual`), full covariances
+    cannot be had from diagonal or shared ones.
     """
-    gaussian = detector.gaussian_
-    assert gaussian is not None
     had, wanted = gaussian.settings.covariance, settings.covariance
     form, state = gaussian.form, gaussian.state
     if wanted == "diagonal" and had == "full":
         form, state = "primal", _variances(gaussian)
     elif wanted != had or (settings.shrinkage == "ledoit_wolf" and form != "dual"):
         return None
-    changed = VoxelGaussian(
-        gaussian.channels, gaussian.lookup, settings, form, gaussian.n_subjects, gaussian.means, state
-    )
-    return _with_gaussian(detector, detector, changed)
+    return VoxelGaussian(gaussian.channels, gaussian.lookup, settings, form, gaussian.n_subjects, gaussian.means, state)
 
 
 def refitted(detector: AnyDetector, volumes: Sequence[Volume], settings: GaussianSettings | None = None) -> AnyDetector:

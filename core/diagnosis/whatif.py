@@ -20,6 +20,7 @@ from core.calibration import QUANTILE
 from core.detectors import AnyDetector, FeatureGaussian, LayerSet, kind_of
 from core.diagnosis.cases import Case, cases
 from core.diagnosis.variants import (
+    QUARTILES,
     ROBUST,
     TAILED,
     boundary_distance_mm,
@@ -435,7 +436,7 @@ def _calibrate_subject(bench: Bench) -> Outcome:
         ("scale", "scores scaled to the median of calibration", False, lambda c: _rescaled(c, robust)),
         (
             "quantiles",
-            "own 5 to 95 % score quantiles mapped onto those of calibration",
+            "own 5 to 90 % score quantiles mapped onto those of calibration",
             False,
             lambda c: with_scores_mapped(c, score_quantiles(c), robust),
         ),
@@ -539,19 +540,19 @@ def _reaching(scores: Float32[np.ndarray, " voxels"], cuts: Float32[np.ndarray, 
 def _renormalise(bench: Bench) -> Outcome:
     training = bench.training()
     with bench.progress.task("Reading training intensities", len(training)) as advance:
-        total = np.zeros((len(training[0].contrasts), len(ROBUST)))
+        total = np.zeros((len(training[0].contrasts), len(QUARTILES)))
         for volume in training:
             total += intensity_quantiles(volume)
             advance(1, volume.subject_id)
     reference = total / len(training)
     variants = []
     for name, affine, title in (
-        ("affine", True, "gain and offset from the 10 % and 90 % quantiles in the brain"),
-        ("quantiles", False, "5 to 95 % quantiles in the brain matched"),
+        ("affine", True, "gain and offset from the outer quartiles in the brain"),
+        ("quartiles", False, "all three quartiles in the brain matched, linear between and beyond"),
     ):
         change: Callable[[Volume], Volume] = functools.partial(renormalised, reference=reference, affine=affine)
         after = bench.from_volumes(f"Renormalised, {name}", [bench.detector], change)[0]
-        settings = {"reference": reference.tolist(), "probabilities": list(ROBUST)}
+        settings = {"reference": reference.tolist(), "probabilities": list(QUARTILES)}
         variants.append(_variant(name, title, settings, bench.pair(bench.again, after), deployable=True))
     return Outcome(variants)
 
@@ -791,7 +792,7 @@ CATALOGUE: Mapping[str, WhatIf] = {
     ),
     "renormalise": WhatIf(
         "Bring intensities to the training scans'",
-        "D(scans renormalised to the mean training quantiles, scored again) − D",
+        "D(scans renormalised to the mean training quartiles, scored again) − D",
         ("R5",),
         _renormalise,
         _missing_for_renormalise,
