@@ -7,15 +7,16 @@ Order: distances are interpolated, smoothed (Gaussian SD, mm), filtered by a cub
 thresholded, and components below the smallest volume are dropped (26-connected, as in core.lesions).
 """
 
+import contextlib
 import itertools
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import cc3d
 import numpy as np
@@ -30,9 +31,9 @@ from core.metrics import SubjectScores, best_common_threshold, healthy_rule
 from core.progress import Progress
 from core.run_scores import RunScores, open_scores, set_id
 from core.scoring import masked_score_map, to_score_map
-from core.store import Run, lock, open_run, stage
+from core.store import Run, lock, open_run, stage, stage_done
 from data.errors import BadInput
-from data.files import is_committed, read_json, sha256_file, write_json
+from data.files import read_json, sha256_file, write_json
 from data.preprocessing import Prepared
 from data.volume import Volume
 
@@ -49,8 +50,10 @@ _LARGEST_SHARE, _SMALLEST_SHARE = 0.25, 1e-5
 """Candidates exceed between a quarter and a hundred-thousandth of the voxels, in equal steps of the logarithm."""
 _MEDIAN_ROWS = 8192
 
-Job = TypeVar("Job")
-Result = TypeVar("Result")
+Filters = tuple[float, int, int]
+"""Smoothing in mm, edge of the median, erosion."""
+Mapped = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
+"""What `map` does, here or in other processes."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,25 @@ def count(
     return box.counts(np.nan_to_num(values, nan=-np.inf), threshold, [min_component_mm3])[0]
 
 
+def every_count(
+    scores: RunScores,
+    layers: LayerSet,
+    subject_id: str,
+    thresholds: Mapping[Filters, Sequence[float]],
+    min_volumes_mm3: Sequence[float],
+) -> dict[Filters, dict[float, list[Counts]]]:
+    """Counts of one subject for many combinations: per (smoothing, median, erosion) and threshold, one for each size.
+
+    Each filter runs once for all erosions and sizes, and one labelling serves all sizes.
+    """
+    box, depth, maps = _maps_of(scores, layers, subject_id, {(s, m) for s, m, _ in thresholds})
+    found = {}
+    for (smoothing, median, erosion), cuts in thresholds.items():
+        values = np.where(depth > erosion, maps[smoothing, median], -np.inf)
+        found[smoothing, median, erosion] = {t: box.counts(values, t, min_volumes_mm3) for t in cuts}
+    return found
+
+
 def run_post_processing(
     run: Run, progress: Progress, *, layer_set: str | None = None, workers: int = 2
 ) -> dict[str, Any]:
@@ -145,19 +167,18 @@ def run_post_processing(
         progress.say(f"Post-processing of {name} is there already.")
         return stored
     began = time.perf_counter()
-    with lock(run) as run:
+    with lock(run) as run, _workers(workers) as mapped:
         study = _Study(str(run.directory), layers, metrics["quantile"], metrics["fp_ml_per_scan"], _axes(scores))
-        maps = study.maps
-        heavy_first = sorted(maps, key=lambda m: -m[1])
-        chosen: dict[str, Any] = {}
-        with progress.task("Post-processing, thresholds", len(maps)) as advance:
-            for found in _mapped(_choose_job, [(study, m) for m in heavy_first], workers):
+        heavy_first = sorted(study.maps, key=lambda m: -m[1])
+        chosen: dict[Filters, dict[str, Any]] = {}
+        with progress.task("Post-processing, thresholds", len(heavy_first)) as advance:
+            for found in mapped(_choose_job, [(study, m) for m in heavy_first]):
                 chosen |= found
                 advance(1)
         subjects = []
         test, thresholds = scores.subjects("test"), _thresholds(chosen)
         with progress.task("Post-processing, test subjects", len(test)) as advance:
-            for judged in _mapped(_judge_job, [(study, i, thresholds) for i in test], workers):
+            for judged in mapped(_judge_job, [(study, i, thresholds) for i in test]):
                 subjects.append(judged)
                 advance(1, judged["subject_id"])
         result = _result(scores, study, chosen, subjects)
@@ -168,12 +189,14 @@ def run_post_processing(
 
 
 def stored_post_processing(run: Run, layer_set: str | None = None) -> dict[str, Any] | None:
-    """The committed result of a layer set (the headline's by default); None when there is none for this evaluation."""
-    name = set_id(open_scores(run).layer_set(layer_set or read_metrics(run)["headline"]))
-    directory = run.directory / "post-processing" / name
-    if not is_committed(directory):
+    """The committed result of a layer set (the headline's by default).
+
+    None when there is none, when it belongs to another evaluation, or when its bytes are damaged.
+    """
+    name = f"post-processing/{set_id(open_scores(run).layer_set(layer_set or read_metrics(run)['headline']))}"
+    if not stage_done(run, name, verify=True):
         return None
-    result: dict[str, Any] = read_json(directory / "result.json")
+    result: dict[str, Any] = read_json(run.directory / name / "result.json")
     return result if result.get("key") == _key(run) else None
 
 
@@ -368,7 +391,7 @@ def _marked(prepared: Prepared) -> np.ndarray:
 
 
 def _maps_of(
-    scores: RunScores, study: _Study, subject_id: str, maps: Sequence[tuple[float, int]]
+    scores: RunScores, layers: LayerSet, subject_id: str, maps: Collection[tuple[float, int]]
 ) -> tuple[_Box, np.ndarray, dict[tuple[float, int], np.ndarray]]:
     """A subject's brain, the depth of its voxels, and its in-brain scores under several (smoothing, median)."""
     prepared = scores.prepared(subject_id)
@@ -377,18 +400,14 @@ def _maps_of(
     median = _Median(brain) if any(size > 1 for _, size in maps) else None
     found = {}
     for smoothing, sizes in itertools.groupby(sorted(maps), key=lambda m: m[0]):
-        values = _smoothed(scores, subject_id, study.layers, volume, smoothing)
+        values = _smoothed(scores, subject_id, layers, volume, smoothing)
         for _, size in sizes:
             wanted = values[brain] if size < 2 or median is None else median.filter(values, size)
             found[smoothing, size] = wanted
     return box, _depth(brain), found
 
 
-def _map_key(smoothing: float, median: float, erosion: float) -> str:
-    return f"{smoothing:g} {median:g} {erosion:g}"
-
-
-def _choose_job(job: tuple[_Study, tuple[float, int]]) -> dict[str, Any]:
+def _choose_job(job: tuple[_Study, tuple[float, int]]) -> dict[Filters, dict[str, Any]]:
     """Thresholds of one (smoothing, median), for every erosion and component size, and their validation Dice.
 
     Holds the in-brain scores of calibration and labelled validation subjects: 4 bytes a voxel.
@@ -398,19 +417,19 @@ def _choose_job(job: tuple[_Study, tuple[float, int]]) -> dict[str, Any]:
     held = {
         role: [
             (box, depth, maps[one])
-            for box, depth, maps in (_maps_of(scores, study, i, [one]) for i in scores.subjects(role))
+            for box, depth, maps in (_maps_of(scores, study.layers, i, [one]) for i in scores.subjects(role))
             if role == "calibration" or box.n_lesion
         ]
         for role in ("calibration", "validation")
     }
-    found = {}
-    for erosion in study.axes["erosion_voxels"]:
+    found: dict[Filters, dict[str, Any]] = {}
+    for erosion in EROSION_VOXELS:
         calibration = [box.voxels(values, depth > erosion) for box, depth, values in held["calibration"]]
         rule = healthy_rule(calibration, quantile=study.quantile, fp_ml_per_scan=study.fp_ml_per_scan)
         kept = [(box, np.where(depth > erosion, values, -np.inf)) for box, depth, values in held["validation"]]
         voxels = [box.voxels(values, depth > erosion) for box, depth, values in held["validation"]]
         choice = _choice(voxels, kept, rule.threshold, study.axes["min_component_mm3"])
-        found[_map_key(*one, erosion)] = {"healthy": rule.threshold, **choice}
+        found[(*one, erosion)] = {"healthy": rule.threshold, **choice}
     return found
 
 
@@ -451,36 +470,35 @@ def _mean_dice(kept: Sequence[tuple[_Box, np.ndarray]], threshold: float, min_vo
     return [float(np.mean([row[m].dice for row in counts])) for m in range(len(min_volumes))]
 
 
-def _thresholds(chosen: Mapping[str, Any]) -> dict[str, list[list[float]]]:
+def _thresholds(chosen: Mapping[Filters, Any]) -> dict[Filters, list[list[float]]]:
     """Per processed map and component size: the threshold of each protocol."""
     return {
-        key: [[c["healthy"], *([] if c["validation"] is None else [c["validation"][m]["threshold"]])] for m in range(n)]
-        for key, c in chosen.items()
+        one: [[c["healthy"], *([] if c["validation"] is None else [c["validation"][m]["threshold"]])] for m in range(n)]
+        for one, c in chosen.items()
         for n in [len(c["healthy_dice"])]
     }
 
 
-def _judge_job(job: tuple[_Study, str, Mapping[str, list[list[float]]]]) -> dict[str, Any]:
-    """One test subject under every combination and protocol: [Dice, false mL, components] each."""
+def _judge_job(job: tuple[_Study, str, Mapping[Filters, list[list[float]]]]) -> dict[str, Any]:
+    """One test subject: per filters and component size, the counts under each protocol."""
     study, subject_id, thresholds = job
     scores = study.open()
-    axes = study.axes
-    box, depth, found = _maps_of(scores, study, subject_id, study.maps)
-    rows = {}
-    for one, erosion in itertools.product(study.maps, axes["erosion_voxels"]):
-        key = _map_key(*one, erosion)
-        values = np.where(depth > erosion, found[one], -np.inf)
-        wanted = thresholds[key]
-        every = sorted({t for row in wanted for t in row})
-        counted = {t: box.counts(values, t, axes["min_component_mm3"]) for t in every}
-        rows[key] = [
-            [[c.dice, c.false_ml, c.components] for c in (counted[t][m] for t in row)] for m, row in enumerate(wanted)
-        ]
-    return {"subject_id": subject_id, "healthy": box.healthy, "lesion": box.n_lesion > 0, "rows": rows}
+    every = {one: sorted({t for row in wanted for t in row}) for one, wanted in thresholds.items()}
+    counted = every_count(scores, study.layers, subject_id, every, study.axes["min_component_mm3"])
+    rows = {
+        one: [[counted[one][t][m] for t in row] for m, row in enumerate(wanted)] for one, wanted in thresholds.items()
+    }
+    anyone = next(iter(rows.values()))[0][0]
+    return {
+        "subject_id": subject_id,
+        "healthy": scores.is_healthy(subject_id),
+        "lesion": anyone.hits + anyone.missed > 0,
+        "rows": rows,
+    }
 
 
 def _result(
-    scores: RunScores, study: _Study, chosen: Mapping[str, Any], subjects: Sequence[Mapping[str, Any]]
+    scores: RunScores, study: _Study, chosen: Mapping[Filters, Any], subjects: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
     rows = _rows(study, chosen, subjects)
     shipped = asdict(shipped_settings(scores))
@@ -512,14 +530,14 @@ def _result(
     return result | {"optimism": _optimism(result), "notes": _notes(scores, result, losses)}
 
 
-def _rows(study: _Study, chosen: Mapping[str, Any], subjects: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _rows(study: _Study, chosen: Mapping[Filters, Any], subjects: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     axes = study.axes
     rows = []
     for smoothing, median, erosion, (m, smallest) in itertools.product(
         axes["smoothing_mm"], axes["median_voxels"], axes["erosion_voxels"], enumerate(axes["min_component_mm3"])
     ):
-        key = _map_key(smoothing, median, erosion)
-        choice = chosen[key]
+        one = (smoothing, int(median), int(erosion))
+        choice = chosen[one]
         row: dict[str, Any] = {
             "smoothing_mm": smoothing,
             "median_voxels": int(median),
@@ -533,22 +551,22 @@ def _rows(study: _Study, chosen: Mapping[str, Any], subjects: Sequence[Mapping[s
             row["validation"] = {"threshold": best["threshold"], "validation_dice": best["dice"]}
         for p, protocol in enumerate(PROTOCOLS):
             if row[protocol] is not None:
-                row[protocol] |= _figures([(s, s["rows"][key][m][p]) for s in subjects])
+                row[protocol] |= _figures([(s, s["rows"][one][m][p]) for s in subjects])
         rows.append(row)
     return rows
 
 
-def _figures(judged: Sequence[tuple[Mapping[str, Any], Sequence[Any]]]) -> dict[str, Any]:
-    dice = [row[0] for subject, row in judged if subject["lesion"]]
-    healthy = [row for subject, row in judged if subject["healthy"]]
+def _figures(judged: Sequence[tuple[Mapping[str, Any], Counts]]) -> dict[str, Any]:
+    dice = [d for _, counts in judged if (d := counts.dice) is not None]
+    healthy = [counts for subject, counts in judged if subject["healthy"]]
     mean = mean_interval(dice, seed=0, purpose="dice")
     return {
         "dice": mean.mean,
         "low": mean.low,
         "high": mean.high,
         "n": mean.n,
-        "false_ml": float(np.mean([row[1] for row in healthy])) if healthy else None,
-        "false_components": float(np.mean([row[2] for row in healthy])) if healthy else None,
+        "false_ml": float(np.mean([c.false_ml for c in healthy])) if healthy else None,
+        "false_components": float(np.mean([c.components for c in healthy])) if healthy else None,
         "subjects": dice,
     }
 
@@ -624,16 +642,17 @@ def _key(run: Run) -> str:
     return f"{VERSION} {sha256_file(run.directory / 'evaluation' / 'manifest.json')}"
 
 
-def _mapped(work: Callable[[Job], Result], jobs: Sequence[Job], workers: int) -> Iterator[Result]:
-    """Results in the order of the jobs, in processes of one thread each; in this process for one worker."""
-    if workers < 2 or len(jobs) < 2:
-        yield from map(work, jobs)
+@contextlib.contextmanager
+def _workers(n: int) -> Iterator[Mapped]:
+    """`mapped(work, jobs)`: results in the order of the jobs, from processes of one thread each; one worker: here."""
+    if n < 2:
+        yield map
         return
     previous = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = "1"
     try:
-        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-            yield from pool.map(work, jobs)
+        with ProcessPoolExecutor(n, mp_context=multiprocessing.get_context("spawn")) as pool:
+            yield pool.map
     finally:
         os.environ.pop("OMP_NUM_THREADS")
         if previous is not None:
