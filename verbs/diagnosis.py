@@ -180,7 +180,7 @@ def _print_ladder(found: Mapping[str, Any]) -> None:
         "rung",
         "Dice",
         "cost",
-        "threshold-free oracle, or what you can deploy",
+        "what it is",
         title=f"{found['run_id']}, {found['layer_set']}, threshold from {found['protocol']}, n = {found['n']}",
     )
     for rung in found["rungs"]:
@@ -265,21 +265,30 @@ def _what_if(arguments: WhatIfVerb) -> int:
 
 def _post_processing(arguments: PostProcessingVerb) -> int:
     from core.diagnosis.postprocessing import run_post_processing
+    from core.diagnosis.verdict import settings_text
 
     run = open_run(arguments.runs, arguments.run, "detector")
     result = run_post_processing(run, open_progress(), layer_set=arguments.layers or None, workers=arguments.workers)
     if arguments.json:
         print_json(result)
         return EXIT_OK
-    best = result["best_on_validation"]
-    if best is None:
+    if not result["best_on_validation"]:
         print("No labelled validation subjects: no setting can be chosen. The grid is stored for the Diagnosis page.")
         return EXIT_OK
-    gain = best["test_gain"]
-    print(
-        f"Best on validation: {best['title']}. On test, Dice {gain['baseline']:.3f} → {gain['variant']:.3f}, "
-        f"gain {interval_text(gain, key='gain', signed=True)} (n = {gain['n']})."
-    )
+    table = Table("threshold", "best on validation", "validation Dice", "Dice on test", "gain on test")
+    for protocol, best in result["best_on_validation"].items():
+        shipped = result["shipped"][protocol]
+        gain = {"gain": best["gain"], "low": best["gain_low"], "high": best["gain_high"]}
+        table.add_row(
+            protocol,
+            settings_text(best["settings"]),
+            f"{shipped['validation_dice']:.3f} → {best['validation_dice']:.3f}",
+            f"{shipped['dice']:.3f} → {best['dice']:.3f}",
+            interval_text(gain, key="gain", signed=True),
+        )
+    console().print(table)
+    for note in result["notes"]:
+        print(f"note: {note}")
     return EXIT_OK
 
 

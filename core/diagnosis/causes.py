@@ -8,15 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy as np
 from scipy.stats import linregress
 
 from core.bootstrap import mean_interval, paired_difference
+from core.diagnosis.ladder import imbalance
+from core.diagnosis.verdict import settings_text
 from core.gaussian import expected_inflation
-from core.metrics import dice_from_rates, fpr_for_dice_half
 
-REFERENCE_PREVALENCE = 0.03
-"""The prevalence to which R0 compares: lesions of 3 % of the brain."""
 _SEED = 0
 
 
@@ -104,42 +102,38 @@ def chosen_variant(result: Mapping[str, Any], protocol: str) -> tuple[Mapping[st
     variants = [v for v in result["variants"] if (v.get("test") or {}).get(protocol)]
     if not variants:
         return None
-    rated = [v for v in variants if v.get("validation") and not v["needs_labels"]]
+    rated = [v for v in variants if _chosen_on(v, protocol) is not None]
     if rated:
-        best = max(rated, key=lambda v: float(v["validation"]["gain"]))
+        best = max(rated, key=lambda v: float(_chosen_on(v, protocol) or 0.0))
     else:
         best = max(variants, key=lambda v: float(v["test"][protocol]["gain"]))
     return best, best["test"][protocol]
 
 
+def _chosen_on(variant: Mapping[str, Any], protocol: str) -> float | None:
+    """Its gain on validation under the protocol, where that may decide; None where it needs test labels anyway."""
+    judged = variant["validation_by_protocol"][protocol]
+    return None if variant["needs_labels"] or judged is None else judged["gain"]
+
+
 def _imbalance(e: Evidence) -> Cause:
-    curves = e.figures["per_subject_auprc"]["subjects"]
-    costs, wanted = [], []
-    for row in _rows(e.figures, e.protocol):
-        curve = curves[row["subject_id"]]
-        if curve["n_negative"] == 0:
-            continue
-        share = curve["n_positive"] / (curve["n_positive"] + curve["n_negative"])
-        rate = row["false_positive_voxels"] / curve["n_negative"]
-        if row["recall"] or rate:
-            now, then = (dice_from_rates(p, row["recall"], rate) for p in (share, REFERENCE_PREVALENCE))
-            costs.append(then - now)
-        else:
-            costs.append(0.0)
-        wanted.append((rate, fpr_for_dice_half(share, row["recall"])))
-    found = mean_interval(costs, seed=_SEED, purpose="R0")
-    rate, needed = (float(np.median([w[i] for w in wanted])) for i in (0, 1))
-    text = (
-        f"Median false-positive rate {rate:.2%}; Dice 0.5 at this recall needs {needed:.3%}."
-        if needed > 0
-        else f"Median false-positive rate {rate:.2%}; at this recall no false-positive rate gives Dice 0.5."
+    found = imbalance(e.figures, e.protocol, seed=_SEED)
+    needed = found["fpr_for_dice_half"]
+    text = f"Mean false-positive rate {found['fpr']:.2%}"
+    text += (
+        "; at this recall no false-positive rate gives any subject a Dice of 0.5."
+        if needed is None
+        else f"; a Dice of 0.5 needs {needed:.3%} ({found['n_half_possible']} of {found['n']} subjects can reach it)."
     )
     return Cause(
         "R0",
         "Lesions are rare",
-        "D(3 %) − D(π) at the same recall and false-positive rate; D = 2πT/(π(1+T)+(1−π)F)",
+        f"{found['formula']}, π_ref = {found['reference_prevalence']:.0%}",
         text,
-        *_span(found),
+        found["cost"]["mean"],
+        found["cost"]["low"],
+        found["cost"]["high"],
+        found["n"],
         needs_labels=True,
     )
 
@@ -233,20 +227,19 @@ def _brightness(e: Evidence) -> Cause:
 
 def _post_processing(e: Evidence) -> Cause:
     title, formula = "Smoothing and post-processing", "D(best setting on validation) − D(shipped setting), on test"
-    best = (e.post_processing or {}).get("best_on_validation")
+    best = ((e.post_processing or {}).get("best_on_validation") or {}).get(e.protocol)
     if best is None:
-        missing = "The post-processing grid: python cli.py post-processing RUN (needs labelled validation subjects)."
+        missing = "The post-processing grid (it needs labelled validation subjects): python cli.py post-processing RUN"
         return Cause("R11", title, formula, "", deployable=True, kind="what-if", missing=missing)
-    gain = best["test_gain"]
     return Cause(
         "R11",
         title,
         formula,
-        f"Best on validation: {best['title']}.",
-        gain["gain"],
-        gain["low"],
-        gain["high"],
-        gain["n"],
+        f"Best on validation: {settings_text(best['settings'])}.",
+        best["gain"],
+        best["gain_low"],
+        best["gain_high"],
+        best["n"],
         deployable=True,
         kind="what-if",
         what_if="post-processing",
@@ -350,22 +343,22 @@ def _what_if(e: Evidence, cause_id: str, title: str, names: Sequence[str]) -> Ca
         )
 
     def rating(pick: tuple[str, Mapping[str, Any], tuple[Mapping[str, Any], Mapping[str, Any]]]) -> tuple[bool, float]:
-        variant, test = pick[2]
-        honest = bool(variant.get("validation")) and not variant["needs_labels"]
-        return honest, float((variant["validation"] if honest else test)["gain"])
+        honest = _chosen_on(pick[2][0], e.protocol)
+        return honest is not None, float(pick[2][1]["gain"] if honest is None else honest)
 
     name, result, (variant, test) = max(picks, key=rating)
-    by = "validation" if variant.get("validation") and not variant["needs_labels"] else "test labels"
+    honest = _chosen_on(variant, e.protocol) is not None
     return Cause(
         cause_id,
         title,
         result["formula"],
-        f"{variant['title']} (chosen on {by}): Dice {test['baseline']:.3f} → {test['variant']:.3f}.",
+        f"{variant['title']} (chosen on {'validation' if honest else 'test labels'}): "
+        f"Dice {test['baseline']:.3f} → {test['variant']:.3f}.",
         test["gain"],
         test["low"],
         test["high"],
         test["n"],
-        needs_labels=bool(variant["needs_labels"]) or by != "validation",
+        needs_labels=not honest,
         deployable=bool(variant["deployable"]),
         kind="what-if",
         what_if=name,
