@@ -118,8 +118,8 @@ def test_a_blind_detector_finds_only_where_its_false_positives_lie_anyway() -> N
 
 
 def test_voxelwise_z_on_white_noise_has_the_exceedance_that_theory_gives() -> None:
-    given = settings(diameters_mm=(24,), contrasts_sd=(-4, -1, 1, 2, 4), per_cell=6, fp_ml_per_scan=(0.1, 30))
-    volumes = white_noise(4, seed=1)
+    given = settings(diameters_mm=(24,), contrasts_sd=(-4, -1, 1, 2, 4), per_cell=18, fp_ml_per_scan=(0.1, 30))
+    volumes = white_noise(6, seed=1)
     result, lesions = measure_limits(
         Scorer(true_z, 4), volumes[:2], volumes[2:], white_noise(30, seed=2), given, quiet()
     )
@@ -140,7 +140,7 @@ def test_voxelwise_z_on_white_noise_has_the_exceedance_that_theory_gives() -> No
                 planted, (mark,) = plant_lesions(flat, [lesion], np.full((1, 36, 36, 36), sigma, np.float32), 0)
                 shift = (planted.voxels[0].reshape(-1)[mark.inside] - 0.5) / SIGMA
                 expected.append(np.mean(norm.sf(threshold - shift) + norm.sf(threshold + shift)))
-            assert np.mean([r["covered"][number] for r in here]) == pytest.approx(np.mean(expected), abs=0.02)
+            assert np.mean([r["covered"][number] for r in here]) == pytest.approx(np.mean(expected), abs=0.025)
             cell = next(c for c in level["cells"] if c["contrast_sd"] == contrast and c["site"] == "all")
             # 26-connected site percolation sets in near 0.1: above it one component holds nearly all voxels.
             if np.mean(expected) > 0.25:
@@ -163,7 +163,7 @@ def test_every_cell_of_the_design_has_the_same_number_of_lesions() -> None:
 def test_lesions_of_one_scan_lie_apart_in_their_sites_and_inside_the_brain() -> None:
     template = working_template(4.0)
     hosts = [dataclasses.replace(template, subject_id=name) for name in ("a", "b")]
-    places = [host_of(v, ("grey", "white", "deep")) for v in hosts]
+    places = [host_of(v, ("grey", "white", "deep"), (8, 16)) for v in hosts]
     wanted = design((8, 16), (-2, 2), ("grey", "white", "deep"), 4, seed=0)
     plantings, homeless = share_out(wanted, places, gap_mm=16.0, seed=0)
     assert not homeless
@@ -180,7 +180,7 @@ def test_lesions_of_one_scan_lie_apart_in_their_sites_and_inside_the_brain() -> 
             assert not set(first.around) & set(second.inside)
         for placed, mark in zip(planting.lesions, marks, strict=True):
             kept = len(mark.inside) * template.grid.voxel_volume_mm3 / (np.pi / 6 * placed.lesion.diameter_mm**3)
-            assert kept > 0.4  # a gyrus is thinner than a large lesion
+            assert kept > (0.6 if placed.lesion.diameter_mm == 16 else 0.4)  # a ball of 8 mm is four voxels
     centres = {site: np.mean([np.abs(p).max() for p in places[0].centres_mm[site]]) for site in ("grey", "deep")}
     assert centres["deep"] < centres["grey"]
 
@@ -374,14 +374,14 @@ def test_what_cannot_be_planted_is_refused_with_what_can(own_study: TinyStudy) -
     with pytest.raises(BadInput, match="contrasts other than 0"):
         run_detection_limits(run, quiet(), **(TINY | {"contrasts_sd": (0, 1)}))
     with pytest.raises(BadInput, match="Ask for the site 'brain'"):
-        host_of(small_volumes(1)[0], ("grey",))
+        host_of(small_volumes(1)[0], ("grey",), (8,))
 
 
 def test_a_size_that_fits_nowhere_leaves_its_cells_empty_and_says_so() -> None:
     volumes = white_noise(4, seed=11)
     small = dataclasses.replace(volumes[0], brain_mask=np.pad(np.ones((8, 8, 8), bool), 14))
     wanted = design((6, 60), (2,), ("brain",), 3, seed=0)
-    plantings, homeless = share_out(wanted, [host_of(small, ("brain",))], 16.0, seed=0)
+    plantings, homeless = share_out(wanted, [host_of(small, ("brain",), (6, 60))], 16.0, seed=0)
     assert {x.diameter_mm for x in homeless} == {60}
     assert len(homeless) == 3
     assert sum(len(p.lesions) for p in plantings) == 3

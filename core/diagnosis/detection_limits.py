@@ -198,7 +198,7 @@ def measure_limits(
     began = time.perf_counter()
     lesions = design(settings.diameters_mm, settings.contrasts_sd, settings.sites, settings.per_cell, settings.seed)
     bench = _bench(scorer, calibration, hosts, reference, settings, progress)
-    places = [host_of(volume, settings.sites) for volume in hosts]
+    places = [host_of(volume, settings.sites, settings.diameters_mm) for volume in hosts]
     influence = _influence_mm(bench, places[0])
     gap = float(np.clip(influence, *GAP_MM))
     plantings, homeless = share_out(lesions, places, gap, settings.seed)
@@ -434,15 +434,17 @@ def _level(bench: _Bench, number: int, records: Sequence[Mapping[str, Any]]) -> 
 def _influence_mm(bench: _Bench, place: Host) -> float:
     """How far the largest and strongest lesion changes scores by more than TOLERANCE_SD, mm from its surface.
 
-    It stands alone at the deepest candidate of one scan, darker and brighter; of each shell of 4 mm the 99.9th
+    It stands alone where the brain surrounds it best in one scan, darker and brighter; of each shell of 4 mm the 99.9th
     percentile of |after - before| counts. Covers receptive field, interpolation, smoothing, median and ranks.
     """
-    site = max(place.depth_mm, key=lambda s: place.depth_mm[s].max(initial=0.0))
-    if not len(place.depth_mm[site]):
-        raise BadInput(f"No voxel of {place.subject_id!r} lies in {', '.join(place.depth_mm)}. Try the site 'brain'.")
-    x, y, z = place.centres_mm[site][place.depth_mm[site].argmax()]
-    strongest = {max(same, key=abs) for same in _signs(bench.settings.contrasts_sd)}
     largest = max(bench.settings.diameters_mm)
+    site = max(bench.settings.sites, key=lambda s: place.inside[s, largest].max(initial=0.0))
+    if not len(place.centres_mm[site]):
+        raise BadInput(
+            f"No voxel of {place.subject_id!r} lies in {', '.join(bench.settings.sites)}. Try the site 'brain'."
+        )
+    x, y, z = place.centres_mm[site][place.inside[site, largest].argmax()]
+    strongest = {max(same, key=abs) for same in _signs(bench.settings.contrasts_sd)}
     before = bench.before[place.subject_id].scores
     reach = 0.0
     alone = [Placed(Lesion(0, largest, c, site), (float(x), float(y), float(z))) for c in sorted(strongest)]

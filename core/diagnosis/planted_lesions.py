@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64
 from scipy.ndimage import distance_transform_edt
+from scipy.signal import fftconvolve
 
 from core.randomness import stream
 from data.errors import BadInput
@@ -23,6 +24,7 @@ SITES = ("grey", "white", "deep", "brain")
 DEEP_MM = 30.0
 MOST_PLANTED = 0.02
 """Share of a brain that is changed at most, so that what looks at the whole scan (ranks, GroupNorm) hardly notices."""
+LEAST_INSIDE = 0.8
 NEIGHBOURHOOD_MM = 8.0
 _TISSUE = 0.5
 _SD_FLOOR = 0.05
@@ -70,8 +72,9 @@ class Host:
     brain_mm3: float
     spacing_mm: float
     centres_mm: dict[str, Float64[np.ndarray, "candidates 3"]]
-    depth_mm: dict[str, Float64[np.ndarray, " candidates"]]
-    """Distance of each candidate from the surface of the scan's own brain mask."""
+    """Per site."""
+    inside: dict[tuple[str, float], Float32[np.ndarray, " candidates"]]
+    """Per site and diameter: part of the ball around each candidate that lies in the scan's own brain mask."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,21 +110,21 @@ def design(
     return [Lesion(number, float(d), float(c), site) for number, (d, c, site) in enumerate(chosen)]
 
 
-def host_of(volume: Volume, sites: Sequence[str]) -> Host:
+def host_of(volume: Volume, sites: Sequence[str], diameters_mm: Sequence[float]) -> Host:
     """Candidate centres of every site: voxels of the scan's brain that the MNI152 template gives that tissue.
 
     deep: more than 30 mm below the template's surface, grey or white there; grey and white: probability at least one
     half, less deep. BadInput when the scan is not on the working grid, unless the one site asked for is "brain".
     """
-    depth = _depth_mm(volume.brain_mask, volume.grid)
     masks = _site_masks(volume.grid, sites)
-    centres, depths = {}, {}
-    for site in sites:
-        at = np.argwhere(masks[site] & volume.brain_mask)
-        centres[site] = at @ volume.grid.affine[:3, :3].T + volume.grid.affine[:3, 3]
-        depths[site] = depth[tuple(at.T)]
+    at = {site: np.argwhere(masks[site] & volume.brain_mask) for site in sites}
+    inside: dict[tuple[str, float], Float32[np.ndarray, " candidates"]] = {}
+    for diameter in diameters_mm:
+        part = fftconvolve(volume.brain_mask.astype(np.float32), _ball(volume.grid, diameter), mode="same")
+        inside |= {(site, diameter): part[tuple(at[site].T)] for site in sites}
+    centres = {site: at[site] @ volume.grid.affine[:3, :3].T + volume.grid.affine[:3, 3] for site in sites}
     brain_mm3 = float(np.count_nonzero(volume.brain_mask)) * volume.grid.voxel_volume_mm3
-    return Host(volume.subject_id, brain_mm3, max(volume.grid.spacing_mm), centres, depths)
+    return Host(volume.subject_id, brain_mm3, max(volume.grid.spacing_mm), centres, inside)
 
 
 def share_out(
@@ -129,9 +132,9 @@ def share_out(
 ) -> tuple[list[Planting], list[Lesion]]:
     """Give every lesion a scan and a place, several to a scan; also returned: those that fit into no scan at all.
 
-    The hosts take turns. A centre lies in its site, at least half a radius inside the brain (so about 85 % of the
-    lesion is, under a flat surface), and its surface at least `gap_mm` from that of every other lesion in the scan;
-    together they fill at most MOST_PLANTED of the brain, or are one.
+    The hosts take turns. A centre lies in its site with at least LEAST_INSIDE of its ball in the brain, its surface at
+    least `gap_mm` from that of every other lesion in the scan; together they fill at most MOST_PLANTED of the brain,
+    or are one.
     """
     waiting, plantings, homeless = list(lesions), [], []
     refused = {lesion.number: 0 for lesion in waiting}
@@ -219,7 +222,8 @@ def _filled(
             return placed, left + list(waiting[place:])
         radius = lesion.diameter_mm / 2
         volume_mm3 = 4 / 3 * np.pi * radius**3
-        fits = (clear[lesion.site] >= gap_mm + _LONGEST * radius) & (host.depth_mm[lesion.site] >= radius / 2)
+        fits = clear[lesion.site] >= gap_mm + _LONGEST * radius
+        fits &= host.inside[lesion.site, lesion.diameter_mm] >= LEAST_INSIDE
         room = not placed or filled_mm3 + volume_mm3 <= MOST_PLANTED * host.brain_mm3
         candidates = np.flatnonzero(fits) if room else np.zeros(0, dtype=int)
         if not len(candidates):
@@ -244,16 +248,18 @@ def _site_masks(grid: Grid, sites: Sequence[str]) -> dict[str, Bool[np.ndarray, 
     spacing = grid.spacing_mm[0]
     if not 0.5 <= spacing <= 8.0 or not grid.matches(working_grid(spacing)):
         raise BadInput("The scan is not on the working grid, where MNI152 tells the sites. Ask for the site 'brain'.")
-    below = _depth_mm(working_template(spacing).brain_mask, grid)
+    below = distance_transform_edt(working_template(spacing).brain_mask, sampling=grid.spacing_mm)
     grey, white = (tissue_probability(tissue, spacing) >= _TISSUE for tissue in ("grey", "white"))
     deep = below > DEEP_MM
     return everywhere | {"deep": deep & (grey | white), "grey": grey & ~deep, "white": white & ~deep & ~grey}
 
 
-def _depth_mm(mask: Bool[np.ndarray, "x y z"], grid: Grid) -> Float64[np.ndarray, "x y z"]:
-    """Distance to the nearest voxel outside the mask; what lies beyond the grid is outside."""
-    padded: np.ndarray = distance_transform_edt(np.pad(mask, 1), sampling=grid.spacing_mm)
-    return padded[1:-1, 1:-1, 1:-1]
+def _ball(grid: Grid, diameter_mm: float) -> Float32[np.ndarray, "i j k"]:
+    """The filled part of each voxel of a ball at the centre of a box, to a sum of one."""
+    sides = [np.arange(-n, n + 1) for n in np.ceil(diameter_mm / 2 / np.array(grid.spacing_mm) + 0.5).astype(int)]
+    away = np.stack(np.meshgrid(*sides, indexing="ij"), -1) @ grid.affine[:3, :3].T
+    filled = _filled_part(away, grid, np.full(3, diameter_mm / 2), np.eye(3))
+    return np.asarray(filled / filled.sum(), dtype=np.float32)
 
 
 def _rendered(
@@ -270,13 +276,23 @@ def _rendered(
     box = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
     indices = np.stack(np.meshgrid(*(np.arange(a, b) for a, b in zip(low, high, strict=True)), indexing="ij"), -1)
     away = indices @ grid.affine[:3, :3].T + grid.affine[:3, 3] - centre
+    near = np.linalg.norm(away, axis=-1) <= axes.max() + NEIGHBOURHOOD_MM
+    return (box[0], box[1], box[2]), _filled_part(away, grid, axes, turn), near
+
+
+def _filled_part(
+    away: Float64[np.ndarray, "i j k 3"],
+    grid: Grid,
+    axes: Float64[np.ndarray, " 3"],
+    turn: Float64[np.ndarray, "3 3"],
+) -> Float64[np.ndarray, "i j k"]:
+    """Part of each voxel inside an ellipsoid, from 4³ samples; `away` is from its centre to the voxels' own, in mm."""
     steps = (np.arange(_SUBSAMPLES) + 0.5) / _SUBSAMPLES - 0.5
     within = np.stack(np.meshgrid(steps, steps, steps), -1).reshape(-1, 3) @ grid.affine[:3, :3].T
     at, parts = (away.reshape(-1, 3) @ turn) / axes, (within @ turn) / axes  # in half axes: the ellipsoid is |.| <= 1
     squared = (at**2).sum(axis=1)[:, None] + 2 * at @ parts.T + (parts**2).sum(axis=1)
-    filled = (squared <= 1).mean(axis=1).reshape(away.shape[:3])
-    near = np.linalg.norm(away, axis=-1) <= axes.max() + NEIGHBOURHOOD_MM
-    return (box[0], box[1], box[2]), filled, near
+    filled: np.ndarray = (squared <= 1).mean(axis=1).reshape(away.shape[:3])
+    return filled
 
 
 def _shape(lesion: Lesion, seed: int) -> tuple[Float64[np.ndarray, " 3"], Float64[np.ndarray, "3 3"]]:
