@@ -19,7 +19,7 @@ import scipy
 import sklearn
 import torch
 
-from benchmarks import bench_gaussian, bench_layers, bench_metrics
+from benchmarks import bench_error_map, bench_gaussian, bench_layers, bench_metrics
 from benchmarks.clock import one_thread
 
 Result = dict[str, Any]
@@ -38,6 +38,7 @@ FULL: dict[str, Callable[[], Result]] = {
     "upsample_blur_vs_scipy": bench_metrics.upsample_blur_vs_scipy,
     "layer_change_unseen": lambda: bench_layers.layer_change_unseen(bench_layers.layers_case()),
     "layer_change_seen": lambda: bench_layers.layer_change_seen(bench_layers.layers_case()),
+    "error_map_vs_plain": bench_error_map.error_map_vs_plain,
 }
 
 FEW = ("input", "stage0", "stage2")
@@ -53,6 +54,7 @@ QUICK: dict[str, Callable[[], Result]] = {
     "upsample_blur_vs_scipy": lambda: bench_metrics.upsample_blur_vs_scipy(rounds=1),
     "layer_change_unseen": lambda: bench_layers.layer_change_unseen(bench_layers.layers_case(8.0, 12, 2), 1, FEW),
     "layer_change_seen": lambda: bench_layers.layer_change_seen(bench_layers.layers_case(8.0, 12, 2), 1, FEW),
+    "error_map_vs_plain": lambda: bench_error_map.error_map_vs_plain(4, 1, spacing_mm=4.0, distinct=2),
 }
 
 

@@ -10,6 +10,7 @@ NAMES = {
     "subset_scoring_vs_refit", "fit_vs_explicit_inverse_d128", "fit_vs_explicit_inverse_d448",
     "fit_vs_explicit_inverse", "fit_peak_memory", "threshold_curves_vs_sklearn", "all_metrics_exact_vs_sklearn",
     "subject_toggle_ms", "upsample_blur_vs_scipy", "layer_change_unseen", "layer_change_seen",
+    "error_map_vs_plain",
 }  # fmt: skip
 
 
@@ -48,6 +49,8 @@ def test_ours_and_the_reference_agree_in_every_benchmark(results) -> None:
     assert results["layer_change_unseen"]["max_rel_difference"] < 5e-5
     for name in ("layer_change_unseen", "layer_change_seen"):
         assert results[name]["dice_difference"] < 5e-3
+    assert results["error_map_vs_plain"]["voxels_labelled_otherwise"] == 0
+    assert results["error_map_vs_plain"]["largest_cost_difference"] < 1e-12
 
 
 def test_one_benchmark_alone_keeps_the_other_results(tmp_path) -> None:

@@ -22,8 +22,10 @@ from data.errors import BadInput
 
 VERSION = 1
 """Counts up whenever the same case would be counted otherwise."""
-_MANY = 2
+_MANY = 6
 """Running sums pay off once the boxes hold this many times the voxels of the field."""
+_BLOCK = 256
+"""Boxes summed at a time, so that they stay in the processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -332,10 +334,10 @@ def _unusual_intensity(scene: _Scene, points: np.ndarray) -> np.ndarray:
 
 def _registration_suspect(scene: _Scene, points: np.ndarray) -> np.ndarray:
     half = [max(1, round(scene.settings.window_mm / spacing)) for spacing in scene.spacing_mm]
-    usable = (scene.consensus & scene.brain & ~scene.lesion).astype(np.float64)
-    image, mean, spread = scene.image * usable, scene.mean * usable, scene.deviation * usable
-    fields = (usable, image, mean, image * mean, image * image, mean * mean, spread * spread)
-    number, i, m, im, ii, mm, ss = window_sums(fields, points, half)
+    usable = (scene.consensus & scene.brain & ~scene.lesion).astype(np.float32)
+    fields = [usable, scene.image * usable, scene.mean * usable, scene.deviation * usable]
+    pairs = ((0, 0), (1, 0), (2, 0), (1, 2), (1, 1), (2, 2), (3, 3))
+    number, i, m, im, ii, mm, ss = window_sums(fields, pairs, points, half)
     number = np.maximum(number, 1)
     together, own, anatomy = im - i * m / number, ii - i * i / number, mm - m * m / number
     alike = together >= scene.settings.least_correlation * np.sqrt(np.maximum(own * anatomy, 0))
@@ -427,24 +429,35 @@ def _ends(axis: int) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
 
 
 def window_sums(
-    fields: Sequence[Float64[np.ndarray, "x y z"]], points: Int64[np.ndarray, " points"], half: Sequence[int]
-) -> Float64[np.ndarray, "fields points"]:
-    """Sum of every field over the box of `half` voxels to either side of each point; beyond the ends there is nothing.
+    fields: Sequence[Float32[np.ndarray, "x y z"]],
+    pairs: Sequence[tuple[int, int]],
+    points: Int64[np.ndarray, " points"],
+    half: Sequence[int],
+) -> Float64[np.ndarray, "pairs points"]:
+    """Sum of the product of two fields over the box of `half` voxels to either side of each point, for each pair.
 
-    Few points are summed one by one; for many, running sums along each axis give any box from its eight corners
-    (Crow 1984, summed-area tables).
+    Beyond the ends there is nothing. Few points are summed one by one; for many, running sums along each axis give any
+    box from its eight corners (Crow 1984, summed-area tables).
     """
     at = np.unravel_index(points, fields[0].shape)
     if len(points) * math.prod(2 * h + 1 for h in half) < _MANY * fields[0].size:
-        return np.stack([_sums_one_by_one(field, at, half) for field in fields])
+        return _sums_one_by_one(fields, pairs, at, half)
     corners = _corners(at, half, fields[0].shape)
-    return np.stack([_sums_from_table(field, corners) for field in fields])
+    return np.stack([_sums_from_table(fields[a] * fields[b].astype(np.float64), corners) for a, b in pairs])
 
 
-def _sums_one_by_one(field: np.ndarray, at: tuple[np.ndarray, ...], half: Sequence[int]) -> np.ndarray:
-    padded = np.pad(field, [(h, h) for h in half])
-    windows = np.lib.stride_tricks.sliding_window_view(padded, [2 * h + 1 for h in half])
-    sums: np.ndarray = windows[at].sum(axis=(1, 2, 3))
+def _sums_one_by_one(
+    fields: Sequence[np.ndarray], pairs: Sequence[tuple[int, int]], at: tuple[np.ndarray, ...], half: Sequence[int]
+) -> np.ndarray:
+    windows = [
+        np.lib.stride_tricks.sliding_window_view(np.pad(field, [(h, h) for h in half]), [2 * h + 1 for h in half])
+        for field in fields
+    ]
+    sums = np.zeros((len(pairs), len(at[0])))
+    for start in range(0, len(at[0]), _BLOCK):
+        block = tuple(a[start : start + _BLOCK] for a in at)
+        found = [w[block].reshape(len(block[0]), -1).astype(np.float64) for w in windows]
+        sums[:, start : start + _BLOCK] = [np.einsum("ij,ij->i", found[a], found[b]) for a, b in pairs]
     return sums
 
 
