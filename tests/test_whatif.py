@@ -13,20 +13,12 @@ from sklearn.covariance import OAS, LedoitWolf
 
 from core.bootstrap import paired_difference
 from core.detectors import VoxelZScore
-from core.diagnosis import variants, whatif
+from core.diagnosis import variants, whatif_scans
+from core.diagnosis.bench import check_reproduced
 from core.diagnosis.cases import Case
-from core.diagnosis.whatif import (
-    CATALOGUE,
-    applicable,
-    best_deployable,
-    best_of_linear_grid,
-    jitter_slope,
-    linear_thresholds,
-    paired_evaluation,
-    run_what_if,
-    stored_what_ifs,
-    thresholds_of,
-)
+from core.diagnosis.paired import best_of_linear_grid, linear_thresholds, paired_evaluation, thresholds_of
+from core.diagnosis.whatif import CATALOGUE, applicable, best_deployable, run_what_if, stored_what_ifs
+from core.diagnosis.whatif_scans import jitter_slope
 from core.evaluation import evaluate_run, read_metrics
 from core.experiment import PreparedVolumes, cache_directory, load_detector, prepared_of
 from core.gaussian import GaussianSettings, fit_gaussian
@@ -530,7 +522,7 @@ def test_the_best_is_chosen_on_validation_whatever_the_test_says():
 
 
 def test_every_what_if_of_a_small_run_keeps_the_contract(own_study, monkeypatch):
-    monkeypatch.setattr(whatif, "SHIFTS_MM", (4.0,))
+    monkeypatch.setattr(whatif_scans, "SHIFTS_MM", (4.0,))
     run = _run(own_study)
     headline = read_metrics(run)["headline"]
     working = read_metrics(run)["sets"][headline]["working"]["protocols"]
@@ -636,6 +628,6 @@ def test_scores_that_the_detector_does_not_give_back_are_an_integrity_error():
     class FakeRun:
         run_id = "r"
 
-    whatif._check_reproduced(FakeRun(), stored | empty, stored | empty)
+    check_reproduced(FakeRun(), stored | empty, stored | empty)
     with pytest.raises(RuntimeError, match="does not give the stored scores"):
-        whatif._check_reproduced(FakeRun(), stored | empty, other | empty)
+        check_reproduced(FakeRun(), stored | empty, other | empty)

@@ -1,0 +1,86 @@
+"""What-ifs that fit again at fixed features: another covariance, fewer training scans."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from core.detectors import FeatureGaussian
+from core.diagnosis.bench import Bench, Outcome, check_reproduced, variant_of
+from core.diagnosis.paired import PROTOCOLS
+from core.diagnosis.variants import nested_subset, reestimated, refitted
+from core.memory_plan import GaussianSettings
+from data.errors import EnvironmentProblem
+
+
+def covariance(bench: Bench) -> Outcome:
+    """The Gaussian with its covariance estimated otherwise, same features: R8."""
+    detector = bench.detector
+    assert isinstance(detector, FeatureGaussian)
+    own = detector.gaussian
+    notes: list[str] = []
+    choices: dict[str, tuple[str, FeatureGaussian]] = {}
+    for name, title, settings in _covariances(own):
+        if (settings.covariance, settings.shrinkage, settings.ridge) == (own.covariance, own.shrinkage, own.ridge):
+            continue
+        changed = reestimated(detector, settings)
+        if changed is None:
+            try:
+                with bench.progress.task(f"Fitting again: {title}"):
+                    again = refitted(detector, bench.training(), settings)
+            except EnvironmentProblem as problem:
+                notes.append(f"Left out, {title}: {problem}")
+                continue
+            assert isinstance(again, FeatureGaussian)
+            changed = again
+        choices[name] = (title, changed)
+    scored = bench.from_volumes("Scoring by each covariance", [detector, *(d for _, d in choices.values())])
+    check_reproduced(bench.run, bench.stored, scored[0])
+    variants = []
+    for (name, (title, changed)), after in zip(choices.items(), scored[1:], strict=True):
+        assert changed.gaussian_ is not None
+        used = changed.gaussian_.settings
+        described = {"covariance": used.covariance, "shrinkage": used.shrinkage, "ridge": used.ridge}
+        variants.append(variant_of(name, title, described, bench.pair(scored[0], after), deployable=True))
+    return Outcome(variants, notes)
+
+
+def fewer_scans(bench: Bench) -> Outcome:
+    """The learning curve: fits to nested halves and quarters of the training scans, same features: R8."""
+    count = len(bench.scores.subjects("train"))
+    seed = int(bench.run.record["seed"])
+    before, variants = bench.again, []
+    for parts in (2, 4):
+        chosen = nested_subset(count, parts, seed)
+        if len(chosen) < 2:
+            continue
+        with bench.progress.task(f"Fitting to {len(chosen)} of {count} scans"):
+            smaller = refitted(bench.detector, bench.training(chosen))
+        after = bench.from_volumes(f"Scoring with {len(chosen)} training scans", [smaller])[0]
+        settings = {"training_scans": len(chosen), "of": count, "parts": parts, "seed": seed}
+        title = f"{len(chosen)} of {count} training scans"
+        variants.append(variant_of(f"n-over-{parts}", title, settings, bench.pair(before, after)))
+    return Outcome(variants, _curve_notes(variants, count))
+
+
+def _covariances(own: GaussianSettings) -> list[tuple[str, str, GaussianSettings]]:
+    ridge = own.ridge
+    return [
+        ("full-ridge", f"full covariance, ridge {ridge:g}", GaussianSettings(ridge=ridge)),
+        ("diagonal", "no correlations between features", GaussianSettings(covariance="diagonal", ridge=ridge)),
+        ("ledoit-wolf", "Ledoit-Wolf shrinkage", GaussianSettings(shrinkage="ledoit_wolf", ridge=ridge)),
+        ("oas", "oracle approximating shrinkage (OAS)", GaussianSettings(shrinkage="oas", ridge=ridge)),
+        ("ridge-x10", f"ridge {10 * ridge:g} in the place of {ridge:g}", replace(own, ridge=10 * ridge)),
+    ]
+
+
+def _curve_notes(variants: Sequence[Mapping[str, Any]], count: int) -> list[str]:
+    notes = []
+    for protocol in PROTOCOLS:
+        blocks = [v["test"][protocol] for v in reversed(variants)]
+        if not blocks or any(b is None or b["variant"] is None for b in blocks):
+            continue
+        sizes = [*(v["settings"]["training_scans"] for v in reversed(variants)), count]
+        dice = [*(b["variant"] for b in blocks), blocks[0]["baseline"]]
+        line = ", ".join(f"{n} scans {value:.3f}" for n, value in zip(sizes, dice, strict=True))
+        notes.append(f"Learning curve on test, threshold by {protocol}: {line}.")
+    return notes

@@ -1,0 +1,167 @@
+"""What-ifs that change the scans and score them again: their intensities, and where they lie."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from core.bootstrap import mean_interval
+from core.diagnosis.bench import Bench, Outcome, Scores, variant_of
+from core.diagnosis.paired import N_BOOTSTRAP, PROTOCOLS, Scored, Thresholds, dice_pairs, difference, paired_at
+from core.diagnosis.variants import (
+    QUARTILES,
+    boundary_distance_mm,
+    brought_back,
+    intensity_quantiles,
+    moved,
+    renormalised,
+    shifted,
+)
+from core.experiment import prepared_of
+from core.metrics import dice_at
+from data.template import working_template
+from data.volume import Volume
+
+SHIFTS_MM = (0.5, 1.0, 2.0)
+_AXES = ("right", "front", "top")
+
+
+def renormalise(bench: Bench) -> Outcome:
+    """Intensities of every scan brought to those of the training scans, and scored again: R5."""
+    training = bench.training()
+    with bench.progress.task("Reading training intensities", len(training)) as advance:
+        total = np.zeros((len(training[0].contrasts), len(QUARTILES)))
+        for volume in training:
+            total += intensity_quantiles(volume)
+            advance(1, volume.subject_id)
+    reference = total / len(training)
+    variants = []
+    for name, affine, title in (
+        ("affine", True, "gain and offset from the outer quartiles in the brain"),
+        ("quartiles", False, "all three quartiles in the brain matched, linear between and beyond"),
+    ):
+        change: Callable[[Volume], Volume] = functools.partial(renormalised, reference=reference, affine=affine)
+        after = bench.from_volumes(f"Renormalised, {name}", [bench.detector], change)[0]
+        settings = {"reference": reference.tolist(), "probabilities": list(QUARTILES)}
+        variants.append(variant_of(name, title, settings, bench.pair(bench.again, after), deployable=True))
+    return Outcome(variants)
+
+
+def shift(bench: Bench) -> Outcome:
+    """Every scan moved under its lesion and mask, as labels that do not sit on the scan: R6."""
+    return _moved(bench, together=False)
+
+
+def register(bench: Bench) -> Outcome:
+    """Every scan moved with its lesion and mask against the healthy reference, as registration errs: R6."""
+    return _moved(bench, together=True)
+
+
+def jitter_slope(
+    variants: Sequence[Mapping[str, Any]], protocol: str, *, n_bootstrap: int = N_BOOTSTRAP
+) -> dict[str, Any] | None:
+    """Change of Dice per mm of shift: per subject the line through 0 that fits D(δ) − D(0), averaged over subjects."""
+    sums: dict[str, list[float]] = {}
+    for variant in variants:
+        if variant["test"][protocol] is None:
+            return None
+        mm = variant["settings"]["millimetres"]
+        for row in variant["test"][protocol]["subjects"]:
+            total = sums.setdefault(row["subject_id"], [0.0, 0.0])
+            total[0] += mm * (row["after"] - row["before"])
+            total[1] += mm * mm
+    slopes = [change / square for change, square in sums.values()]
+    interval = mean_interval(slopes, seed=0, n_resamples=n_bootstrap, purpose="jitter slope")
+    return {"per_mm": interval.mean, "low": interval.low, "high": interval.high, "n": interval.n}
+
+
+def _moved(bench: Bench, *, together: bool) -> Outcome:
+    before, cuts = bench.again, bench.cuts(bench.again)
+    variants = []
+    aligned = {p: _AlignedDice(before, cuts[p]) for p in PROTOCOLS}
+    for axis, mm in _offsets():
+        offset = (mm * (axis == 0), mm * (axis == 1), mm * (axis == 2))
+        change: Callable[[Volume], Volume] = functools.partial(moved if together else shifted, offset_mm=offset)
+        back: Callable[[Scores, Volume], Scores] = functools.partial(brought_back, offset_mm=offset)
+        what = f"Moved by {mm:g} mm, {_AXES[axis]}"
+        after = bench.from_volumes(what, [bench.detector], change, back if together else None)[0]
+        for found in aligned.values():
+            found.offer(after, offset)
+        if mm > 0:
+            lesion = "lesion with it" if together else "lesion left where it is"
+            title = f"scan moved {mm:g} mm to the {_AXES[axis]}, {lesion}"
+            settings = {"offset_mm": list(offset), "millimetres": mm, "axis": _AXES[axis], "together": together}
+            variants.append(variant_of(f"{_AXES[axis]}-{mm:g}mm", title, settings, bench.pair(before, after)))
+    slopes = {p: jitter_slope(variants, p, n_bootstrap=bench.n_bootstrap) for p in PROTOCOLS}
+    oracle = _oracle_align(before, cuts, aligned, bench.n_bootstrap)
+    return Outcome([*variants, oracle], [], {"jitter": _jitter(bench, slopes)})
+
+
+def _offsets() -> list[tuple[int, float]]:
+    """(axis, mm): forward for the slope, and back from 1 mm on, so that a scan can be put right from either side."""
+    steps = [*SHIFTS_MM, *(-mm for mm in SHIFTS_MM if mm >= 1.0)]
+    return [(axis, mm) for axis in range(3) for mm in steps]
+
+
+@dataclass(eq=False)
+class _AlignedDice:
+    """Best Dice of each labelled subject over the offsets offered, at one threshold."""
+
+    before: Scored
+    cut: float | None
+    best: dict[str, tuple[float, list[float]]] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.offer(self.before, (0.0, 0.0, 0.0))
+
+    def offer(self, scored: Scored, offset: tuple[float, float, float]) -> None:
+        for subject in [*scored["validation"], *scored["test"]] if self.cut is not None else []:
+            assert self.cut is not None
+            dice = dice_at(subject, self.cut)
+            if dice is not None and dice > self.best.get(subject.subject_id, (-1.0, []))[0]:
+                self.best[subject.subject_id] = (dice, list(offset))
+
+
+def _oracle_align(
+    before: Scored,
+    cuts: Thresholds,
+    aligned: Mapping[str, _AlignedDice],
+    n_bootstrap: int,
+) -> dict[str, Any]:
+    paired = paired_at(before, before, cuts, cuts, n_bootstrap=n_bootstrap)
+    for p in PROTOCOLS:
+        best = aligned[p].best
+        cut = cuts[p]
+        if cut is None:
+            continue
+        for role, block in (("validation", paired["validation_by_protocol"][p]), ("test", paired["test"][p])):
+            if block is None:
+                continue
+            own = dice_pairs(before[role], before[role], cut, cut)
+            pairs = {i: (a, best[i][0]) for i, (a, _) in own.items()}
+            block |= difference(pairs, n_bootstrap, 0)
+            if role == "test":
+                block["subjects"] = [
+                    {"subject_id": i, "before": a, "after": b, "offset_mm": best[i][1]} for i, (a, b) in pairs.items()
+                ]
+    paired["validation"] = paired["validation_by_protocol"]["validation"]
+    title = "every labelled scan at the best of its offsets (thresholds kept): an upper bound"
+    offsets = [0.0, *SHIFTS_MM, *(-mm for mm in SHIFTS_MM if mm >= 1.0)]
+    return variant_of("oracle-align", title, {"offsets_mm_along_each_axis": offsets}, paired, needs_labels=True)
+
+
+def _jitter(bench: Bench, slopes: Mapping[str, dict[str, Any] | None]) -> dict[str, Any]:
+    """The slopes, the registration error that can be seen without labels, and their product: the cost of R6."""
+    residual, cost = None, dict.fromkeys(slopes)
+    brains = [prepared_of(bench.run, i).volume for i in bench.scores.subjects("test")]
+    template = working_template(bench.run.record["preprocessing"]["spacing_mm"])
+    if brains and template.grid.matches(brains[0].grid):
+        spacing = template.grid.spacing_mm
+        found = [boundary_distance_mm(v.brain_mask, template.brain_mask, spacing) for v in brains]
+        residual = float(np.median(found))
+        cost = {
+            p: None if s is None or s["per_mm"] is None else 0.0 - s["per_mm"] * residual for p, s in slopes.items()
+        }
+    return {"slope": dict(slopes), "residual_mm": residual, "cost": cost}
