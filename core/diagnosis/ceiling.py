@@ -4,6 +4,9 @@ Two oracles that see the truth. `union`: any union of whole cells, the exact bes
 over the layer's cells and drawn by the pipeline's own upsampling, with the best cut. Linear upsampling can draw finer
 edges than whole cells, so the ceiling is the larger of the two. Where the recipe smooths its score map, no map has
 edges of cells any more, and the ceiling is the band-limited one. Both are counted on the working grid.
+
+A cell of stride s lies on voxel s·i and holds the voxels nearest to it; half-way voxels belong to the even cell, as in
+the pipeline's own lookup, so that with an even stride cells of s + 1 and of s − 1 voxels take turns.
 """
 
 import functools

@@ -70,6 +70,7 @@ RUNGS: tuple[Rung, ...] = (
         False,
     ),
 )
+_ROUNDING = 1e-12
 _WORKING = ("subject_threshold", "set_threshold", "deployed_threshold")
 _PROTOCOLS = {"subject_threshold": "oracle_subject", "set_threshold": "oracle_set"}
 
@@ -225,8 +226,8 @@ def _rung(
 
 
 def _holds_zero(interval: Interval) -> bool:
-    """Whether 0 is inside; without an interval nothing can be told apart from 0."""
-    return interval.low is None or interval.high is None or interval.low <= 0 <= interval.high
+    """Whether 0 is inside, rounding aside; without an interval nothing can be told apart from 0."""
+    return interval.low is None or interval.high is None or interval.low <= _ROUNDING <= interval.high + 2 * _ROUNDING
 
 
 def _imbalance_row(

@@ -57,7 +57,7 @@ def lesion_table(
     score_map = ScoreMap(case.scores, case.volume.grid, case.subject_id, "")
     report = lesion_report(score_map, _touching(segment(score_map, threshold), case.lesion), lesion)
     contrast = _contrast(case, labels, n, mean, deviation)
-    separation = {layer: _aurocs(scores, case.lesion, labels, n) for layer, scores in layer_scores.items()}
+    separation = _aurocs(layer_scores, case, labels, n)
     scored = np.bincount(labels[np.isfinite(case.scores)], minlength=n + 1)
     total = np.bincount(labels.reshape(-1), minlength=n + 1)
     allowed = {one.label: one for one in ceilings.lesions}
@@ -98,11 +98,14 @@ def why(
 ) -> str:
     """Found, or the first reason that applies, in plain words.
 
-    Reasons in order: less than half of the lesion was scored; it is smaller than the finest cell of the layer set;
-    its mean contrast is below 2 SD; no voxel reaches the threshold; too little of it does.
+    Reasons in order: it is segmented, but by a component that matches another lesion; less than half of it was scored;
+    it is smaller than the finest cell of the layer set; its mean contrast is below 2 SD; no voxel reaches the
+    threshold; too little of it does.
     """
     if row.found:
         return "found"
+    if row.overlap >= MIN_OVERLAP:
+        return f"{row.overlap:.0%} of it is segmented, by a component that counts for another lesion"
     if scored_share < 0.5:
         return f"outside the brain mask: {scored_share:.0%} of it was scored"
     if row.volume_ml < cell_ml:
@@ -111,9 +114,7 @@ def why(
         return f"contrast below {LOW_CONTRAST_SD:g} SD: {contrast_sd:+.1f} SD against healthy scans"
     if row.max_score is not None and row.max_score < threshold:
         return f"threshold too high: its best voxel reaches {row.max_score / threshold:.0%} of the threshold"
-    if row.overlap < MIN_OVERLAP:
-        return f"threshold too high for most of it: {row.overlap:.0%} of it is segmented"
-    return f"{row.overlap:.0%} of it is segmented, by a component that counts for another lesion"
+    return f"threshold too high for most of it: {row.overlap:.0%} of it is segmented"
 
 
 def region(mm: tuple[float, float, float]) -> str:
@@ -178,15 +179,19 @@ def _contrast(
     return _means((image - usual) / spread, labels.reshape(-1)[known], n)
 
 
-def _aurocs(scores: np.ndarray, lesion: np.ndarray, labels: np.ndarray, n: int) -> Float64[np.ndarray, " lesions"]:
-    """AUROC of each lesion's scored voxels against all scored voxels without lesion; ties count half."""
-    inside = np.isfinite(scores)
-    normal = np.sort(scores[inside & ~lesion])
-    mine = inside & (labels > 0)
-    if len(normal) == 0:
-        return np.full(n + 1, np.nan)
-    below = np.searchsorted(normal, scores[mine], side="left") + np.searchsorted(normal, scores[mine], side="right")
-    return _means(below / (2.0 * len(normal)), labels[mine], n)
+def _aurocs(
+    layer_scores: Mapping[str, Float32[np.ndarray, "x y z"]], case: Case, labels: np.ndarray, n: int
+) -> dict[str, Float64[np.ndarray, " lesions"]]:
+    """AUROC of each lesion's scored voxels against all scored voxels without lesion, per layer; ties count half."""
+    inside = np.isfinite(case.scores)
+    tissue, marked = np.flatnonzero(inside & ~case.lesion), np.flatnonzero(inside & (labels > 0))
+    numbers = labels.reshape(-1)[marked]
+    found = {layer: np.full(n + 1, np.nan) for layer in layer_scores}
+    for layer, scores in layer_scores.items() if len(tissue) else ():
+        normal, mine = np.sort(scores.reshape(-1)[tissue]), scores.reshape(-1)[marked]
+        below = np.searchsorted(normal, mine, side="left") + np.searchsorted(normal, mine, side="right")
+        found[layer] = _means(below / (2.0 * len(normal)), numbers, n)
+    return found
 
 
 def _means(values: np.ndarray, labels: np.ndarray, n: int) -> Float64[np.ndarray, " lesions"]:
