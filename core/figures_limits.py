@@ -3,14 +3,18 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import plotly.graph_objects as go
+
+from core.diagnosis.limit_tables import ALL_SITES, wilson
 
 SIZES = ("#8a5fbf", "#2f7ed8", "#2a9d8f", "#c98a1b", "#d8572a", "#d81b7a", "#7d8590")
 """One colour per diameter, smallest first; to be seen on white and on near-black."""
-_ALL = "all"
+SCALE = ((0.0, (0, 32, 77)), (0.5, (124, 123, 120)), (1.0, (255, 234, 70)))
+"""Ends and middle of cividis (Nuñez et al. 2018), as even to the colour-blind as to others."""
 
 
-def sensitivity_map(result: Mapping[str, Any], level: str = "own", site: str = _ALL) -> go.Figure:
+def sensitivity_map(result: Mapping[str, Any], level: str = "own", site: str = ALL_SITES) -> go.Figure:
     """Sensitivity in % over contrast (x) and diameter (y) at one false-positive level, the number in every cell."""
     cells = _cells(result, level, site)
     contrasts, diameters = _axis(cells, "contrast_sd"), _axis(cells, "diameter_mm")
@@ -21,25 +25,32 @@ def sensitivity_map(result: Mapping[str, Any], level: str = "own", site: str = _
             x=[_signed(c) for c in contrasts],
             y=[f"{d:g}" for d in diameters],
             z=[[None if cell is None else 100 * cell["sensitivity"] for cell in row] for row in rows],
-            text=[["" if cell is None else f"{100 * cell['sensitivity']:.0f}" for cell in row] for row in rows],
             customdata=[[_hover(cell) for cell in row] for row in rows],
-            texttemplate="%{text}",  # without a colour of its own plotly takes the one that stands out of the cell
-            textfont={"size": 14},
             hovertemplate="%{y} mm, %{x} SD<br>%{customdata}<extra></extra>",
             zmin=0,
             zmax=100,
-            colorscale="Cividis",
+            colorscale=[[place, f"rgb{colour}"] for place, colour in SCALE],
             colorbar={"title": {"text": "found, %"}, "thickness": 12},
             xgap=2,
             ygap=2,
         )
+    )
+    there = [cell for row in rows for cell in row if cell is not None]
+    figure.add_scatter(
+        x=[_signed(cell["contrast_sd"]) for cell in there],
+        y=[f"{cell['diameter_mm']:g}" for cell in there],
+        text=[f"{100 * cell['sensitivity']:.0f}" for cell in there],
+        textfont={"color": [_readable_on(cell["sensitivity"]) for cell in there], "size": 14},
+        mode="text",
+        hoverinfo="skip",
+        showlegend=False,
     )
     figure.update_xaxes(title="contrast of the lesion, healthy SDs (darker | brighter)", type="category")
     figure.update_yaxes(title="diameter, mm", type="category")
     return _finish(figure, height=140 + 44 * len(diameters))
 
 
-def sensitivity_curves(result: Mapping[str, Any], level: str = "own", site: str = _ALL) -> go.Figure:
+def sensitivity_curves(result: Mapping[str, Any], level: str = "own", site: str = ALL_SITES) -> go.Figure:
     """Sensitivity against contrast, one line per diameter with its 95 % Wilson band.
 
     At contrast 0 stands what is found where nothing was planted: false positives.
@@ -55,6 +66,7 @@ def sensitivity_curves(result: Mapping[str, Any], level: str = "own", site: str 
         figure.add_scatter(
             x=[*x, *reversed(x)],
             y=[*(p[3] for p in points), *(p[2] for p in reversed(points))],
+            mode="lines",
             fill="toself",
             fillcolor=colour,
             opacity=0.13,
@@ -99,8 +111,8 @@ def _point(cell: Mapping[str, Any]) -> _Point:
 
 def _nothing_planted(cells: Sequence[Mapping[str, Any]]) -> _Point:
     found, n = sum(c["found_without"] for c in cells), sum(c["n"] for c in cells)
-    share = 100 * found / n
-    return 0.0, share, share, share, f"nothing planted: {found} of {n} places called a lesion"
+    low, high = wilson(found, n)
+    return 0.0, 100 * found / n, 100 * low, 100 * high, f"nothing planted: {found} of {n} places called a lesion"
 
 
 def _hover(cell: Mapping[str, Any] | None) -> str:
@@ -111,6 +123,13 @@ def _hover(cell: Mapping[str, Any] | None) -> str:
         f"<br>before planting {cell['found_without']} of them"
         f"<br>Dice around the lesion {cell['dice']:.2f}"
     )
+
+
+def _readable_on(share: float) -> str:
+    """Black or white, whichever stands out more from the colour of a share. WCAG 2.1, relative luminance."""
+    colour = [np.interp(share, [p for p, _ in SCALE], [c[k] for _, c in SCALE]) / 255 for k in range(3)]
+    linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in colour]
+    return "#000000" if float(np.dot(linear, (0.2126, 0.7152, 0.0722))) > 0.179 else "#ffffff"
 
 
 def _signed(contrast: float) -> str:

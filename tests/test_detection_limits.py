@@ -15,7 +15,7 @@ from scipy.stats import norm
 from core import experiment, figures_limits
 from core.calibration import threshold_at_quantile
 from core.detectors import make
-from core.diagnosis import detection_limits, planted_lesions
+from core.diagnosis import detection_limits
 from core.diagnosis.detection_limits import (
     LimitSettings,
     Scorer,
@@ -391,10 +391,9 @@ def test_figures_show_every_number_and_every_size(own_study: TinyStudy) -> None:
     result = run_detection_limits(open_run(own_study.runs, "tiny-intensity"), quiet(), **TINY)
     figure = figures_limits.sensitivity_map(result)
     cells = sensitivity_cells(stored_planted_lesions(open_run(own_study.runs, "tiny-intensity"), "intensity") or [], 0)
+    text = figure.data[1]
     shown = {
-        (float(y), float(str(x).replace("−", "-"))): text
-        for y, row in zip(figure.data[0].y, figure.data[0].text, strict=True)
-        for x, text in zip(figure.data[0].x, row, strict=True)
+        (float(y), float(x.replace("−", "-"))): number for x, y, number in zip(text.x, text.y, text.text, strict=True)
     }
     assert shown == {
         (c["diameter_mm"], c["contrast_sd"]): f"{100 * c['sensitivity']:.0f}" for c in cells if c["site"] == "all"
@@ -404,4 +403,4 @@ def test_figures_show_every_number_and_every_size(own_study: TinyStudy) -> None:
     assert [trace.name for trace in lines] == ["8 mm", "16 mm"]
     assert list(lines[0].x) == [-4, 0, 4]
     assert all("nothing planted" in trace.customdata[1] for trace in lines)
-    assert planted_lesions.SITES[-1] == "brain"
+    assert [trace.line.color for trace in lines] == list(figures_limits.SIZES[:2])
