@@ -35,7 +35,13 @@ PROTOCOL_NAMES = (
     ("oracle_set", "oracle: best one threshold on test"),
     ("oracle_subject", "oracle: best threshold per test subject"),
 )
-KIND_NAMES = {"gaussian": "one Gaussian each", "mixture": "three Gaussians each", "kde": "kernel densities"}
+SETTING_NAMES = {
+    "smoothing_mm": ("Smoothing", "SD, mm"),
+    "median_voxels": ("Median", "voxels"),
+    "erosion_voxels": ("Brain eroded by", "voxels"),
+    "min_component_mm3": ("Smallest component", "mm³"),
+}
+"""Post-processing settings and their units, in the order in which they are applied."""
 _RESAMPLES = 2000
 
 
@@ -52,6 +58,10 @@ class Bar:
     hollow: bool
     definition: str
     advice: str
+    only: float | None = None
+    """Dice gained if nothing else were put right."""
+    all_but: float | None = None
+    """Dice still missing if everything else were put right."""
 
 
 def bars(diagnosis: Mapping[str, Any]) -> list[Bar]:
@@ -66,7 +76,7 @@ def bars(diagnosis: Mapping[str, Any]) -> list[Bar]:
     errors = [
         Bar(
             f"errors.{c['id']}", category_title(c), c["cost"] or 0.0, c["low"], c["high"], c["hollow"],
-            c["definition"], c.get("advice") or "",
+            c["definition"], c.get("advice") or "", c["only"], c["all_but"],
         )
         for c in sorted(diagnosis["error_map"], key=lambda c: -(c["cost"] or 0.0))
     ]  # fmt: skip
@@ -162,10 +172,9 @@ def decision_rows(diagnosis: Mapping[str, Any], protocols: Mapping[str, Any]) ->
             }
         )  # fmt: skip
     for found in diagnosis["decisions"]:
-        over = "the score" if found["over"] == "score" else "the layers"
         rows.append(
             {
-                "decision": f"two densities over {over}, {KIND_NAMES.get(found['kind'], found['kind'])}",
+                "decision": f"two densities: {found['name']}",
                 "dice": found["mean_dice"], "low": found["low"], "high": found["high"], "n": found["n"],
                 "labels": "validation", "threshold": found["threshold"], "explain": found["explain"],
             }
@@ -184,18 +193,23 @@ def cause_state(cause: Mapping[str, Any], stored: Sequence[str]) -> str:
     return "input missing"
 
 
-def best_variant(what_if: Mapping[str, Any]) -> Mapping[str, Any] | None:
+def best_variant(what_if: Mapping[str, Any], protocol: str) -> Mapping[str, Any] | None:
     """The variant with the largest gain on validation, among those that can be deployed; None without validation."""
-    able = [v for v in what_if["variants"] if v["deployable"] and v.get("validation")]
-    return max(able, key=lambda v: v["validation"]["gain"], default=None)
+    able = [v for v in what_if["variants"] if v["deployable"] and validation_of(v, protocol)]
+    return max(able, key=lambda v: validation_of(v, protocol)["gain"] or 0.0, default=None)
+
+
+def validation_of(variant: Mapping[str, Any], protocol: str) -> dict[str, Any]:
+    """What a variant gains on validation under a protocol; empty when nothing was labelled there."""
+    return (variant.get("validation_by_protocol") or {}).get(protocol) or variant.get("validation") or {}
 
 
 def variant_rows(what_if: Mapping[str, Any], protocol: str) -> list[dict[str, Any]]:
     """One line per variant: its gain on validation and on test at the protocol's threshold, re-derived for it."""
-    best = best_variant(what_if)
+    best = best_variant(what_if, protocol)
     rows = []
     for variant in what_if["variants"]:
-        chosen, test = variant.get("validation") or {}, (variant["test"] or {}).get(protocol) or {}
+        chosen, test = validation_of(variant, protocol), (variant["test"] or {}).get(protocol) or {}
         rows.append(
             {
                 "variant": variant["title"],
@@ -221,6 +235,61 @@ def job_argv(verb: str, runs: Path, run_id: str, layer_set: str, name: str | Non
     return [verb, run_id, *named, "--runs", str(runs.absolute()), "--layers", layer_set]
 
 
+def row_of(result: Mapping[str, Any], settings: Mapping[str, float]) -> Mapping[str, Any]:
+    """The row of a stored post-processing grid that holds these settings."""
+    return next(row for row in result["rows"] if all(row[name] == value for name, value in settings.items()))
+
+
+def start_settings(result: Mapping[str, Any], protocol: str) -> dict[str, float]:
+    """Where the explorer begins: the best on validation, else what the run does itself."""
+    best = (result["best_on_validation"] or {}).get(protocol) or result["shipped"][protocol]
+    return dict(best["settings"])
+
+
+def settings_text(settings: Mapping[str, float]) -> str:
+    """A combination in words."""
+    parts = [
+        f"{SETTING_NAMES[name][0].lower()} {value:g} {SETTING_NAMES[name][1].removeprefix('SD, ')}"
+        for name, value in settings.items()
+        if value
+    ]
+    return ", ".join(parts).capitalize() if parts else "No post-processing"
+
+
+def post_processing_rows(result: Mapping[str, Any], protocol: str) -> list[dict[str, Any]]:
+    """The run's own setting, the best on validation and what it gives on test, the best on test (an oracle)."""
+    quoted = [
+        ("the run's own", result["shipped"].get(protocol)),
+        ("best on validation", (result["best_on_validation"] or {}).get(protocol)),
+        ("oracle: best on test", (result["best_on_test"] or {}).get(protocol)),
+    ]
+    return [
+        {
+            "which": which,
+            "Dice on validation": found["validation_dice"],
+            "Dice on test": found["dice"],
+            "paired gain on test": _gain_text(found),
+            "setting": settings_text(found["settings"]),
+        }
+        for which, found in quoted
+        if found is not None and found["dice"] is not None
+    ]
+
+
+def limit_rows(level: Mapping[str, Any], site: str) -> list[dict[str, Any]]:
+    """Per diameter: the contrast at which 50 % and 80 % of planted lesions are found, darker and brighter."""
+    rows: dict[float, dict[str, Any]] = {}
+    for limit in level["limits"]:
+        if limit["site"] != site:
+            continue
+        row = rows.setdefault(limit["diameter_mm"], {"diameter, mm": f"{limit['diameter_mm']:g}"})
+        for share in ("50", "80"):
+            reached = limit[f"contrast_sd_{share}"]
+            text = _why_not(limit[f"why_{share}"]) if reached is None else f"{reached:+.1f} SD".replace("-", "−")
+            row[f"{limit['sign']}, {share} % found"] = text
+    return list(rows.values())
+
+
 def strata(lesions: Sequence[Mapping[str, Any]], subjects: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Lesion recall by size, contrast and region; mean Dice by site, age and sex. What nobody knows is left out.
 
@@ -235,6 +304,18 @@ def strata(lesions: Sequence[Mapping[str, Any]], subjects: Sequence[Mapping[str,
         "sex": _dice_by(subjects, _named(subjects, "sex")),
     }
     return {name: rows for name, rows in found.items() if rows}
+
+
+def _why_not(why: str) -> str:
+    """In two words what `limit_tables` says when a sensitivity has no contrast."""
+    return "never" if why.startswith("never") else "false positives"
+
+
+def _gain_text(found: Mapping[str, Any]) -> str:
+    if found.get("gain") is None:
+        return "–"
+    span = f" [{found['gain_low']:.3f}, {found['gain_high']:.3f}]" if found["gain_low"] is not None else ""
+    return f"{found['gain']:+.3f}{span}"
 
 
 def _voxels(subject: Mapping[str, Any], name: str) -> int | None:

@@ -8,14 +8,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
+from core.diagnosis_view import SETTING_NAMES, category_title
 from core.figures import HEALTHY, INK, ORACLE, finish
 
 FALSE_POSITIVE, MISSED = "#d9761a", "#bb4fb0"  # the viewer's orange and magenta, dark enough for a white page
 EMPTY = "rgba(0,0,0,0)"
 LAYER_PALETTE = ("#4f86c6", "#c98a1b", "#2a9d8f", "#bb4fb0", "#8c939c")
 KIND_COLOURS = {"fp": FALSE_POSITIVE, "fn": MISSED, "space": ORACLE}
-KIND_NAMES = {"fp": "false positives (FP)", "fn": "misses (FN)", "space": "change of grid"}
+KIND_NAMES = {"fp": "false positives", "fn": "misses"}
 
 
 def ladder(rungs: Sequence[Mapping[str, Any]], dice: Mapping[str, Any], chosen: str | None = None) -> go.Figure:
@@ -30,7 +32,7 @@ def ladder(rungs: Sequence[Mapping[str, Any]], dice: Mapping[str, Any], chosen: 
     _whole(figure, "A perfect segmentation", 1.0, "reference", "Dice 1: the reference itself")
     figure.add_bar(
         orientation="h",
-        y=[_wrapped(r["title"], 27) for r in steps],
+        y=[_wrapped(r["title"], 22) for r in steps],
         base=above,
         x=[-cost for cost in costs],
         marker=_marker(steps, [ORACLE if r["needs_labels"] else HEALTHY for r in steps], chosen, "ladder"),
@@ -40,10 +42,10 @@ def ladder(rungs: Sequence[Mapping[str, Any]], dice: Mapping[str, Any], chosen: 
         showlegend=False,
     )
     _whole(figure, "Dice that is reached", dice["mean"] or 0.0, "dice", f"Dice {_number(dice['mean'])} {_span(dice)}")
-    names = ["A perfect segmentation", *(_wrapped(r["title"], 27) for r in steps), "Dice that is reached"]
+    names = ["A perfect segmentation", *(_wrapped(r["title"], 22) for r in steps), "Dice that is reached"]
     texts = ["1.000", *(_signed(-cost) for cost in costs), f"<b>{_number(dice['mean'])}</b>"]
     _column(figure, names, texts)
-    _legend(figure, [("can be deployed", HEALTHY, False, False), ("needs test labels", ORACLE, True, False)])
+    _key(figure, [("■", HEALTHY, "deployable"), ("▨", ORACLE, "needs test labels")])
     figure.update_xaxes(title="Dice", range=[0, 1.005], zeroline=False)
     figure.update_yaxes(autorange="reversed", categoryorder="array", categoryarray=names, ticklabelstandoff=6)
     figure.update_layout(bargap=0.28)
@@ -54,7 +56,7 @@ def error_bars(categories: Sequence[Mapping[str, Any]], chosen: str | None = Non
     """What each kind of wrong voxel costs, largest first; the costs and the Dice add up to 1."""
     figure = go.Figure()
     rows = sorted(categories, key=lambda c: -(c["cost"] or 0.0))
-    names = [_wrapped(_prefixed(c), 30) for c in rows]
+    names = [_wrapped(category_title(c), 27) for c in rows]
     costs = [c["cost"] or 0.0 for c in rows]
     figure.add_bar(
         orientation="h",
@@ -73,13 +75,14 @@ def error_bars(categories: Sequence[Mapping[str, Any]], chosen: str | None = Non
             ]
             for c in rows
         ],
-        hovertemplate="<b>%{y}</b><br>costs %{customdata[1]}<br>fixing only this: +%{customdata[2]}"
-        "<br>fixing all but this leaves %{customdata[3]} to 1<br>%{customdata[4]}<br>%{customdata[5]}<extra></extra>",
+        hovertemplate="<b>%{y}</b><br>costs %{customdata[1]}<br>put right alone: +%{customdata[2]}"
+        "<br>all else put right, still missing: %{customdata[3]}<br>%{customdata[4]}<br>%{customdata[5]}"
+        "<extra></extra>",
         showlegend=False,
     )
     _column(figure, names, [f"{cost:.3f}" for cost in costs])
-    kinds = [kind for kind in KIND_NAMES if any(c["kind"] == kind for c in rows)]
-    _legend(figure, [(KIND_NAMES[kind], KIND_COLOURS[kind], False, False) for kind in kinds if kind != "space"])
+    kinds = [kind for kind in ("fp", "fn") if any(c["kind"] == kind for c in rows)]
+    _key(figure, [("■", KIND_COLOURS[kind], KIND_NAMES[kind]) for kind in kinds])
     figure.update_xaxes(
         title="Dice lost", zeroline=True, rangemode="tozero" if min(costs, default=0) >= 0 else "normal"
     )
@@ -134,10 +137,10 @@ def strata_bars(rows: Sequence[Mapping[str, Any]], value: str, *, colour: str = 
         hovertemplate="%{y}<br>" + value + " %{customdata[0]} %{customdata[1]}<extra></extra>",
         showlegend=False,
     )
-    figure.update_xaxes(title=value, range=[0, 1.02], nticks=5)
+    figure.update_xaxes(title={"recall": "share found", "dice": "mean Dice"}[value], range=[0, 1.02], nticks=5)
     figure.update_yaxes(autorange="reversed", ticklabelstandoff=6)
     figure.update_layout(bargap=0.35)
-    return finish(figure, height=90 + 32 * len(rows))
+    return finish(figure, height=64 + 32 * len(rows)).update_layout(margin_t=4)
 
 
 def ceiling_lines(layers: Sequence[Mapping[str, Any]]) -> go.Figure:
@@ -158,6 +161,41 @@ def ceiling_lines(layers: Sequence[Mapping[str, Any]]) -> go.Figure:
     figure.update_xaxes(title="lesion volume")
     figure.update_yaxes(title="best possible Dice", range=[0, 1.02])
     return finish(figure, height=340)
+
+
+def setting_lines(result: Mapping[str, Any], chosen: Mapping[str, float], protocol: str) -> go.Figure:
+    """Dice along each post-processing setting with the others held: one panel per setting, a ring where one stands."""
+    names = list(SETTING_NAMES)
+    figure = make_subplots(1, len(names), shared_yaxes=True, horizontal_spacing=0.03)
+    series = (
+        ("validation: choose by this", "validation_dice", HEALTHY),
+        ("test (oracle to choose by)", "dice", ORACLE),
+    )
+    for panel, name in enumerate(names, start=1):
+        others = {key: value for key, value in chosen.items() if key != name}
+        rows = [row for row in result["rows"] if all(row[key] == value for key, value in others.items())]
+        for title, figure_name, colour in series:
+            figure.add_scatter(
+                row=1,
+                col=panel,
+                x=["none" if row[name] == 0 else f"{row[name]:g}" for row in rows],
+                y=[row[protocol][figure_name] for row in rows],
+                name=title,
+                legendgroup=title,
+                showlegend=panel == 1,
+                mode="lines+markers",
+                line={"color": colour, "width": 2},
+                marker={
+                    "size": [14 if row[name] == chosen[name] else 7 for row in rows],
+                    "symbol": ["circle-open" if row[name] == chosen[name] else "circle" for row in rows],
+                    "line": {"width": 2},
+                },
+                hovertemplate=f"{SETTING_NAMES[name][0]} %{{x}}<br>{title.split(':')[0]} %{{y:.3f}}<extra></extra>",
+            )
+        figure.update_xaxes(title=", ".join(SETTING_NAMES[name]), type="category", row=1, col=panel)
+    figure.update_yaxes(rangemode="tozero")
+    figure.update_yaxes(title="mean Dice", row=1, col=1)
+    return finish(figure, height=290)
 
 
 def _whole(figure: go.Figure, name: str, value: float, key: str, text: str) -> None:
@@ -219,25 +257,14 @@ def _column(figure: go.Figure, names: Sequence[str], texts: Sequence[str]) -> No
         )  # fmt: skip
 
 
-def _legend(figure: go.Figure, entries: Sequence[tuple[str, str, bool, bool]]) -> None:
-    """Bars without a place that explain the drawing rule, the hollow one last."""
-    for name, colour, hatched, hollow in [*entries, ("hollow: interval contains 0", ORACLE, False, True)]:
-        figure.add_bar(
-            orientation="h",
-            x=[None],
-            y=[None],
-            name=name,
-            marker={
-                "color": EMPTY if hollow else colour,
-                "line": {"color": colour, "width": 1.8},
-                "pattern": {
-                    "shape": "/" if hatched else "",
-                    "fillmode": "overlay",
-                    "fgcolor": "rgba(255,255,255,0.75)",
-                },
-            },
-            hoverinfo="skip",
-        )
+def _key(figure: go.Figure, entries: Sequence[tuple[str, str, str]]) -> None:
+    """What the drawing rule means, on one line above the bars; a legend would take three beside long names."""
+    marks = [*entries, ("□", ORACLE, "interval contains 0")]
+    figure.add_annotation(
+        x=1, xref="paper", xanchor="right", y=1, yref="paper", yanchor="bottom", yshift=4, showarrow=False,
+        text="   ".join(f"<span style='color:{colour}'>{mark}</span> {text}" for mark, colour, text in marks),
+        font={"color": INK, "size": 12},
+    )  # fmt: skip
     figure.update_layout(barmode="overlay")
 
 
@@ -246,10 +273,6 @@ def _hover(rung: Mapping[str, Any], cost: float) -> tuple[str, str, str]:
     level = f"leaves a mean Dice of {_number(rung['mean'])} {_span(rung)}"
     lifted = f"<br>{rung['lifted']} subjects lifted to the rung below" if rung.get("lifted") else ""
     return _wrapped(rung["title"], 60), f"{cost:.3f} {span}", f"{level}{lifted}<br>{_wrapped(rung['definition'], 60)}"
-
-
-def _prefixed(category: Mapping[str, Any]) -> str:
-    return {"fp": "FP · ", "fn": "FN · "}.get(category["kind"], "") + str(category["title"])
 
 
 def _wrapped(text: str, width: int) -> str:

@@ -7,10 +7,12 @@ from pages._diagnosis.causes import show_causes
 from pages._diagnosis.costs import show_costs
 from pages._diagnosis.decisions import show_decisions
 from pages._diagnosis.lesions import show_ceilings, show_groups, show_lesions
-from pages._diagnosis.load import diagnosis_of
+from pages._diagnosis.limits import show_limits
+from pages._diagnosis.load import diagnosis_of, limits_of
+from pages._diagnosis.post_processing import show_post_processing
 from pages._shared import PROTOCOL_LABELS, dice_text, metrics_or_stop, pick_layers, pick_run, scores_of
 
-SECTIONS = ("Where it is lost", "Causes, what-ifs", "Decision rules", "Detection limits", "Lesions, groups")
+SECTIONS = ("Where it is lost", "Causes and what-ifs", "Decision rules", "Detection limits", "Lesions and groups")
 
 st.title("Diagnosis")
 run = pick_run()
@@ -31,17 +33,18 @@ protocol = st.sidebar.segmented_control(
 )
 
 if not protocols["healthy"]["subjects"]:
-    st.info("No test subject of this run has a lesion: there is no Dice to explain. Add labelled test scans.")
+    st.info("No test subject of this run has a lesion: there is no Dice to explain yet. What can be known now:")
+    show_limits(run, limits_of(run, name), name)
     st.stop()
 found = diagnosis_of(run, name, protocol)
 
-head, verdict = st.columns([2, 5], vertical_alignment="center")
+head, verdict = st.columns([1, 4], vertical_alignment="center")
 head.metric(
-    f"Dice, {protocol} threshold",
+    "Dice, native space",
     dice_text(found["dice"]).split(" ")[0],
     help=f"Mean over {found['n']} test subjects with lesions, threshold from {PROTOCOL_LABELS[protocol]}.",
 )
-head.caption(f"{dice_text(found['dice']).partition(' ')[2]} · n = {found['n']} · native space")
+head.caption(f"{dice_text(found['dice']).partition(' ')[2]}, n = {found['n']}")
 gain = found["verdict"]["gain"]
 (verdict.info if gain is None else verdict.success)(f"**{found['verdict']['sentence']}**", icon=":material/lightbulb:")
 
@@ -52,11 +55,14 @@ for tab, section in zip(tabs, SECTIONS, strict=True):
     with tab:
         if section == "Where it is lost":
             show_costs(found)
-        elif section == "Causes, what-ifs":
+        elif section == "Causes and what-ifs":
             show_causes(run, found)
         elif section == "Decision rules":
             show_decisions(found, protocols)
-        elif section == "Lesions, groups":
+            show_post_processing(run, found["post_processing"], name, protocol)
+        elif section == "Detection limits":
+            show_limits(run, limits_of(run, name), name)
+        elif section == "Lesions and groups":
             show_lesions(found)
             show_groups(found)
             show_ceilings(found)

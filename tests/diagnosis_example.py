@@ -1,11 +1,13 @@
 """A plausible diagnosis in the shape of `diagnose`, made of random numbers that add up: Dice + Σ costs = 1."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from core.bootstrap import mean_interval
+from core.diagnosis.limit_tables import contrast_limits, sensitivity_cells
 from core.randomness import stream
 
 RUNGS: tuple[tuple[str, str, str, bool, float], ...] = (
@@ -38,12 +40,12 @@ CAUSES: tuple[tuple[str, str, float | None, bool, str | None, str | None], ...] 
     ("R1", "Lesion outside the scored brain", 0.004, True, None, None),
     ("R2", "Resolution of the feature map", 0.16, True, None, None),
     ("R3", "Evaluated on another grid", 0.004, False, None, None),
-    ("R4", "Edges and partial volume", None, False, "renormalise-edge", None),
+    ("R4", "Edges and partial volume", None, False, "dont-care", None),
     ("R5", "Domain shift of intensities", None, False, "calibrate-subject", None),
     ("R6", "Registration", None, True, "shift", None),
     ("R7", "Thresholding", 0.25, True, None, None),
     ("R8", "Fewer scans than features", None, False, "covariance", None),
-    ("R9", "Skull-strip remnants", None, False, "erode", None),
+    ("R9", "Skull-strip remnants", None, False, "erode-mask", None),
     ("R10", "Bias to bright voxels", 0.03, False, None, None),
     ("R11", "Smoothing and post-processing", None, False, None, "A stored post-processing grid: start it below."),
     ("R12", "Heterogeneous training scans", None, False, None, "Age is not in the cohort's table."),
@@ -99,13 +101,74 @@ def example(
             "gain": 0.081,
             "low": 0.012,
             "high": 0.173,
-            "what_if": "erode",
+            "what_if": "erode-mask",
             "variant": "2mm",
             "chosen_on": "validation",
         },
         "notes": ["Intervals are wide: 12 subjects."],
         "subjects": subjects,
     }
+
+
+def post_processing_example(n: int = 12) -> dict[str, Any]:
+    """A stored post-processing grid: three smoothings, medians and erosions, five smallest components."""
+    axes = {
+        "smoothing_mm": [0.0, 2.0, 4.0], "median_voxels": [0, 3, 5], "erosion_voxels": [0, 1, 2],
+        "min_component_mm3": [0.0, 27.0, 100.0, 300.0, 1000.0],
+    }  # fmt: skip
+    rows = []
+    for place, values in enumerate(itertools.product(*axes.values())):
+        smoothing, median, erosion, smallest = values
+        dice = 0.2 + 0.03 * smoothing - 0.006 * smoothing**2 + 0.008 * median + 0.05 * erosion - 0.02 * erosion**2
+        dice += 0.02 * np.log10(1 + smallest) - 0.00005 * smallest
+        row: dict[str, Any] = dict(zip(axes, values, strict=True))
+        for shift, protocol in enumerate(("healthy", "validation")):
+            here = float(dice + 0.03 * shift)
+            row[protocol] = {
+                "threshold": 4.0 + 0.1 * shift, "validation_dice": here + 0.02 + 0.004 * np.sin(place), "dice": here,
+                "low": here - 0.07, "high": here + 0.08, "n": n, "false_ml": 9.0 - 4 * erosion - 0.003 * smallest,
+                "false_components": 40.0 - smallest / 40, "gain": here - 0.2 - 0.03 * shift, "gain_low": here - 0.27,
+                "gain_high": here - 0.15,
+            }  # fmt: skip
+        rows.append(row)
+
+    def quoted(protocol: str, figure: str | None) -> dict[str, Any]:
+        row = rows[0] if figure is None else max(rows, key=lambda r: r[protocol][figure])
+        return {"settings": {name: row[name] for name in axes}, "protocol": protocol, **row[protocol]}
+
+    protocols = ("healthy", "validation")
+    return {
+        "axes": axes, "rows": rows, "notes": ["The best of 135 combinations on validation is optimistic there."],
+        "shipped": {p: quoted(p, None) for p in protocols},
+        "best_on_validation": {p: quoted(p, "validation_dice") for p in protocols},
+        "best_on_test": {p: quoted(p, "dice") | {"oracle": True} for p in protocols},
+    }  # fmt: skip
+
+
+def limits_example() -> dict[str, Any]:
+    """Stored detection limits: what is larger and stands out more is found more often."""
+    records = []
+    for diameter in (4.0, 8.0, 16.0):
+        for contrast in (-4.0, -2.0, 2.0, 4.0):
+            for site in ("grey", "white"):
+                for k in range(6):
+                    seen = diameter * max(contrast, 0.3 * -contrast) / 8 > k
+                    records.append(
+                        {
+                            "diameter_mm": diameter, "contrast_sd": contrast, "site": site, "found": [seen, k == 0],
+                            "found_without": [False, False], "dice": [0.4 * seen, 0.1], "covered": [0.6 * seen, 0.1],
+                        }
+                    )  # fmt: skip
+    levels = []
+    for number, (name, ml) in enumerate((("own", 9.1), ("fp_1", 1.0))):
+        cells = sensitivity_cells(records, number)
+        levels.append(
+            {
+                "id": name, "title": f"{ml:g} mL per healthy calibration scan", "false_positive_ml_per_scan": ml,
+                "false_positive_components_per_scan": 4 * ml, "cells": cells, "limits": contrast_limits(cells),
+            }
+        )  # fmt: skip
+    return {"levels": levels, "n_lesions": len(records), "n_scans": 6, "notes": ["Lesions are ellipsoids."]}
 
 
 def _subject(subject_id: str, rng: np.random.Generator) -> dict[str, Any]:
@@ -189,7 +252,7 @@ def _decisions(dice: dict[str, Any]) -> list[dict[str, Any]]:
             mean = (dice["mean"] or 0.0) + 0.02 * k + (0.03 if over == "layers" else 0.0)
             found.append(
                 {
-                    "name": f"two densities over {over}, {kind}", "over": over, "kind": kind,
+                    "name": f"{kind} over {over}, validation share", "over": over, "kind": kind,
                     "threshold": 3.9 if over == "score" and k == 0 else None, "mean_dice": mean, "low": mean - 0.05,
                     "high": mean + 0.06, "n": dice["n"],
                     "explain": "The ratio rises with the score: this equals one threshold." if k == 0 else
@@ -215,9 +278,9 @@ def _what_if(layer_set: str, ids: list[str]) -> dict[str, Any]:
             }
         )  # fmt: skip
     return {
-        "name": "erode", "title": "Erode the brain mask", "layer_set": layer_set,
+        "name": "erode-mask", "title": "Score less of the brain's rim", "layer_set": layer_set,
         "formula": "D(mask eroded by k mm) − D(mask)", "needs_labels": False, "deployable": True, "seconds": 41.0,
-        "argv": ["what-if", "tiny", "erode"], "variants": variants, "notes": [],
+        "argv": ["what-if", "tiny", "erode-mask"], "variants": variants, "notes": [],
     }  # fmt: skip
 
 
@@ -233,7 +296,7 @@ def _lesions(subject: dict[str, Any], shape: tuple[int, int, int], rng: np.rando
                 "volume_ml": float(volume), "contrast_sd": contrast, "region": str(rng.choice(REGIONS)),
                 "ceiling": float(min(0.97, 0.5 + 0.2 * np.log1p(volume))), "ceiling_layer": "input",
                 "best_layer": str(rng.choice(["input", "stage1"])), "found": found,
-                "why": "" if found else "low contrast" if contrast < 2 else "smaller than a feature cell",
+                "why": "found" if found else "low contrast" if contrast < 2 else "smaller than a feature cell",
                 "overlap": float(rng.random()) if found else 0.0,
             }
         )  # fmt: skip

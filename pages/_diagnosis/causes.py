@@ -6,10 +6,12 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from core.diagnosis_view import best_variant, cause_state, job_argv, variant_rows
+from core.commands import in_shell
+from core.diagnosis_view import best_variant, cause_state, job_argv, validation_of, variant_rows
 from core.figures_diagnosis import gain_dots
 from core.store import Run
 from pages._diagnosis.jobs import job_panel, show_problem
+from pages._diagnosis.load import what_ifs_for
 from pages._shared import dice_text, runs_directory
 
 
@@ -38,7 +40,7 @@ def show_causes(run: Run, found: Mapping[str, Any]) -> None:
         on_select="rerun",
         selection_mode="single-row",
         hide_index=True,
-        height=35 * (len(causes) + 1) + 3,
+        height="content",
         column_config={
             "id": st.column_config.TextColumn(width=45),
             "cause": st.column_config.TextColumn(width=190),
@@ -71,21 +73,28 @@ def _show_cause(cause: Mapping[str, Any]) -> None:
 def _show_what_ifs(run: Run, found: Mapping[str, Any], stored: Mapping[str, Mapping[str, Any]]) -> None:
     st.subheader("What if: change one thing, score again, compare in pairs", anchor=False)
     show_problem()
-    wanted: dict[str, list[str]] = {name: [] for name in stored}
-    for cause in found["causes"]:
-        if cause["what_if"]:
-            wanted.setdefault(cause["what_if"], []).append(f"{cause['id']} {cause['title']}")
     dots = _dots(stored, found["protocol"])
     if dots:
         st.plotly_chart(gain_dots(dots), key="gains", alt="Change of test Dice of every what-if")
         st.caption(
             "Right of the line is better. Blue can be deployed, grey needs test labels; an open dot's interval "
-            "contains 0. The threshold is derived anew for each variant by the same protocol."
+            "contains 0; ★ is the best of its what-if on validation. Thresholds are derived anew by the same protocol."
         )
-    for name, titles in wanted.items():
-        _show_what_if(run, found, name, titles, stored.get(name))
-    if not wanted:
-        st.info("This run has no what-if: its detector does not work on feature maps.")
+    known = what_ifs_for(run)
+    with st.container(border=True, gap="xxsmall"):
+        for what_if in (w for w in known if w["applies"]):
+            _show_what_if(run, found, what_if, stored.get(what_if["name"]))
+    for result in stored.values():
+        with st.expander(f"{result['title']}: every variant, formula and command"):
+            _show_variants(result, found["protocol"])
+            st.code(
+                in_shell(job_argv("what-if", runs_directory(), run.run_id, found["layer_set"], result["name"])),
+                language="bash",
+                wrap_lines=True,
+            )
+    lacking = [f"**{w['title']}** needs {w['missing']}" for w in known if not w["applies"]]
+    if lacking:
+        st.caption("Not for this run: " + "; ".join(lacking) + ".")
 
 
 def _dots(stored: Mapping[str, Mapping[str, Any]], protocol: str) -> list[dict[str, Any]]:
@@ -104,27 +113,30 @@ def _dots(stored: Mapping[str, Mapping[str, Any]], protocol: str) -> list[dict[s
 
 
 def _show_what_if(
-    run: Run, found: Mapping[str, Any], name: str, titles: list[str], result: Mapping[str, Any] | None
+    run: Run, found: Mapping[str, Any], what_if: Mapping[str, Any], result: Mapping[str, Any] | None
 ) -> None:
-    argv = job_argv("what-if", runs_directory(), run.run_id, found["layer_set"], name)
-    with st.container(border=True):
-        left, right = st.columns([3, 2], vertical_alignment="center")
-        left.markdown(f"**{result['title'] if result else name}**" + (f" · for {', '.join(titles)}" if titles else ""))
-        with right:
-            job_panel(argv, label="Run again" if result else "Run this what-if", key=name)
-        if result is None:
+    name = what_if["name"]
+    left, right = st.columns([4, 5], vertical_alignment="center")
+    left.markdown(f"**{what_if['title']}** · {', '.join(what_if['causes'])}", help=what_if["formula"])
+    with right:
+        if result is not None:
+            _show_gain(result, found["protocol"])
             return
-        best = best_variant(result)
-        test = ((best or {}).get("test") or {}).get(found["protocol"]) if best else None
-        if best is not None and test:
-            chosen = dice_text({"mean": best["validation"]["gain"], "low": None})
-            st.markdown(
-                f"Best on validation: **{best['title']}** ({chosen} there). On test it changes Dice by "
-                f"**{dice_text({'mean': test['gain'], 'low': test['low'], 'high': test['high']})}**, "
-                f"from {test['baseline']:.3f} to {test['variant']:.3f}."
-            )
-        with st.expander("Every variant, formula and command"):
-            _show_variants(result, found["protocol"])
+        argv = job_argv("what-if", runs_directory(), run.run_id, found["layer_set"], name)
+        job_panel(argv, label="Run it", key=name, beside=what_if["cost_text"].partition(":")[0])
+
+
+def _show_gain(result: Mapping[str, Any], protocol: str) -> None:
+    best = best_variant(result, protocol)
+    test = ((best or {}).get("test") or {}).get(protocol)
+    if best is None or not test:
+        st.caption("Done. Nothing here can be deployed: see its variants.")
+        return
+    gain = dice_text({"mean": test["gain"], "low": test["low"], "high": test["high"]})
+    st.markdown(
+        f"{best['title']}: test Dice **{test['baseline']:.3f} → {test['variant']:.3f}**, {gain} "
+        f"(validation {validation_of(best, protocol)['gain']:+.3f})"
+    )
 
 
 def _show_variants(result: Mapping[str, Any], protocol: str) -> None:

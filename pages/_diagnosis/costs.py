@@ -18,7 +18,7 @@ def show_costs(found: Mapping[str, Any]) -> None:
     if st.session_state.get("bar") not in choices:
         st.session_state.pop("bar", None)
     start = largest([bar for bar in choices.values() if bar.key.startswith("errors.")])
-    chosen = st.session_state.get("bar", st.query_params.get("bar"))
+    chosen = st.session_state.get("bar") or st.query_params.get("bar") or (start.key if start else None)
     left, right = st.columns(2, gap="medium")
     with left:
         st.markdown("**The way down: what is lost at each step**")
@@ -64,7 +64,10 @@ def _show_drivers(found: Mapping[str, Any], choices: Mapping[str, Bar], start: B
     few = concentration(rows)
     about = {"mean": bar.cost, "low": bar.low, "high": bar.high}
     half = f" Half of it comes from **{few} of {len(rows)}** subjects." if few is not None else ""
-    st.markdown(f"**{bar.title}** costs **{dice_text(about)}**.{half} {bar.definition} {bar.advice}")
+    pair = ""
+    if bar.only is not None and bar.all_but is not None:
+        pair = f" Put right alone it gives {bar.only:+.3f}; with all else put right it still costs {bar.all_but:.3f}."
+    st.markdown(f"**{bar.title}** costs **{dice_text(about)}**.{half}{pair} {bar.definition} {bar.advice}")
     in_map = key.startswith("errors.")
     table = pd.DataFrame(
         [row | {"look": slices_address(slices_query(found, row["subject"], categories=in_map))} for row in rows]

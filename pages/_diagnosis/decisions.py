@@ -29,21 +29,26 @@ def show_decisions(found: Mapping[str, Any], protocols: Mapping[str, Any]) -> No
                 for row in rows
             ]
         ),
+        key="decisions",
+        on_select="rerun",
+        selection_mode="single-row",
         hide_index=True,
-        height=35 * (len(rows) + 1) + 3,
+        height="content",
         column_config={
-            "decision": st.column_config.TextColumn(width=310),
+            "decision": st.column_config.TextColumn(width=320),
             "Dice": st.column_config.NumberColumn(format="%.3f", width=60),
             "95 % interval": st.column_config.TextColumn(width=115),
             "labels needed": st.column_config.TextColumn(width=105),
-            "threshold": st.column_config.NumberColumn(format="%.3g", width=80),
+            "threshold": st.column_config.NumberColumn(format="%.2f", width=75),
             "how it decides": st.column_config.TextColumn(width="large"),
         },
         placeholder="–",
         alt="Threshold protocols and two-distribution decisions",
     )
+    for k in st.session_state["decisions"]["selection"]["rows"]:
+        st.info(f"**{rows[k]['decision']}.** {rows[k]['explain']}")
     st.caption(
         f"Mean Dice of {found['n']} test subjects on the working grid. “test” labels make an oracle, not a result. Two "
         "densities of one score can differ from a threshold only where they cross more than once; over the layers' "
-        "distances they draw a boundary that no single threshold has."
+        "distances they draw a boundary that no single threshold has. Tick a row for the whole rule."
     )

@@ -12,7 +12,7 @@ from pages._shared import runs_directory
 PROBLEM = "diagnosis-problem"
 
 
-def job_panel(argv: Sequence[str], *, label: str, key: str, primary: bool = False) -> None:
+def job_panel(argv: Sequence[str], *, label: str, key: str, primary: bool = False, beside: str = "") -> None:
     """A button that starts the command once; while it works, its last words and a way to stop it."""
     job = newest_job(argv)
     active = job is not None and job.active
@@ -22,7 +22,7 @@ def job_panel(argv: Sequence[str], *, label: str, key: str, primary: bool = Fals
         if now is None or not now.active:
             if active:
                 st.rerun()
-            _offer(argv, now, label, key, primary)
+            _offer(argv, now, label, key, primary, beside)
         else:
             _follow(now, key)
 
@@ -40,16 +40,19 @@ def show_problem() -> None:
         st.error(st.session_state.pop(PROBLEM), icon=":material/error:")
 
 
-def _offer(argv: Sequence[str], job: Job | None, label: str, key: str, primary: bool) -> None:
-    st.button(
-        label,
-        key=f"start-{key}",
-        icon=":material/play_arrow:",
-        type="primary" if primary else "secondary",
-        on_click=_begin,
-        args=(list(argv),),
-        help=f"A process of its own. In a terminal: `{in_shell(argv)}`",
-    )
+def _offer(argv: Sequence[str], job: Job | None, label: str, key: str, primary: bool, beside: str) -> None:
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.button(
+            label,
+            key=f"start-{key}",
+            icon=":material/play_arrow:",
+            type="primary" if primary else "secondary",
+            on_click=_begin,
+            args=(list(argv),),
+            help=f"A process of its own. In a terminal: `{in_shell(argv)}`",
+        )
+        if beside:
+            st.caption(beside, width="content")
     if job is not None and job.status != "finished":
         st.warning(job.diagnosis, icon=":material/error:")
         with st.expander("What the job printed", icon=":material/terminal:"):

@@ -33,23 +33,37 @@ def show_lesions(found: Mapping[str, Any]) -> None:
     shown = [row for row in rows if only == "all" or row["found"] is (only == "found")]
     shown.sort(key=lambda row: (row["found"], -row["volume_ml"]))
     st.markdown(f"**{len(rows) - len(missed)} of {len(rows)}** lesions are found at the deployed threshold.")
-    columns = {
-        "subject_id": "subject", "lesion": "lesion", "found": "found", "why": "why", "volume_ml": "volume, mL",
-        "contrast_sd": "contrast, SD", "region": "region", "overlap": "covered", "ceiling": "ceiling",
-        "ceiling_layer": "ceiling of", "best_layer": "best layer",
-    }  # fmt: skip
+    table = pd.DataFrame(
+        [
+            {
+                "lesion": f"{row['subject_id']} · {row['lesion']}",
+                "found, or why not": row["why"],
+                "volume, mL": row["volume_ml"],
+                "contrast, SD": row["contrast_sd"],
+                "region": row["region"],
+                "covered, %": 100 * row["overlap"],
+                "ceiling": row["ceiling"],
+                "best layer": row["best_layer"],
+            }
+            for row in shown
+        ]
+    )
     st.dataframe(
-        pd.DataFrame(shown, columns=list(columns)).rename(columns=columns).dropna(axis="columns", how="all"),
+        table.dropna(axis="columns", how="all"),
         key=f"lesions-{only}",
         on_select="rerun",
         selection_mode="single-row",
         hide_index=True,
         height=min(35 * (len(shown) + 1) + 3, 388),
         column_config={
-            "volume, mL": st.column_config.NumberColumn(format="%.3f"),
-            "contrast, SD": st.column_config.NumberColumn(format="%.1f"),
-            "covered": st.column_config.NumberColumn(format="percent"),
-            "ceiling": st.column_config.NumberColumn(format="%.2f"),
+            "lesion": st.column_config.TextColumn(width=125, pinned=True),
+            "found, or why not": st.column_config.TextColumn(width=215),
+            "volume, mL": st.column_config.NumberColumn(format="%.3f", width=80),
+            "contrast, SD": st.column_config.NumberColumn(format="%.1f", width=88),
+            "region": st.column_config.TextColumn(width=115),
+            "covered, %": st.column_config.NumberColumn(format="%.0f", width=80),
+            "ceiling": st.column_config.NumberColumn(format="%.2f", width=60),
+            "best layer": st.column_config.TextColumn(width=80),
         },
         placeholder="–",
         alt="Lesions of the test subjects",
@@ -71,6 +85,7 @@ def show_lesions(found: Mapping[str, Any]) -> None:
 
 def show_groups(found: Mapping[str, Any]) -> None:
     """Small multiples: who is found, in whom Dice is low."""
+    st.subheader("Who is found, and in whom", anchor=False)
     groups = found["strata"] or strata(found["lesions"], found["subjects"])
     shown = [(name, title) for name, title in TITLES.items() if len(groups.get(name, ())) > 1]
     for start in range(0, len(shown), 3):
@@ -92,7 +107,8 @@ def show_ceilings(found: Mapping[str, Any]) -> None:
     layers = found["layers"]
     if not layers:
         return
-    left, right = st.columns([3, 2])
+    st.subheader("What each layer's grid can see", anchor=False)
+    left, right = st.columns([1, 1])
     left.plotly_chart(ceiling_lines(layers), key="ceilings", alt="Best possible Dice of each layer by lesion size")
     right.dataframe(
         pd.DataFrame(layers)[["layer", "spacing_mm", "union", "band_limited", "ceiling"]].rename(
