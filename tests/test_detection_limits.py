@@ -37,12 +37,13 @@ from core.diagnosis.planted_lesions import (
     share_out,
 )
 from core.experiment import DataSource
+from core.features import FeatureSettings
 from core.lesions import components, lesion_report
 from core.progress import Progress
 from core.run_scores import open_scores
 from core.store import Run, open_run
 from core.types import ScoreMap
-from data.errors import BadInput
+from data.errors import BadInput, EnvironmentProblem
 from data.table import read_table, write_table
 from data.template import working_template
 from data.volume import Grid, Mask, Volume
@@ -317,6 +318,28 @@ def test_a_result_is_read_and_not_computed_again(own_study: TinyStudy, monkeypat
     assert run_detection_limits(run, quiet(), **TINY) == first
     with pytest.raises(pytest.fail.Exception, match="computed again"):
         run_detection_limits(run, quiet(), **(TINY | {"per_cell": 1}))
+
+
+def test_a_stopped_measurement_leaves_the_result_that_was_there(
+    own_study: TinyStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = open_run(own_study.runs, "tiny-intensity")
+    first = run_detection_limits(run, quiet(), **TINY)
+    monkeypatch.setenv("DICESCOPE_FAULT", "commit.before_manifest:1:enospc")
+    monkeypatch.setattr("data.files._fault_hits", Counter())
+    with pytest.raises(EnvironmentProblem):
+        run_detection_limits(run, quiet(), **TINY, seed=1)
+    assert stored_detection_limits(run, "intensity") == first
+    assert not list((run.directory / detection_limits.DIRECTORY).glob(".tmp-*"))
+
+
+def test_padim_with_smoothing_and_two_dimensional_features_is_measured_too(own_study: TinyStudy) -> None:
+    source = DataSource(own_study.table, preprocessing=PREPROCESSING)
+    padim = make("padim", {"features": FeatureSettings(layers=("layer1",), grid="8mm")})
+    run = experiment.fit(own_study.runs, source, padim, quiet(), name="padim", run_id="padim")
+    result = run_detection_limits(run, quiet(), **(TINY | {"per_cell": 1}))
+    assert result["n_lesions"] == 12
+    assert result["gap_mm"] >= 2 * NEIGHBOURHOOD_MM
 
 
 def test_a_lesion_of_a_real_run_scores_alone_as_it_does_among_others(own_study: TinyStudy) -> None:
