@@ -22,7 +22,7 @@ PROTOCOL_LABELS = {
     "oracle_subject": "oracle: best threshold per test subject",
 }
 
-FITS = 29
+FITS = 32
 """Characters that the sidebar's boxes show of a choice."""
 
 

@@ -9,27 +9,13 @@ from core.figures import protocol_dots
 from core.summary import leading
 from pages._shared import dice_text, every_run, summary_of
 
-TOLD = (
-    "run",
-    "id",
-    "layers",
-    "Dice, healthy",
-    "Dice, validation",
-    "Dice, oracle",
-    "⌈Dice⌉ oracle",
-    "AUPRC",
-    "FP mL",
-    "n",
-)
+TOLD = ("run", "id", "Dice, healthy", "Dice, validation", "Dice, oracle", "AUPRC", "FP mL", "n", "layers")
 COLUMNS = {
     "layers": st.column_config.TextColumn(help="The layer set whose numbers these are."),
     "Dice, healthy": st.column_config.TextColumn(help="At the threshold from healthy scans: no label is needed."),
     "Dice, validation": st.column_config.TextColumn(help="At the threshold that is best on labelled validation scans."),
     "Dice, oracle": st.column_config.NumberColumn(
         format="%.3f", help="Mean Dice at the single threshold that is best on the test labels: not a result."
-    ),
-    "⌈Dice⌉ oracle": st.column_config.NumberColumn(
-        format="%.3f", help="Best Dice of all test voxels pooled, over all thresholds: an oracle."
     ),
     "AUPRC": st.column_config.NumberColumn(format="%.3f", help="Of all test voxels pooled."),
     "FP mL": st.column_config.NumberColumn(
@@ -114,7 +100,6 @@ if evaluated:
                     "Dice, healthy": dice_text(row["dice"].get("healthy")),
                     "Dice, validation": dice_text(row["dice"].get("validation")),
                     "Dice, oracle": (row["dice"].get("oracle_set") or {}).get("mean"),
-                    "⌈Dice⌉ oracle": row["ceil_dice"],
                     "AUPRC": row["auprc"],
                     "FP mL": (row["healthy_fp_ml"] or {}).get("healthy"),
                     "n": row["n_lesion_subjects"],
@@ -130,7 +115,7 @@ if evaluated:
     )
     st.caption(
         "Mean Dice in native space, with its 95 % interval, at the threshold from healthy scans and from validation "
-        "labels; oracle columns saw the test labels. Numbers of different cohorts are not comparable; each stands on "
+        "labels; the oracle saw the test labels. Numbers of different cohorts are not comparable; each stands on "
         "its own scans, prevalence and space. Point at a column's name for its meaning."
     )
 

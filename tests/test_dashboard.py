@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 
+from core.diagnosis.categories import CATEGORIES, CODES, HIT
 from core.packed import packed_path
 from core.run_scores import open_scores
 from core.store import open_run
@@ -147,7 +148,7 @@ def test_every_page_opens_from_the_sidebar(page: Page, address: str) -> None:
         if name in ("Slices", "Layers"):
             ready(page)
     expect(page.get_by_role("heading", name="Cohort scans")).to_be_visible()
-    expect(page.get_by_test_id("stDataFrame")).to_be_visible()
+    expect(page.get_by_test_id("stDataFrame").first).to_be_visible()
     assert page.locator("text=/\\d\\.\\d{3} \\[\\d\\.\\d{3}, \\d\\.\\d{3}\\]/").count() >= 1
 
 
@@ -277,6 +278,44 @@ def test_a_copied_address_shows_the_same_view_elsewhere(
         other.close()
 
 
+def test_error_categories_of_a_subject_are_counted_as_numpy_does_and_stand_in_the_address(
+    page: Page, address: str, study: TinyStudy
+) -> None:
+    open_viewer(page, f"{address}/slices?run=tiny&subject=test02&layers=input&layers=stage2")
+    page.get_by_test_id("axial").focus()
+    page.keyboard.press("c")
+    voxel_ml = open_scores(open_run(study.runs, "tiny")).prepared("test02").volume.grid.voxel_volume_mm3 / 1000
+    for protocol in ("healthy", "validation"):
+        page.get_by_test_id(f"protocol-{protocol}").click()
+        labels = volume(study, "test02", f"categories-input+stage2-{protocol}")
+        counts = {c.id: int((labels == CODES[c.id]).sum()) for c in CATEGORIES} | {"hit": int((labels == HIT).sum())}
+        page.wait_for_function(
+            "(n) => String(window.__viewer.categories) === String(n)",
+            arg=np.bincount(labels.ravel(), minlength=256).tolist(),
+        )
+        expect(page.get_by_test_id("legend").locator("button")).to_have_count(sum(n > 0 for n in counts.values()))
+        for name, voxels in counts.items():
+            if voxels:
+                amount = page.get_by_test_id(f"category-{name}").locator(".amount").inner_text()
+                assert float(amount.removesuffix(" mL").replace(",", "")) == pytest.approx(voxels * voxel_ml, rel=6e-3)
+    page.wait_for_url(re.compile("categories=1"))
+    some = next(name for name, voxels in counts.items() if voxels and name != "hit")
+    page.get_by_test_id(f"category-{some}").click()
+    page.wait_for_url(re.compile(f"category={some}"))
+    page.get_by_test_id("axial").focus()
+    page.keyboard.press("c")
+    page.wait_for_url(lambda url: "categor" not in url)
+    open_viewer(
+        page,
+        f"{address}/slices?run=tiny&subject=test02&layers=input&layers=stage2&threshold=validation"
+        f"&categories=1&category={some}",
+    )
+    expect(page.get_by_test_id(f"category-{some}")).to_have_attribute("aria-pressed", "true")
+    labels = volume(study, "test02", "categories-input+stage2-validation")
+    expect(page.get_by_test_id("jumped")).not_to_be_empty()
+    assert labels[cross_hair(page)] == CODES[some]
+
+
 def test_maps_of_layer_sets_stand_side_by_side_and_share_the_cross_hair(
     page: Page, address: str, study: TinyStudy
 ) -> None:
@@ -347,6 +386,17 @@ def test_data_shows_every_subject_with_its_picture(page: Page, address: str) -> 
     page.wait_for_function("() => [...document.querySelectorAll('img')].every((i) => i.complete && i.naturalWidth > 0)")
     page.get_by_test_id("stMain").get_by_test_id("stButtonGroup").get_by_text("test", exact=True).click()
     expect(pictures).to_have_count(4)
+
+
+def test_no_table_is_cut_at_1280_pixels(page: Page, address: str) -> None:
+    for name in ("", "layers?run=tiny"):
+        page.goto(f"{address}/{name}")
+        page.get_by_test_id("stDataFrame").first.scroll_into_view_if_needed()
+        expect(page.locator(".dvn-scroller").first).to_be_visible()
+        page.wait_for_load_state("networkidle")
+        page.wait_for_function(
+            "() => [...document.querySelectorAll('.dvn-scroller')].every((e) => e.scrollWidth <= e.clientWidth + 1)"
+        )
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (1920, "dark")])

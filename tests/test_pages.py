@@ -19,6 +19,7 @@ from core.run_scores import open_scores, set_id
 from core.store import open_run
 from core.summary import cohort_title, run_summary
 from data.errors import IntegrityError
+from pages._view import opening_subject
 from tests.study import TinyStudy
 
 ROOT = Path(__file__).parents[1]
@@ -170,7 +171,7 @@ def test_the_overview_shows_every_protocol_and_calls_the_oracle_oracle(opened: O
     for name in ("healthy", "validation"):
         assert table.loc["tiny", f"Dice, {name}"].startswith(f"{protocols[name]['mean_dice']:.3f} [")
     assert table.loc["tiny", "Dice, oracle"] == protocols["oracle_set"]["mean_dice"]
-    assert sum("oracle" in column for column in table.columns) == 2
+    assert sum("oracle" in column for column in table.columns) == 1
     assert shown(app)["Dice, oracle threshold"] == f"{protocols['oracle_set']['mean_dice']:.3f}"
     assert "its threshold saw the test labels" in words(app)
 
@@ -328,6 +329,50 @@ def test_every_layer_set_can_be_shown_and_stands_in_the_table(opened: Opener, st
     assert row["AUPRC"] == found["pooled"]["auprc"]
     healthy = found["protocols"]["healthy"]
     assert row["Dice, healthy"] == f"{healthy['mean_dice']:.3f} [{healthy['ci_low']:.3f}, {healthy['ci_high']:.3f}]"
+
+
+def test_layers_opens_on_a_run_that_has_some_and_elsewhere_offers_those_that_have(
+    opened: Opener, study: TinyStudy
+) -> None:
+    app = opened("layers", study.runs)
+    assert app.selectbox(key="run").value == "tiny"
+    assert len(app.multiselect) == 1
+    app = opened("layers", study.runs, run="tiny-intensity")
+    assert "scores voxels directly" in app.info[0].value
+    assert not app.multiselect
+    [offer] = [button for button in app.button if "tiny" in button.label]
+    offer.click().run()
+    assert not app.exception
+    assert app.selectbox(key="run").value == "tiny"
+    assert len(app.multiselect) == 1
+
+
+def test_layers_without_any_layered_run_says_how_to_get_one(opened: Opener, own_study: TinyStudy) -> None:
+    shutil.rmtree(own_study.runs / "tiny")
+    assert "cli.py fit" in words(opened("layers", own_study.runs))
+
+
+def test_slices_opens_on_the_median_lesion_of_the_lower_half_of_dice(opened: Opener, study: TinyStudy) -> None:
+    rows = [
+        {"subject_id": f"s{n}", "dice": dice, "lesion_ml": ml}
+        for n, (dice, ml) in enumerate([(0.0, 0.03), (0.9, 5.0), (0.1, 4.0), (0.8, 2.0), (0.2, 60.0), (0.7, 1.0)])
+    ]
+    metrics = {"headline": "a", "sets": {"a": {"native": {"protocols": {"healthy": {"subjects": rows}}}}}}
+    assert opening_subject(metrics) == "s2"
+    rows.clear()
+    assert opening_subject(metrics) is None
+    assert opened("slices", study.runs).selectbox(key="subject").value == opening_subject(metrics_of(study))
+    assert opened("slices", study.runs, subject="test03").selectbox(key="subject").value == "test03"
+
+
+def test_a_choice_that_the_sidebar_would_cut_is_told_in_full_below_it(opened: Opener, own_study: TinyStudy) -> None:
+    app = opened("slices", own_study.runs, run="tiny")
+    assert "gaussian · tiny" not in [caption.value for caption in app.sidebar.caption]
+    record = own_study.runs / "tiny" / "run.json"
+    name = "a Gaussian over every layer of the encoder"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"name": name}))
+    app = opened("slices", own_study.runs, run="tiny")
+    assert f"{name} · tiny" in [caption.value for caption in app.sidebar.caption]
 
 
 def test_a_subject_named_like_markup_is_shown_as_text(opened: Opener, own_study: TinyStudy) -> None:

@@ -68,7 +68,7 @@ export function build(root) {
           ]),
         ]),
         make("p", "jumped", { class: "jumped", role: "status" }),
-        make("section", "categories", { class: "categories", "aria-label": "Error categories", hidden: "" }, [
+        make("section", "categories", { class: "kinds", "aria-label": "Error categories", hidden: "" }, [
           make("p", "categories-note", { class: "origin", role: "status" }),
           make("div", "categories-back", { class: "buttons" }),
           make("div", "legend", { class: "legend" }),

@@ -398,7 +398,7 @@ function create(root) {
     parts["categories-note"].textContent = found.text ?? legendText(found);
     parts["categories-back"].replaceChildren(...(found.moved ? data.categories.volumes.map(backButton) : []));
     parts.legend.hidden = !found.counts;
-    if (!found.counts) return;
+    if (!found.counts) return parts.legend.replaceChildren();
     const ml = data.spacing_mm.reduce((a, b) => a * b, 1) / 1000;
     fillLegend(parts.legend, {
       list: data.categories.list, counts: found.counts, only: found.only,
@@ -408,9 +408,9 @@ function create(root) {
 
   function legendText({ only, volume: { label }, counts }) {
     const wrong = data.categories.list.some((c) => c.kind !== "tp" && counts[c.code]);
-    if (!wrong) return `Every voxel of this subject is right at the threshold from ${label}.`;
+    if (!wrong) return `Every voxel of this subject is right at the ${label} threshold.`;
     const hidden = only ? " Only one is shown; press it again to see all." : " Press one to see it alone, on the slice that holds most of it.";
-    return `At the threshold from ${label}, working grid.${hidden}`;
+    return `At the ${label} threshold, on the working grid.${hidden}`;
   }
 
   function backButton(wanted) {
