@@ -46,8 +46,8 @@ def commands_of(run: Run, metrics: Mapping[str, Any], diagnosis: Mapping[str, An
         made += [[*words, *where] for words in _explorations(run, diagnosis)]
         asked = [*_asked(metrics, diagnosis), *_protocol(diagnosis)]
         made.append(["diagnose", run.run_id, *where, *asked])
-        return [*made, ["report", run.run_id, *where, *asked, "--out", f"{run.run_id}.html"]]
-    return [*made, ["report", run.run_id, *where, "--out", f"{run.run_id}.html"]]
+        return [*made, ["report", run.run_id, *where, *asked]]
+    return [*made, ["report", run.run_id, *where]]
 
 
 def in_words(run: Run, metrics: Mapping[str, Any], diagnosis: Mapping[str, Any] | None) -> list[str]:

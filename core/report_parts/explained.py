@@ -27,7 +27,8 @@ def ladder_section(diagnosis: Mapping[str, Any]) -> Html:
     """The ceilings from 1 to the Dice, and what the feature grid alone would allow, layer by layer."""
     told = (
         f"Read from the top: the best Dice that is still possible at each step, mean over {diagnosis['n']} subjects. "
-        "What a step takes away is the block at the end of its bar. The order matters; the last bar is the Dice."
+        "What a step takes away is the block at the end of its bar. The order matters; the last bar is the Dice. "
+        "All on the working grid, but for the last, which is in native space."
     )
     definitions = [
         tag("div", tag("dt", rung["title"]), tag("dd", rung.get("definition") or NOTHING))
@@ -268,7 +269,7 @@ def lesion_section(diagnosis: Mapping[str, Any]) -> Html:
     missed = sum(not r["found"] for r in every)
     told = f"{missed} of {plural(len(every), 'lesion')} missed. Missed lesions first, largest first."
     told += f" {len(ranked)} of {len(every)} are shown." if len(ranked) < len(every) else ""
-    return join([table(columns, rows), tag("p", told, kind="caption")])
+    return join([tag("h3", "Lesion by lesion"), table(columns, rows), tag("p", told, kind="caption")])
 
 
 def _grid_ceilings(layers: Sequence[Mapping[str, Any]]) -> Html:

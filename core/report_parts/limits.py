@@ -3,11 +3,16 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from core.diagnosis_view import limit_rows, post_processing_rows
+from core.diagnosis_view import settings_text
 from core.report_parts.markup import EMPTY, Column, Html, join, table, tag
-from core.report_parts.words import heat, millilitres, number, plural, protocol_name
+from core.report_parts.words import heat, interval, millilitres, number, plural, protocol_name, signed, with_interval
 
 ALL_SITES = "all"
+_QUOTED = (
+    ("shipped", "The run's own"),
+    ("best_on_validation", "Best on validation"),
+    ("best_on_test", "Oracle: best on test"),
+)
 
 
 def post_processing(found: Mapping[str, Any] | None) -> Html:
@@ -18,25 +23,27 @@ def post_processing(found: Mapping[str, Any] | None) -> Html:
         Column("Setting", wide=True),
         Column("Threshold from"),
         Column("Dice on validation", True),
-        Column("Dice on test", True),
-        Column("95 % interval", True),
+        Column("Dice on test, 95 % interval", True),
         Column("Gain on test, paired", True),
+        Column("False alarms", True),
     ]
     rows: list[list[Html | str | None]] = []
     kinds = []
-    for protocol in found["shipped"]:
-        for row in post_processing_rows(found, protocol):
+    for key, title in _QUOTED:
+        for protocol, one in (found[key] or {}).items():
+            if one is None or one["dice"] is None:
+                continue
             rows.append(
                 [
-                    join([tag("b", row["which"]), tag("br"), row["setting"]]),
+                    join([tag("b", title), tag("br"), settings_text(one["settings"])]),
                     protocol_name(protocol),
-                    number(row["Dice on validation"]),
-                    number(row["Dice on test"]),
-                    row["95 % interval"],
-                    row["paired gain on test"] or None,
+                    number(one["validation_dice"]),
+                    with_interval(one, "dice"),
+                    _gain(one),
+                    millilitres(one.get("false_ml")),
                 ]
             )
-            kinds.append("oracle" if row["needs test labels"] else "")
+            kinds.append("oracle" if one.get("oracle") else "")
     if not rows:
         return EMPTY
     told = (
@@ -98,12 +105,29 @@ def _share(cell: Mapping[str, Any]) -> str:
 
 
 def _half_found(level: Mapping[str, Any]) -> Html:
-    rows = limit_rows(level, ALL_SITES)
-    if not rows:
+    """The contrast from which half and four fifths of the lesions are found, darker and brighter than healthy."""
+    limits = [row for row in level["limits"] if row["site"] == ALL_SITES]
+    if not limits:
         return EMPTY
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    columns = [Column(name[:1].upper() + name[1:], number > 0) for number, name in enumerate(names)]
-    return table(columns, [[row.get(name) for name in names] for row in rows])
+    cells = {(r["diameter_mm"], r["sign"], s): _contrast(r, s) for r in limits for s in ("50", "80")}
+    kinds = [(sign, share) for sign in ("darker", "brighter") for share in ("50", "80")]
+    columns = [Column("Diameter"), *(Column(f"{sign.capitalize()}: {share} % found from") for sign, share in kinds)]
+    rows: list[list[Html | str | None]] = [
+        [f"{diameter:g} mm", *(cells.get((diameter, *kind)) for kind in kinds)]
+        for diameter in sorted({row["diameter_mm"] for row in limits})
+    ]
+    return table(columns, rows)
+
+
+def _contrast(limit: Mapping[str, Any], share: str) -> str:
+    reached = limit[f"contrast_sd_{share}"]
+    return str(limit[f"why_{share}"]) if reached is None else f"{signed(reached, 1)} SD"
+
+
+def _gain(one: Mapping[str, Any]) -> str | None:
+    if one.get("gain") is None:
+        return None
+    return f"{signed(one['gain'])} {interval(one.get('gain_low'), one.get('gain_high'))}".strip()
 
 
 def _levels(levels: Sequence[Mapping[str, Any]]) -> Html:

@@ -27,19 +27,19 @@ _KINDS = {"healthy": "deployable", "validation": "labels", "oracle_set": "oracle
 
 def hero(source: Source) -> Html:
     """The number, what it stands on, and the sentence that says what would raise it."""
-    deployed = source.deployed
-    if deployed["mean_dice"] is None:
+    found = source.headline
+    if found["mean"] is None:
         return tag("div", _healthy_only(source), _verdict(source), kind="hero")
     under = (
-        f"95 % interval {interval(deployed['ci_low'], deployed['ci_high']) or 'not available'}, "
-        f"n = {deployed['n']} subjects with lesions"
+        f"95 % interval {interval(found['low'], found['high']) or 'not available'}, "
+        f"n = {plural(int(found['n']), 'subject')} with lesions"
     )
     figure = tag(
         "div",
         tag("p", "Mean Dice", kind="eyebrow"),
-        tag("p", number(deployed["mean_dice"]), kind="figure"),
+        tag("p", number(found["mean"]), kind="figure"),
         tag("p", under, kind="under"),
-        tag("p", f"Threshold from {protocol_name(source.protocol)}, {source.space} space.", kind="under"),
+        tag("p", f"Threshold from {protocol_name(source.protocol)}, {found['space']} space.", kind="under"),
         tag("p", f"Prevalence {percent(source.prevalence)} of brain voxels.", kind="under"),
     )
     return tag("div", figure, _verdict(source), kind="hero")

@@ -48,6 +48,15 @@ class Source:
         return found
 
     @property
+    def headline(self) -> Mapping[str, Any]:
+        """The Dice that is quoted, {mean, low, high, n, space}: in native space wherever anybody has computed it."""
+        found, said = self.deployed, self.diagnosis
+        if self.space != "native" and said is not None and said["dice"]["mean"] is not None:
+            return {**said["dice"], "space": said["space"]}
+        mean, low, high = (found[key] for key in ("mean_dice", "ci_low", "ci_high"))
+        return {"mean": mean, "low": low, "high": high, "n": found["n"], "space": self.space}
+
+    @property
     def prevalence(self) -> float | None:
         """Share of lesion voxels in the scored brains of the test subjects; None when none is ill."""
         return (self.figures.get("pooled") or {}).get("prevalence")

@@ -18,12 +18,17 @@ NOTHING = "–"
 
 def number(value: float | None, digits: int = 3) -> str:
     """A plain number, or a dash."""
-    return NOTHING if value is None else f"{value:.{digits}f}".replace("-", "−")
+    if value is None:
+        return NOTHING
+    return f"{_no_negative_zero(value, digits):.{digits}f}".replace("-", "−")
 
 
 def signed(value: float | None, digits: int = 3) -> str:
-    """A difference, always with its sign."""
-    return NOTHING if value is None else f"{value:+.{digits}f}".replace("-", "−")
+    """A difference with its sign; what rounds to 0 has none."""
+    if value is None:
+        return NOTHING
+    rounded = _no_negative_zero(value, digits)
+    return f"{rounded:+.{digits}f}".replace("-", "−") if rounded else number(0.0, digits)
 
 
 def interval(low: float | None, high: float | None, digits: int = 3) -> str:
@@ -65,3 +70,7 @@ def heat(share: float | None, text: str) -> Html | str:
     if share is None:
         return NOTHING
     return tag("span", text, kind="cell", attributes={"style": f"--v: {min(max(share, 0.0), 1.0):.2f}"})
+
+
+def _no_negative_zero(value: float, digits: int) -> float:
+    return round(value, digits) + 0.0

@@ -1,0 +1,84 @@
+"""The one document that leaves the room: a run told in one HTML file, shown, downloaded, printed."""
+
+import streamlit as st
+
+from core.commands import in_shell
+from core.diagnosis.diagnose import stored_diagnosis
+from core.report import report_html
+from core.run_scores import set_id
+from core.store import Run, open_run
+from pages._diagnosis.load import diagnosis_of
+from pages._shared import (
+    evaluation_version,
+    in_words,
+    metrics_or_stop,
+    pick_layers,
+    pick_run,
+    runs_directory,
+    scores_of,
+)
+
+HEIGHT = 900
+TOLD = ("diagnosis", "whatifs", "post-processing", "detection-limits")
+"""Folders of a run that the report reads beside its evaluation."""
+
+
+@in_words()
+def report_of(run: Run, layer_set: str, protocol: str) -> tuple[str, bool]:
+    """The document, and whether a diagnosis is in it."""
+    stamps = sorted(path.stat().st_mtime_ns for name in TOLD for path in (run.directory / name).rglob("*.json"))
+    return _report(run.run_id, f"{evaluation_version(run)} {stamps}", layer_set, protocol)
+
+
+@st.cache_resource(max_entries=4, show_spinner="Writing the report")
+def _report(run_id: str, version: str, layer_set: str, protocol: str) -> tuple[str, bool]:
+    run = open_run(runs_directory(), run_id)
+    found = stored_diagnosis(run, layer_set, protocol)
+    return report_html(run, found), found is not None
+
+
+st.title("Report")
+run = pick_run()
+metrics = metrics_or_stop(run)
+layers = set_id(pick_layers(scores_of(run), metrics["headline"]))
+protocols = metrics["sets"][layers]["working"]["protocols"]
+protocol = st.sidebar.segmented_control(
+    "Threshold from",
+    [name for name in ("healthy", "validation") if name in protocols],
+    default="healthy",
+    required=True,
+    key="protocol",
+    bind="query-params",
+    persist_state="session",
+    help="How the deployed threshold is chosen: from healthy scans alone, or on labelled validation scans.",
+)
+
+actions = st.container(horizontal=True, vertical_alignment="center")
+document, diagnosed = report_of(run, layers, protocol)
+if not diagnosed and protocols["healthy"]["subjects"]:
+    st.info(
+        f"Layer set {layers} is not diagnosed at this threshold, so the report tells of the headline's results only: "
+        "no ladder, no error map, no causes.",
+        icon=":material/info:",
+    )
+    if actions.button("Diagnose it first", icon=":material/search_insights:", type="primary"):
+        diagnosis_of(run, layers, protocol)
+        st.rerun()
+actions.download_button(
+    "Download",
+    document,
+    file_name=f"report-{run.run_id}.html",
+    mime="text/html",
+    on_click="ignore",
+    icon=":material/download:",
+    type="primary" if diagnosed else "secondary",
+)
+actions.caption(
+    f"One file of {len(document.encode()) / 1e6:.1f} MB that opens offline and asks nobody for anything. For a PDF, "
+    "open it and print it with the browser: it has its own style for A4."
+)
+# Streamlit lets a page in this frame run scripts; the report's own policy forbids every script and every request.
+st.iframe(document, height=HEIGHT, alt=f"Report of {run.name}")
+words = ["report", run.run_id, "--runs", str(runs_directory()), "--layers", layers, "--protocol", protocol]
+st.markdown("The same in a terminal:")
+st.code(in_shell(words), language="bash", wrap_lines=True)
