@@ -18,7 +18,7 @@ from core.diagnosis.bench import check_reproduced
 from core.diagnosis.cases import Case
 from core.diagnosis.paired import best_of_linear_grid, linear_thresholds, paired_evaluation, thresholds_of
 from core.diagnosis.whatif import CATALOGUE, applicable, best_deployable, run_what_if, stored_what_ifs
-from core.diagnosis.whatif_scans import jitter_slope
+from core.diagnosis.whatif_scans import jitter_cost, jitter_slope
 from core.evaluation import evaluate_run, read_metrics
 from core.experiment import PreparedVolumes, cache_directory, load_detector, prepared_of
 from core.gaussian import GaussianSettings, fit_gaussian
@@ -322,6 +322,10 @@ def test_the_jitter_slope_is_the_line_that_was_planted():
     slope = jitter_slope([variant(mm) for mm in (0.5, 1.0, 2.0)], "healthy")
     assert slope["per_mm"] == pytest.approx(-0.2)
     assert slope["n"] == 2
+    cost = jitter_cost(slope, 1.5)
+    assert cost["cost"] == pytest.approx(0.3)
+    assert cost["low"] <= cost["cost"] <= cost["high"]
+    assert jitter_cost(None, 1.5) is None
     assert jitter_slope([variant(1.0)], "validation") is None
 
 
@@ -542,6 +546,9 @@ def test_every_what_if_of_a_small_run_keeps_the_contract(own_study, monkeypatch)
                 again = paired_difference([r["after"] for r in rows], [r["before"] for r in rows], seed=0)
                 assert (again.mean, again.low, again.high) == (block["gain"], block["low"], block["high"])
             assert variant["validation"] == variant["validation_by_protocol"]["validation"]
+        for cost in result.get("jitter", {}).get("cost", {}).values():
+            assert cost["low"] <= cost["cost"] <= cost["high"]
+        for variant in result["variants"]:
             if variant["id"] == "oracle-align":
                 assert variant["test"]["healthy"]["gain"] >= 0
                 assert variant["needs_labels"]

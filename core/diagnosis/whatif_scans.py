@@ -154,14 +154,22 @@ def _oracle_align(
 
 def _jitter(bench: Bench, slopes: Mapping[str, dict[str, Any] | None]) -> dict[str, Any]:
     """The slopes, the registration error that can be seen without labels, and their product: the cost of R6."""
-    residual, cost = None, dict.fromkeys(slopes)
     brains = [prepared_of(bench.run, i).volume for i in bench.scores.subjects("test")]
     template = working_template(bench.run.record["preprocessing"]["spacing_mm"])
-    if brains and template.grid.matches(brains[0].grid):
-        spacing = template.grid.spacing_mm
-        found = [boundary_distance_mm(v.brain_mask, template.brain_mask, spacing) for v in brains]
-        residual = float(np.median(found))
-        cost = {
-            p: None if s is None or s["per_mm"] is None else 0.0 - s["per_mm"] * residual for p, s in slopes.items()
-        }
-    return {"slope": dict(slopes), "residual_mm": residual, "cost": cost}
+    if not template.grid.matches(brains[0].grid):
+        return {"slope": dict(slopes), "residual_mm": None, "cost": dict.fromkeys(slopes)}
+    spacing = template.grid.spacing_mm
+    residual = float(np.median([boundary_distance_mm(v.brain_mask, template.brain_mask, spacing) for v in brains]))
+    return {
+        "slope": dict(slopes),
+        "residual_mm": residual,
+        "cost": {p: jitter_cost(slope, residual) for p, slope in slopes.items()},
+    }
+
+
+def jitter_cost(slope: Mapping[str, Any] | None, residual_mm: float) -> dict[str, Any] | None:
+    """What a registration error of so many mm costs by a `jitter_slope`; its interval is the slope's alone."""
+    if slope is None or slope["per_mm"] is None:
+        return None
+    low, high = (None if end is None else 0.0 - end * residual_mm for end in (slope["high"], slope["low"]))
+    return {"cost": 0.0 - slope["per_mm"] * residual_mm, "low": low, "high": high, "n": slope["n"]}
