@@ -26,6 +26,7 @@ from pages._shared import (
 )
 
 COLOURS = {"healthy": HEALTHY, "validation": VALIDATION, "oracle_set": ORACLE}
+HERE = "#2a9d8f"
 LABELS = {"healthy": "healthy", "validation": "validation", "oracle_set": "oracle"}
 KINDS: dict[Kind, str] = {"gaussian": "one Gaussian each", "mixture": "three Gaussians each", "kde": "kernel densities"}
 
@@ -102,7 +103,7 @@ def threshold_section(run: Run, subjects: list[SubjectScores]) -> None:
         bins.normal,
         bins.anomalous,
         unit=scores.unit,
-        thresholds=[*lines, (f"here {threshold:.3g}", threshold, "#d81b7a")],
+        thresholds=[*lines, (f"here {threshold:.3g}", threshold, HERE)],
         cumulative=shape == "ECDF",
         log_x=across == "log",
         log_y=vertical == "log",

@@ -72,8 +72,8 @@ for (cohort, _), members in groups.items():
         st.markdown(
             f"**What to do first.** `{best['name']}` does best on validation; its test Dice is {dice_text(found)}. "
             f"The best single threshold would add {gap:.3f}, one per subject {oracle['mean'] - found['mean']:.3f} "
-            f"(both oracles); the remaining {1 - oracle['mean']:.3f} to a Dice of 1 is in the maps themselves: compare "
-            "**Layers**, then stand on the worst false positives in **Slices**."
+            f"(both oracles); the remaining {1 - oracle['mean']:.3f} to a Dice of 1 is in the maps themselves: "
+            "**Diagnosis** says which errors cost it, **Slices** shows them, **Layers** compares the maps there are."
         )
     st.plotly_chart(
         protocol_dots(

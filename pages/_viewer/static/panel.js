@@ -1,6 +1,6 @@
 // The elements around the planes: built once, filled by viewer.js. Text goes in as text, never as markup.
 
-const KEYS = "Arrows or wheel: slice · PageUp/PageDown: 5 slices · m overlay · g lesion · s segmentation · c error categories · n next lesion · f worst false positive";
+export const KEYS = "Arrows or wheel: slice · PageUp/PageDown: 5 slices · m overlay · g lesion · s segmentation · c error categories · n next lesion · f worst false positive";
 
 /** Build the panel inside `root`; returns its parts by name. */
 export function build(root) {
@@ -90,7 +90,7 @@ export function build(root) {
         make("dl", "readout"),
       ]),
     ]),
-    make("p", "foot", { class: "foot" }, [make("span", "grid"), make("span", null, { text: KEYS })]),
+    make("p", "foot", { class: "foot" }, [make("span", "grid"), make("span", "keys")]),
   ]);
   root.append(panel);
   return parts;

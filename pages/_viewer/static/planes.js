@@ -103,7 +103,7 @@ export function draw(canvas, plane, scene) {
   } else if (scene.scores && (scene.show.overlay || scene.show.outcome)) {
     paint(context, plane, box, false, canvas, (words) => scoreWords(words, cells, scene));
   }
-  if (scene.scores && scene.show.segmentation) {
+  if (scene.scores && scene.show.segmentation && !scene.labels) {
     outline(context, plane, box, cells.map((i) => (scene.brain[i] && scene.scores[i] >= scene.step ? 1 : 0)), SEGMENTATION);
   }
   if (scene.lesion && scene.show.lesion) outline(context, plane, box, cells.map((i) => scene.lesion[i]), LESION);

@@ -6,7 +6,7 @@ import { OUTCOME, gradient, outcomeWords, overlayWords } from "./colours.js";
 import {
   STEPS, components, countsAt, cumulate, falseByScore, nextFalse, peak, sameShare, stepOf, unravel,
 } from "./counts.js";
-import { build, card, fillList, pane } from "./panel.js";
+import { KEYS, build, card, fillList, pane } from "./panel.js";
 import { PLANES, boundsOf, draw, fit, layout, pick, place, toWorld } from "./planes.js";
 import { volume } from "./volumes.js";
 
@@ -258,7 +258,7 @@ function create(root) {
       p.canvas.setAttribute("aria-valuenow", voxel[plane.n] + 1);
       p.canvas.setAttribute("aria-valuetext", `slice ${voxel[plane.n] + 1} of ${plane.slices}`);
     }
-    controls(at);
+    controls(at, Boolean(kinds));
     legend(found, at[0]);
     numbers(at);
     readout(at, voxel, millimetres, found);
@@ -274,7 +274,7 @@ function create(root) {
     });
   }
 
-  function controls(at) {
+  function controls(at, categorised) {
     const map = data.maps[0];
     put(parts.threshold, at[0]);
     parts.level.textContent = `${levelText(map, at[0])}${map.unit ? ` · ${map.unit}` : ""}`;
@@ -305,7 +305,11 @@ function create(root) {
     parts["show-categories"].hidden = !data.categories;
     parts.panel.dataset.outcome = String(Boolean(view.show.outcome));
     const none = !loaded.lesions.length;
-    for (const name of ["show-lesion", "show-outcome"]) enable(parts[name], !none, "This subject has no lesion mask.");
+    enable(parts["show-lesion"], !none, "This subject has no lesion mask.");
+    const instead = "Error categories are drawn in its place.";
+    for (const name of ["show-overlay", "show-segmentation"]) enable(parts[name], !categorised, instead);
+    enable(parts["show-outcome"], !none && !categorised, none ? "This subject has no lesion mask." : instead);
+    parts.keys.textContent = data.categories ? KEYS : KEYS.replace("c error categories · ", "");
     enable(parts["next-lesion"], !none, "This subject has no lesion.");
     enable(parts["missed-lesion"], missed(at[0]).length > 0, none ? "This subject has no lesion." : "Every lesion is found at this threshold.");
     const counts = countsAt(loaded.maps[0], at[0], loaded.unreachable);
