@@ -102,6 +102,7 @@ def _averaged(mask: np.ndarray, layer: LayerCells) -> np.ndarray:
     for axis, stride in enumerate(layer.stride):
         n = values.shape[axis]
         apart = np.abs(stride * np.arange(-(-n // stride))[:, None] - np.arange(n)[None, :])
+        apart[-1, -(-n // stride) * stride - stride :] = 0
         weight = np.clip(stride / 2 + 0.5 - apart, 0, 1).astype(np.float32)
         values = np.moveaxis(np.tensordot(weight, values, axes=(1, axis)), 0, axis)
     return values

@@ -8,6 +8,7 @@ import pytest
 
 from core.diagnosis.cases import Case
 from core.diagnosis.ceiling import (
+    LayerCells,
     band_limited_ceiling,
     ceiling_of_masks,
     ceiling_rows,
@@ -56,6 +57,20 @@ def best_cut(drawn: np.ndarray, lesion: np.ndarray, inside: np.ndarray) -> float
     return max(
         2 * (lesion & inside & (drawn >= t)).sum() / ((inside & (drawn >= t)).sum() + lesion.sum()) for t in cuts
     )
+
+
+def shares_of(layout: FeatureLayout, layer: LayerCells, lesion: np.ndarray, brain: np.ndarray) -> np.ndarray:
+    """The lesion's share of each cell's brain, by overlap of intervals; the last cell of an axis reaches to its end."""
+    overlaps = []
+    for stride, n_cells, n in zip(layer.stride, layout.layer_grids[layer.layer].shape, brain.shape, strict=True):
+        low = stride * (np.arange(n_cells) - 0.5)[:, None]
+        high = np.r_[low[1:, 0], np.inf][:, None]
+        voxel = np.arange(n)[None]
+        overlaps.append(np.clip(np.minimum(voxel + 0.5, high) - np.maximum(voxel - 0.5, low), 0, None))
+    total, hit = (
+        np.einsum("ax,by,cz,xyz->abc", *overlaps, mask.astype(float), optimize=True) for mask in (brain, lesion & brain)
+    )
+    return (hit / np.maximum(total, 1e-9))[tuple(layout.layer_positions[layer.layer].T)]
 
 
 BRAIN = ball(SHAPE, (11, 10, 10), 10.5)
@@ -115,15 +130,7 @@ def test_voxels_beyond_the_training_brains_belong_to_a_cell_that_was_computed() 
 def test_the_band_limited_ceiling_is_the_best_cut_of_what_the_pipeline_draws(number: int, smoothing_mm: float) -> None:
     layout = make_layout(BRAIN)
     layer = layers_of_layout(layout, smoothing_mm=smoothing_mm)[number]
-    shares = np.zeros(len(layout.layer_positions[layer.layer]))
-    for row, cell in enumerate(layout.layer_positions[layer.layer]):
-        weight = np.ones(SHAPE)
-        for axis in range(3):
-            apart = np.abs(np.arange(SHAPE[axis]) - layer.stride[axis] * cell[axis])
-            overlap = np.clip(layer.stride[axis] / 2 + 0.5 - apart, 0, 1)
-            weight = weight * overlap.reshape([-1 if a == axis else 1 for a in range(3)])
-        inside = (weight * BRAIN).sum()
-        shares[row] = (weight * (LESION & BRAIN)).sum() / inside if inside else 0
+    shares = shares_of(layout, layer, LESION, BRAIN)
     values = shares[layout.lookup[layer.layer]].astype(np.float32)
     volume = make_case(LESION, BRAIN).volume
     drawn = to_score_map(values, layout, volume, "", smoothing_mm=smoothing_mm).scores
@@ -133,18 +140,35 @@ def test_the_band_limited_ceiling_is_the_best_cut_of_what_the_pipeline_draws(num
 
 
 @pytest.mark.parametrize("number", [1, 2])
-def test_a_brain_larger_than_the_training_brains_and_a_median_are_drawn_by_the_pipeline_too(number: int) -> None:
-    small = ball(SHAPE, (11, 10, 10), 7)
-    layout = make_layout(small)
-    for median in (0, 3):
-        layer = layers_of_layout(layout, median_voxels=median)[number]
-        from_map = subject_ceilings(make_case(LESION, BRAIN), [layer]).layers[layer.layer]
-        assert 0 < from_map.band_limited <= 1
-        assert from_map.best == (from_map.band_limited if median else max(from_map.union, from_map.band_limited))
-    wide, narrow = (
-        band_limited_ceiling(layers_of_layout(make_layout(b))[number], LESION, small) for b in (BRAIN, small)
-    )
-    assert wide == pytest.approx(narrow, abs=0.1)
+@pytest.mark.parametrize("median", [0, 3])
+def test_beyond_the_training_brains_and_through_a_median_the_pipeline_is_followed(number: int, median: int) -> None:
+    layout = make_layout(ball(SHAPE, (11, 10, 10), 7))
+    layer = layers_of_layout(layout, median_voxels=median)[number]
+    lesion = LESION | (ball(SHAPE, (11, 10, 18), 2.5) & BRAIN)
+    case = make_case(lesion, BRAIN)
+    values = shares_of(layout, layer, lesion, BRAIN)[layout.lookup[layer.layer]].astype(np.float32)
+    drawn = to_score_map(values, layout, case.volume, "", median_voxels=median).scores
+    expected = best_cut(np.round(drawn, 5), lesion, BRAIN)
+    found = subject_ceilings(case, [layer]).layers[layer.layer]
+    assert found.band_limited == pytest.approx(expected, abs=1e-9)
+    assert found.best == (found.band_limited if median else max(found.union, found.band_limited))
+
+
+def test_a_lesion_far_from_uncovered_voxels_is_drawn_the_same_without_them() -> None:
+    layer = layers_of_layout(make_layout(BRAIN))[1]
+    stray = np.zeros(SHAPE, bool)
+    stray[23, 19, 21] = True
+    one = ball(SHAPE, (9, 8, 12), 2.3)
+    assert band_limited_ceiling(layer, one, BRAIN | stray) == band_limited_ceiling(layer, one, BRAIN) < 1
+
+
+def test_a_lesion_at_the_end_of_the_grid_belongs_to_the_last_cell() -> None:
+    full = np.ones(SHAPE, bool)
+    lesion = np.zeros(SHAPE, bool)
+    lesion[23:, 8:12, 8:12] = True
+    layer = layers_of_layout(make_layout(full))[2]
+    assert layer.cells[23, 8, 8] == layer.cells[20, 8, 8]
+    assert 0.1 < band_limited_ceiling(layer, lesion, full) < 1
 
 
 def test_a_lesion_nobody_scores_has_ceiling_zero_and_no_lesion_is_refused() -> None:

@@ -17,6 +17,7 @@ from core.randomness import stream
 from core.scoring import to_score_map
 from data.errors import BadInput
 from data.volume import Grid, Volume
+from tests.test_ceiling import shares_of
 
 SHAPE = (40, 40, 40)
 WORKING = Grid(SHAPE, np.array([[2.0, 0, 0, -40], [0, 2.0, 0, -60], [0, 0, 2.0, -10], [0, 0, 0, 1.0]]))
@@ -282,7 +283,7 @@ def test_without_features_no_lesion_is_smaller_than_a_cell() -> None:
         ((25, -20, 35), "right white matter"), ((-28, 30, 15), "left white matter"), ((12, -18, 8), "right deep"),
         ((-25, 62, 5), "left cortex edge"), ((-25, -65, -35), "left infratentorial"), ((-26, 5, 2), "left deep"),
         ((35, -50, -16), "right cortex edge"), ((10, -98, 0), "right cortex edge"), ((500, 0, 0), "right cortex edge"),
-        ((2, -28, -32), "midline infratentorial"), ((0, -10, 26), "midline white matter"),
+        ((8, -5, 22), "right deep"), ((2, -28, -32), "midline infratentorial"), ((0, -10, 26), "midline white matter"),
     ],
 )  # fmt: skip
 def test_places_of_the_template_have_plain_names(mm: tuple[float, float, float], expected: str) -> None:
@@ -293,14 +294,7 @@ def test_scores_drawn_by_the_pipeline_from_the_truth_lose_nothing_below_the_feat
     """A detector that knows each cell's share of lesion: its own best threshold reaches the band-limited ceiling."""
     case = make_case()
     coarse = layers_of_layout(LAYOUT)[1]
-    shares = np.zeros(coarse.n_cells)
-    for row, cell in enumerate(LAYOUT.layer_positions["coarse"]):
-        weight = np.ones(SHAPE)
-        for axis in range(3):
-            overlap = np.clip(2.5 - np.abs(np.arange(SHAPE[axis]) - 4 * cell[axis]), 0, 1)
-            weight = weight * overlap.reshape([-1 if a == axis else 1 for a in range(3)])
-        inside = (weight * BRAIN).sum()
-        shares[row] = (weight * (case.lesion & BRAIN)).sum() / inside if inside else 0
+    shares = shares_of(LAYOUT, coarse, case.lesion, BRAIN)
     drawn = to_score_map(shares[LAYOUT.lookup["coarse"]].astype(np.float32), LAYOUT, case.volume, "").scores
     scored = Case(case.subject_id, False, case.volume, case.lesion, np.round(drawn, 5))
     reached = exact_curve(
@@ -309,3 +303,32 @@ def test_scores_drawn_by_the_pipeline_from_the_truth_lose_nothing_below_the_feat
     ceilings = subject_ceilings(case, [coarse]).layers["coarse"]
     assert reached == pytest.approx(ceilings.band_limited, abs=1e-9)
     assert reached <= ceilings.best
+
+
+def perfect_run(layer_number: int, lesions: list[np.ndarray]) -> tuple[dict, dict, dict]:
+    """Metrics and limits of a detector whose only fault is its grid: it knows every cell's share of lesion."""
+    layer = layers_of_layout(LAYOUT)[layer_number]
+    healthy = Volume(np.zeros((1, *SHAPE), np.float32), WORKING, BRAIN, "c", ("T1",))
+    judged, ceilings, reachable = [], {}, {}
+    for number, lesion in enumerate(lesions):
+        shares = shares_of(LAYOUT, layer, lesion, BRAIN)[LAYOUT.lookup[layer.layer]].astype(np.float32)
+        drawn = to_score_map(shares, LAYOUT, healthy, "").scores
+        case = Case(f"sub-{number}", False, healthy, lesion, drawn)
+        found = subject_ceilings(case, [layer])
+        ceilings[case.subject_id], reachable[case.subject_id] = found.of([layer.layer]), found.reachable
+        judged.append(case.voxels)
+    calibration = SubjectScores("c", True, np.zeros(100, np.float32), np.empty(0, np.float32), 0.008)
+    figures = evaluate(judged[2:], thresholds(judged[:2], [calibration], judged[2:]), n_bootstrap=200)
+    return {"sets": {"x": {"working": figures, "native": figures}}}, ceilings, reachable
+
+
+def test_a_coarse_grid_planted_alone_is_the_largest_cost_and_what_a_finer_grid_gives_back() -> None:
+    lesions = [ball((10 + 2 * n, 18 + n, 17 + 2 * n), 3 + 0.3 * n) for n in range(6)]
+    coarse, fine = (
+        ladder(metrics, "x", "validation", *rest) for metrics, *rest in (perfect_run(k, lesions) for k in (1, 0))
+    )
+    cost, finer = ({r["id"]: r["cost"] for r in found["rungs"]} for found in (coarse, fine))
+    assert max(cost, key=cost.__getitem__) == "feature_grid"
+    gained = fine["rungs"][-1]["mean"] - coarse["rungs"][-1]["mean"]
+    assert cost["feature_grid"] - finer["feature_grid"] == pytest.approx(gained, rel=0.2)
+    assert gained > 0.1

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float32, Int32
 from scipy.ndimage import distance_transform_edt, find_objects
+from scipy.spatial import cKDTree
 
 from core.bootstrap import mean_interval
 from core.diagnosis.cases import Case
@@ -134,7 +135,8 @@ def band_limited_ceiling(
     """
     if not lesion.any():
         raise BadInput("No lesion voxel: a ceiling of Dice is undefined. Leave out subjects without lesion.")
-    return _band(layer, _whole(lesion, scorable))
+    target = _targets(lesion, scorable, np.zeros(lesion.shape, dtype=np.int32))[0]
+    return _band(layer, target, _stray_positions(layer.upsampler, scorable))
 
 
 def layers_of_run(scores: RunScores) -> tuple[LayerCells, ...]:
@@ -176,11 +178,13 @@ def subject_ceilings(case: Case, layers: Sequence[LayerCells]) -> SubjectCeiling
     labels = components(Mask(case.lesion, case.volume.grid))
     targets = _targets(case.lesion, scorable, labels)
     by_stride: dict[tuple[int, int, int], list[Ceiling]] = {}
+    strays: np.ndarray | None = None
     for layer in layers:
         if layer.stride not in by_stride:
+            strays = _stray_positions(layer.upsampler, scorable) if strays is None else strays
             unions = _unions(layer, case.lesion, scorable, labels)
             by_stride[layer.stride] = [
-                _ceiling(layer, float(union), _band(layer, target))
+                _ceiling(layer, float(union), _band(layer, target, strays))
                 for union, target in zip(unions, targets, strict=True)
             ]
     volumes = np.bincount(labels.reshape(-1)) * case.voxel_ml
@@ -354,10 +358,6 @@ class _Target:
         return np.asarray(self.scorable[box] & ~(self.lesion[box] & (self.labels[box] != self.number)))
 
 
-def _whole(lesion: np.ndarray, scorable: np.ndarray) -> _Target:
-    return _targets(lesion, scorable, np.zeros(lesion.shape, dtype=np.int32))[0]
-
-
 def _targets(lesion: np.ndarray, scorable: np.ndarray, labels: np.ndarray) -> list[_Target]:
     """The whole lesion, then each component."""
     inside, numbers = scorable[lesion], labels[lesion]
@@ -371,12 +371,12 @@ def _targets(lesion: np.ndarray, scorable: np.ndarray, labels: np.ndarray) -> li
     ]
 
 
-def _band(layer: LayerCells, target: _Target) -> float:
+def _band(layer: LayerCells, target: _Target, strays: np.ndarray) -> float:
     if target.n_reached == 0:
         return 0.0
     if layer.upsampler is None and not layer.smooths:
         return 2 * target.n_reached / (target.n_reached + target.size)
-    box, drawn = _drawn(layer, target)
+    box, drawn = _drawn(layer, target, strays)
     everything = 2 * target.n_reached / (target.n_counted + target.size)
     return max(everything, _best_cut(drawn, target.own(box), target.counted(box), target.size))
 
@@ -385,7 +385,7 @@ def _ceiling(layer: LayerCells, union: float, band_limited: float) -> Ceiling:
     return Ceiling(union, band_limited, band_limited if layer.smooths else max(union, band_limited))
 
 
-def _drawn(layer: LayerCells, target: _Target) -> tuple[tuple[slice, ...], np.ndarray]:
+def _drawn(layer: LayerCells, target: _Target, strays: np.ndarray) -> tuple[tuple[slice, ...], np.ndarray]:
     """A box outside which the drawn map is 0, and the map in it."""
     upsampler, median = layer.upsampler, layer.median_voxels
     everywhere = tuple(slice(0, n) for n in target.lesion.shape)
@@ -397,16 +397,40 @@ def _drawn(layer: LayerCells, target: _Target) -> tuple[tuple[slice, ...], np.nd
     positions, cells, values = _at_features(layer, upsampler.layout, target)
     present = _present(upsampler)[positions]
     grid = np.where(present, values[np.ix_(*cells)], np.float32(0))
-    if median > 1 or (target.scorable & (upsampler.weight <= _COVERED)).any():
-        whole = np.zeros(upsampler.layout.feature_grid.shape, dtype=np.float32)
-        whole[positions] = grid
+    whole = np.zeros(upsampler.layout.feature_grid.shape, dtype=np.float32)
+    whole[positions] = grid
+    if median > 1 or whole[tuple(strays.T)].any():
         distances = whole[tuple(upsampler.layout.positions.T)]
         volume = _blank(target.scorable, upsampler.layout.working_grid)
         return everywhere, upsampler.score_map(distances, volume, "", median_voxels=median).scores
     slabs = [matrix[:, s] for matrix, s in zip(upsampler.matrices, positions, strict=True)]
     box = tuple(_extent(slab.any(axis=1)) for slab in slabs)
     drawn = separable(grid, (slabs[0][box[0]], slabs[1][box[1]], slabs[2][box[2]]))
-    return box, drawn / np.maximum(upsampler.weight[box], _COVERED)
+    weight = upsampler.weight[box]
+    return box, np.divide(drawn, weight, out=np.zeros_like(drawn), where=weight > _COVERED)
+
+
+def _stray_positions(upsampler: Upsampler | None, scorable: np.ndarray) -> np.ndarray:
+    """Feature positions whose value the pipeline gives to scorable voxels that no position covers: the nearest ones."""
+    if upsampler is None:
+        return np.empty((0, 3), dtype=np.int64)
+    layout = upsampler.layout
+    voxels = np.argwhere(scorable & (upsampler.weight <= _COVERED))
+    if len(voxels) == 0:
+        return np.empty((0, 3), dtype=np.int64)
+    rows = np.unique(_tree(upsampler).query(_world(layout.working_grid, voxels))[1])
+    positions: np.ndarray = np.asarray(layout.positions)[rows]
+    return positions
+
+
+@functools.lru_cache(maxsize=4)
+def _tree(upsampler: Upsampler) -> cKDTree:
+    return cKDTree(_world(upsampler.layout.feature_grid, np.asarray(upsampler.layout.positions)))
+
+
+def _world(grid: Grid, indices: np.ndarray) -> np.ndarray:
+    world: np.ndarray = indices @ grid.affine[:3, :3].T + grid.affine[:3, 3]
+    return world
 
 
 def _at_features(
@@ -434,8 +458,12 @@ def _at_features(
 
 
 def _area_matrix(stride: int, n_cells: int, n_voxels: int) -> Float32[np.ndarray, "cells voxels"]:
-    """How much of each voxel lies in each cell, along one axis: the cell spans half a stride either side of s·i."""
+    """How much of each voxel lies in each cell, along one axis: the cell spans half a stride either side of s·i.
+
+    The last cell reaches to the end of the grid, as the pipeline's values do.
+    """
     apart = np.abs(stride * np.arange(n_cells)[:, None] - np.arange(n_voxels)[None, :])
+    apart[-1, stride * (n_cells - 1) :] = 0
     return np.clip(stride / 2 + 0.5 - apart, 0, 1).astype(np.float32)
 
 

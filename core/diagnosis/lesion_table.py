@@ -18,7 +18,7 @@ from core.lesions import MIN_OVERLAP, LesionRow, components, lesion_report
 from core.run_scores import RunScores
 from core.types import ScoreMap
 from data.errors import BadInput
-from data.template import tissue_probability, working_template
+from data.template import tissue_probability, working_grid, working_template
 from data.volume import Mask
 
 LOW_CONTRAST_SD = 2.0
@@ -136,26 +136,27 @@ def _tissue(x: float, y: float, z: float) -> str:
         return "infratentorial"
     if all(low <= v <= high for v, (low, high) in zip((abs(x), y, z), _DEEP_MM, strict=True)):
         return "deep"
-    depth, grey, white = _at(x, y, z)
+    voxel = _template_voxel(x, y, z)
+    if voxel is None:
+        return "cortex edge"
+    grey, white = float(tissue_probability("grey")[voxel]), float(tissue_probability("white")[voxel])
     if max(grey, white) < _NO_TISSUE:
-        return "cortex edge" if depth <= CORTEX_MM else "deep"
+        return "cortex edge" if _depth_mm()[voxel] <= CORTEX_MM else "deep"
     return "white matter" if white > grey else "cortex edge"
 
 
-def _at(x: float, y: float, z: float) -> tuple[float, float, float]:
-    """Depth below the surface in mm, grey and white template at the nearest voxel at 2 mm; outside the box, zeros."""
-    grid = working_template(2.0).grid
+def _template_voxel(x: float, y: float, z: float) -> tuple[int, int, int] | None:
+    """The nearest voxel of the working grid at 2 mm, None beyond it."""
+    grid = working_grid(2.0)
     inverse = np.linalg.inv(grid.affine)
-    voxel = np.rint(inverse[:3, :3] @ np.array([x, y, z]) + inverse[:3, 3]).astype(int)
-    if (voxel < 0).any() or (voxel >= grid.shape).any():
-        return 0.0, 0.0, 0.0
-    i, j, k = voxel
-    maps = _depth_mm(), tissue_probability("grey"), tissue_probability("white")
-    return float(maps[0][i, j, k]), float(maps[1][i, j, k]), float(maps[2][i, j, k])
+    i, j, k = np.rint(inverse[:3, :3] @ np.array([x, y, z]) + inverse[:3, 3]).astype(int).tolist()
+    inside = all(0 <= place < n for place, n in zip((i, j, k), grid.shape, strict=True))
+    return (i, j, k) if inside else None
 
 
 @functools.cache
 def _depth_mm() -> Float32[np.ndarray, "x y z"]:
+    """Depth below the outer surface of the template's brain, its ventricles filled."""
     template = working_template(2.0)
     solid = np.pad(binary_fill_holes(template.brain_mask), 1)
     return np.asarray(distance_transform_edt(solid, sampling=template.grid.spacing_mm)[1:-1, 1:-1, 1:-1], np.float32)
