@@ -10,7 +10,9 @@ st.navigation(
         st.Page("pages/slices.py", title="Slices", icon=":material/view_in_ar:"),
         st.Page("pages/layers.py", title="Layers", icon=":material/layers:"),
         st.Page("pages/distributions.py", title="Distributions", icon=":material/area_chart:"),
+        st.Page("pages/diagnosis.py", title="Diagnosis", icon=":material/troubleshoot:"),
         st.Page("pages/training.py", title="Training", icon=":material/model_training:"),
         st.Page("pages/data.py", title="Data", icon=":material/folder_open:"),
+        st.Page("pages/report.py", title="Report", icon=":material/description:"),
     ]
 ).run()

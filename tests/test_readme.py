@@ -21,6 +21,7 @@ from data.template import mni_template
 from data.volume import Grid
 from models.encoder import EncoderSettings
 from tests.study import HEALTHY, LAYERS, PREPROCESSING, TinyStudy
+from verbs.diagnosis import DetectionLimitsVerb, ReportVerb
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON = re.compile(r"(?:\S*/)?python3?(?:\.\d+)?")
@@ -102,6 +103,12 @@ def tiny_stand_ins(study: TinyStudy, tmp_path: Path) -> Callable[[Any], Any]:
         if isinstance(arguments, cli.PlantVerb):
             changes |= {"cohort": _healthy(study), "shapes": _shapes(tmp_path), "out": tmp_path / "planted"}
             changes |= {"contrast": "FLAIR"}
+        if "masks" in names:
+            changes |= {"masks": (study.table,), "layout": "auto", "draws": 2}
+        if isinstance(arguments, DetectionLimitsVerb):
+            changes |= {"diameters_mm": (16.0,), "contrasts_sd": (4.0,), "per_cell": 2}
+        if isinstance(arguments, ReportVerb):
+            changes["out"] = tmp_path / "report.html"
         if "workers" in names:
             changes["workers"] = 1
         return dataclasses.replace(arguments, **changes)
@@ -207,6 +214,13 @@ def test_the_reader_of_bash_blocks_finds_each_command_once() -> None:
         "plant healthy.csv shapes/ planted/ --seed 1",
         "runs --json",
         "detectors",
+        "ceiling scans/cohort.csv --cells-mm 2 4 8",
+        "diagnose latest --protocol validation",
+        "what-if latest --json",
+        "what-if latest threshold-grid",
+        "post-processing latest",
+        "detection-limits latest --per-cell 12",
+        "report latest --out report.html",
         "app --port 8501",
         "demo",
     ],

@@ -77,7 +77,7 @@ def causes(evidence: Evidence) -> list[dict[str, Any]]:
         _space(evidence),
         _edges(evidence),
         _what_if(evidence, "R5", "Intensity differs between scans", ("renormalise", "calibrate-subject")),
-        _what_if(evidence, "R6", "Registration", ("shift",)),
+        _what_if(evidence, "R6", "Registration", ("register",)),
         _threshold(evidence),
         _covariance(evidence),
         _what_if(evidence, "R9", "Skull and mask remnants", ("erode-mask",)),
