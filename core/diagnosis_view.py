@@ -134,9 +134,12 @@ def slices_query(
     subject_id: str,
     *,
     voxel: Sequence[int] | None = None,
-    categories: bool = False,
+    bar: str | None = None,
 ) -> dict[str, str | list[str]]:
-    """What the address of Slices has to say to stand there: run, subject, layers, cross-hair, error categories."""
+    """What the address of Slices has to say to stand there: run, subject, layers, cross-hair.
+
+    With a bar of the error map, its voxels are shown by category, and that category is the one to look at.
+    """
     query: dict[str, str | list[str]] = {
         "run": str(diagnosis["run_id"]),
         "subject": subject_id,
@@ -145,8 +148,10 @@ def slices_query(
     }
     if voxel is not None:
         query |= {axis: str(int(value)) for axis, value in zip("xyz", voxel, strict=True)}
-    if categories:
+    if bar is not None and bar.startswith("errors."):
         query["categories"] = "1"
+        if (name := bar.partition(".")[2]) != "native_space":
+            query["category"] = name
     return query
 
 
@@ -174,7 +179,7 @@ def decision_rows(diagnosis: Mapping[str, Any], protocols: Mapping[str, Any]) ->
     for found in diagnosis["decisions"]:
         rows.append(
             {
-                "decision": f"two densities: {found['name']}",
+                "decision": f"densities: {found['name']}",
                 "dice": found["mean_dice"], "low": found["low"], "high": found["high"], "n": found["n"],
                 "labels": "validation", "threshold": found["threshold"], "explain": found["explain"],
             }
@@ -184,11 +189,9 @@ def decision_rows(diagnosis: Mapping[str, Any], protocols: Mapping[str, Any]) ->
 
 def cause_state(cause: Mapping[str, Any], stored: Sequence[str]) -> str:
     """Whether a cause is known, waits for its what-if, or lacks something."""
-    if cause.get("missing"):
-        return "input missing"
-    if cause.get("cost") is not None:
+    if cause["cost"] is not None:
         return "known"
-    if cause.get("what_if"):
+    if cause["what_if"]:
         return "what-if done" if cause["what_if"] in stored else "what-if not run"
     return "input missing"
 

@@ -205,11 +205,7 @@ def _whole(figure: go.Figure, name: str, value: float, key: str, text: str) -> N
         orientation="h",
         y=[name],
         x=[value],
-        marker={
-            "color": HEALTHY if solid else EMPTY,
-            "line": {"color": HEALTHY if solid else ORACLE, "width": 1},
-            "opacity": 1.0 if solid else 0.7,
-        },
+        marker={"color": HEALTHY if solid else "rgba(140,147,156,0.3)"},
         customdata=[[None]],
         hovertemplate=f"{text}<extra></extra>",
         showlegend=False,
@@ -292,7 +288,8 @@ def _number(value: float | None) -> str:
 
 
 def _signed(value: float) -> str:
-    return f"{value:+.3f}".replace("-", "−")
+    text = f"{value:+.3f}".replace("-", "−")
+    return "0.000" if text in ("+0.000", "−0.000") else text
 
 
 def _span(found: Mapping[str, Any]) -> str:

@@ -15,10 +15,7 @@ from pages._shared import dice_text
 def show_costs(found: Mapping[str, Any]) -> None:
     """Two charts of the same loss, and who drives the chosen bar."""
     choices = {bar.key: bar for bar in bars(found)}
-    if st.session_state.get("bar") not in choices:
-        st.session_state.pop("bar", None)
-    start = largest([bar for bar in choices.values() if bar.key.startswith("errors.")])
-    chosen = st.session_state.get("bar") or st.query_params.get("bar") or (start.key if start else None)
+    chosen = _chosen(choices)
     left, right = st.columns(2, gap="medium")
     with left:
         st.markdown("**The way down: what is lost at each step**")
@@ -27,6 +24,7 @@ def show_costs(found: Mapping[str, Any]) -> None:
             key="ladder",
             on_select=_pick_ladder,
             selection_mode="points",
+            config={"displayModeBar": False},
             alt="Ladder of ceilings from a perfect segmentation to the Dice that is reached",
         )
         st.caption(
@@ -40,6 +38,7 @@ def show_costs(found: Mapping[str, Any]) -> None:
             key="errors",
             on_select=_pick_errors,
             selection_mode="points",
+            config={"displayModeBar": False},
             alt="Dice that each kind of false positive and miss costs",
         )
         total = sum(c["cost"] or 0.0 for c in found["error_map"])
@@ -47,19 +46,29 @@ def show_costs(found: Mapping[str, Any]) -> None:
             f"Every wrong voxel belongs to one bar: Dice {found['dice']['mean']:.3f} + all bars {total:.3f} = "
             f"{found['dice']['mean'] + total:.3f}. A second view of the loss on the left, not an addition to it."
         )
-    _show_drivers(found, choices, start)
+    _show_drivers(found, choices)
 
 
-def _show_drivers(found: Mapping[str, Any], choices: Mapping[str, Bar], start: Bar | None) -> None:
-    names = list(choices)
+def _chosen(choices: Mapping[str, Bar]) -> str:
+    """The bar that was clicked, else that of the address, else the costliest kind of wrong voxel."""
+    state = st.session_state
+    if state.get("bar") not in choices:
+        linked = st.query_params.get("bar")
+        start = largest([bar for bar in choices.values() if bar.key.startswith("errors.")])
+        state["bar"] = linked if linked in choices else start.key if start is not None else next(iter(choices))
+    return str(state["bar"])
+
+
+def _show_drivers(found: Mapping[str, Any], choices: Mapping[str, Bar]) -> None:
     key = st.selectbox(
         "Subjects behind",
-        names,
-        names.index(start.key) if start is not None else 0,
-        lambda name: f"{choices[name].title} ({'ladder' if name.startswith('ladder') else 'wrong voxels'})",
+        list(choices),
+        format_func=lambda name: f"{choices[name].title} ({'ladder' if name.startswith('ladder') else 'wrong voxels'})",
         key="bar",
-        bind="query-params",
+        persist_state="session",
+        help="Or click a bar above.",
     )
+    st.query_params["bar"] = key
     bar, rows = choices[key], drivers(found, key)
     few = concentration(rows)
     about = {"mean": bar.cost, "low": bar.low, "high": bar.high}
@@ -70,7 +79,7 @@ def _show_drivers(found: Mapping[str, Any], choices: Mapping[str, Bar], start: B
     st.markdown(f"**{bar.title}** costs **{dice_text(about)}**.{half}{pair} {bar.definition} {bar.advice}")
     in_map = key.startswith("errors.")
     table = pd.DataFrame(
-        [row | {"look": slices_address(slices_query(found, row["subject"], categories=in_map))} for row in rows]
+        [row | {"look": slices_address(slices_query(found, row["subject"], bar=key))} for row in rows]
     ).dropna(axis="columns", how="all")
     st.dataframe(
         table,
@@ -96,7 +105,7 @@ def _show_drivers(found: Mapping[str, Any], choices: Mapping[str, Bar], start: B
             "pages/slices.py",
             label=f"Show {'these voxels' if in_map else 'the map'} on Slices, beginning with {worst}",
             icon=":material/view_in_ar:",
-            query_params=slices_query(found, worst, categories=in_map),
+            query_params=slices_query(found, worst, bar=key),
         )
 
 

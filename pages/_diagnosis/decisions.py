@@ -35,7 +35,7 @@ def show_decisions(found: Mapping[str, Any], protocols: Mapping[str, Any]) -> No
         hide_index=True,
         height="content",
         column_config={
-            "decision": st.column_config.TextColumn(width=320),
+            "decision": st.column_config.TextColumn(width=350),
             "Dice": st.column_config.NumberColumn(format="%.3f", width=60),
             "95 % interval": st.column_config.TextColumn(width=115),
             "labels needed": st.column_config.TextColumn(width=105),

@@ -19,12 +19,13 @@ def job_panel(argv: Sequence[str], *, label: str, key: str, primary: bool = Fals
 
     def body() -> None:
         now = newest_job(argv)
-        if now is None or not now.active:
-            if active:
-                st.rerun()
-            _offer(argv, now, label, key, primary, beside)
-        else:
+        at_work = now is not None and now.active
+        if at_work != active:  # it began or ended since the page was drawn: look again, or no longer
+            st.rerun()
+        if now is not None and at_work:
             _follow(now, key)
+        else:
+            _offer(argv, now, label, key, primary, beside)
 
     st.fragment(body, run_every=2 if active else None)()
 
