@@ -67,11 +67,9 @@ def _too_easy(steps: Sequence[Mapping[str, Any]], last: Mapping[str, float]) -> 
     total = max(int(steps[-1].get("total", 0)), int(steps[-1]["step"]))
     early = [event for event in steps if event["step"] <= total / 3]
     window = max(5, len(steps) // 20)
-    solved = None
-    for end in range(window, len(early) + 1):
-        if _mean(early[end - window : end], "top1") > 0.98:
-            solved = early[end - 1]["step"]
-            break
+    sums = np.concatenate([[0.0], np.cumsum([event["top1"] for event in early], dtype=np.float64)])
+    means = (sums[window:] - sums[:-window]) / window  # empty when there are fewer steps than that
+    solved = early[int(np.argmax(means > 0.98)) + window - 1]["step"] if (means > 0.98).any() else None
     if solved is None and last["loss"] >= 0.05 * last["chance"]:
         return None
     reason = (

@@ -283,6 +283,14 @@ def test_the_page_shows_the_verdict_in_words_and_the_same_numbers(
     assert "Fit a Gaussian on this encoder" in [b.label for b in page.button]
 
 
+def test_a_run_that_the_sidebar_would_cut_is_told_in_full_below_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    an_encoder(tmp_path, "an-encoder-with-a-long-name-of-its-own")
+    page = open_page(tmp_path, monkeypatch)
+    assert "my encoder · an-encoder-with-a-long-name-of-its-own" in [c.value for c in page.sidebar.caption]
+
+
 def test_a_collapsed_run_is_an_error_with_advice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = an_encoder(tmp_path, steps_done=0)
     lines = [json.dumps(event(step, embedding_std=0.01)) for step in range(1, 121)]
