@@ -76,11 +76,15 @@ class WhatIfVerb:
 class PostProcessingVerb(OneRun):
     """Smoothing, median, mask erosion and least component, all combinations: best on validation, and its test Dice.
 
-    Example: python cli.py post-processing latest
+    Example: python cli.py post-processing latest --export segmentations
     """
 
     layers: str = ""
     """Layer set, joined by +; the headline's when not given."""
+    export: Path | None = None
+    """Also write segmentations with the setting that is best on validation, as NIfTI in the scans' own space."""
+    protocol: Protocol = "healthy"
+    """Threshold protocol of what is exported."""
     workers: int = 2
     """Processes."""
 
@@ -269,6 +273,17 @@ def _post_processing(arguments: PostProcessingVerb) -> int:
 
     run = open_run(arguments.runs, arguments.run, "detector")
     result = run_post_processing(run, open_progress(), layer_set=arguments.layers or None, workers=arguments.workers)
+    if arguments.export is not None:
+        from core.diagnosis.applied import export_post_processed
+
+        paths = export_post_processed(
+            run,
+            arguments.export,
+            open_progress(),
+            layer_set=arguments.layers or None,
+            protocol=arguments.protocol,
+        )
+        print(f"{len(paths)} NIfTI files in {arguments.export}", file=sys.stderr)
     if arguments.json:
         print_json(result)
         return EXIT_OK

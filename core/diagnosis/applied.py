@@ -1,0 +1,68 @@
+"""A post-processing setting put to use: segmentations of the scored scans in their own space, as NIfTI."""
+
+from pathlib import Path
+
+import numpy as np
+
+from core.diagnosis.cases import case_of
+from core.diagnosis.postprocessing import PostProcessing, apply, find_row, segmentation, stored_post_processing
+from core.evaluation import read_metrics
+from core.progress import Progress
+from core.run_scores import open_scores
+from core.store import Run
+from data.errors import BadInput
+from data.nifti import in_stored_order, write_nifti
+from data.preprocessing import to_native
+
+
+def export_post_processed(
+    run: Run,
+    directory: Path,
+    progress: Progress,
+    *,
+    layer_set: str | None = None,
+    protocol: str = "healthy",
+    settings: PostProcessing | None = None,
+) -> list[Path]:
+    """Write <subject>_segmentation.nii.gz of validation and test subjects, on the grid of each scan's file.
+
+    `settings`: the ones that are best on validation under the protocol when None; the threshold is the one that the
+    stored grid chose for them. The processed map is resampled once to the scan's space, cut, and small components are
+    dropped there. BadInput when the grid is not stored, or no threshold of that protocol is.
+    """
+    scores = open_scores(run)
+    layers = scores.layer_set(layer_set or read_metrics(run)["headline"])
+    grid = stored_post_processing(run, "+".join(layers))
+    if grid is None:
+        raise BadInput(
+            f"The post-processing grid is not there yet. Make it: python cli.py post-processing {run.run_id}"
+        )
+    chosen = settings or _best(grid["best_on_validation"], protocol)
+    figures = find_row(grid, chosen)[protocol]
+    if figures is None:
+        raise BadInput(f"No {protocol!r} threshold in the post-processing grid of {run.run_id}. Allowed: healthy.")
+    written = []
+    subjects = [i for role in ("validation", "test") for i in scores.subjects(role)]
+    with progress.task("Writing segmentations", len(subjects)) as advance:
+        for subject_id in subjects:
+            prepared = scores.prepared(subject_id)
+            processed = apply(scores, case_of(scores, subject_id, layers), layers, chosen)
+            native = to_native(processed, prepared.volume.grid, prepared)
+            called = segmentation(
+                native, figures["threshold"], chosen.min_component_mm3, prepared.native_grid.voxel_volume_mm3
+            )
+            stored, at = in_stored_order(called.astype(np.float32), prepared.native_grid, prepared.axes)
+            path = directory / f"{subject_id}_segmentation.nii.gz"
+            write_nifti(path, stored.astype(np.uint8), at)
+            written.append(path)
+            advance(1, subject_id)
+    return written
+
+
+def _best(best_on_validation: object, protocol: str) -> PostProcessing:
+    best = best_on_validation.get(protocol) if isinstance(best_on_validation, dict) else None
+    if best is None:
+        raise BadInput(
+            "Nothing was chosen on validation: there are no labelled validation subjects. Name the settings yourself."
+        )
+    return PostProcessing(**best["settings"])
