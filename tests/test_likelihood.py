@@ -156,6 +156,16 @@ def test_a_monotone_ratio_is_a_threshold_and_its_best_cut_is_the_validation_thre
     assert bayes["false_ml_per_healthy_scan"] is not None
 
 
+@pytest.mark.parametrize("prior", [0.3, 0.001])
+def test_a_given_prior_moves_the_crossing_as_bayes_says(prior) -> None:
+    row = find(decisions(monotone_scores(), ("a",), prior=prior, n_bootstrap=50), "gaussian", "given prior")
+    assert np.log1p(row["threshold"]) == pytest.approx(1.5 + 0.09 * np.log((1 - prior) / prior), abs=0.03)
+    assert row["prior"] == prior
+    scores = monotone_scores()
+    expected = [dice_at(voxels(scores, i), row["threshold"]) for i in ("t0", "t1")]
+    assert [s["dice"] for s in row["subjects"]] == pytest.approx(expected, abs=2e-3)
+
+
 def test_over_two_layers_the_decision_beats_every_threshold_of_every_sum() -> None:
     scores = either_or_scores()
     row = find(decisions(scores, ("a", "b"), n_bootstrap=200), "mixture", over="layers")
@@ -213,6 +223,12 @@ def test_thinning_gives_every_row_the_same_chance(monkeypatch: pytest.MonkeyPatc
     counts = np.bincount(thinned.rows[:, 0].astype(int), minlength=10)
     assert counts.sum() == 1000
     assert (abs(counts - 100) < 40).all()
+    kept = []
+    for seed in (0, 1):
+        chosen = likelihood._Thinned(1)
+        chosen.add(np.arange(2000, dtype=np.float32)[:, None], seed=seed, part=0)
+        kept.append(chosen.rows)
+    assert (kept[0] != kept[1]).any()
 
 
 def test_without_lesion_labels_one_row_says_what_is_missing() -> None:

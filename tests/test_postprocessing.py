@@ -310,6 +310,22 @@ def test_among_equals_the_setting_that_changes_least_is_best() -> None:
     assert best["settings"] == dataclasses.asdict(PostProcessing(median_voxels=5))
 
 
+def test_a_best_at_the_end_of_what_was_tried_is_called_out(explored) -> None:
+    result = explored[1]["tiny"]
+    at_end = {
+        name
+        for name, values in result["axes"].items()
+        for best in result["best_on_validation"].values()
+        if best["settings"][name] == values[-1]
+    }
+    (note,) = [n for n in result["notes"] if "largest value tried of" in n] if at_end else [""]
+    assert all((name in note) == (name in at_end) for name in result["axes"])
+    inner = {"axes": {"smoothing_mm": [0, 2]}, "best_on_validation": {"healthy": {"settings": {"smoothing_mm": 0}}}}
+    assert postprocessing._at_the_edge(inner) == []
+    inner["best_on_validation"]["healthy"]["settings"]["smoothing_mm"] = 2
+    assert postprocessing._at_the_edge(inner) == ["smoothing_mm"]
+
+
 def test_the_recipe_says_what_has_a_field_and_what_has_none(explored) -> None:
     own, _ = explored
     run = open_run(own.runs, "tiny")

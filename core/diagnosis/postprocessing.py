@@ -622,10 +622,18 @@ def _notes(scores: RunScores, result: Mapping[str, Any], losses: Sequence[float]
             f"The best of {len(result['rows'])} combinations on validation is optimistic there; only its test figures "
             "are quoted as a gain."
         )
+    if edges := _at_the_edge(result):
+        notes.append(f"The best on validation is the largest value tried of {', '.join(edges)}: more may be better.")
     notes.append("Healthy thresholds are taken before the component filter, so filtered maps lie below their target.")
     if not isinstance(scores.detector, FeatureGaussian) and any(_own_filters(scores).values()):
         notes.append("This detector stores maps that it has filtered itself; the settings come on top of that.")
     return notes
+
+
+def _at_the_edge(result: Mapping[str, Any]) -> list[str]:
+    """Settings of which the best on validation, under any protocol, is the largest that was tried."""
+    best = [b["settings"] for b in (result["best_on_validation"] or {}).values()]
+    return [name for name, values in result["axes"].items() if any(s[name] == values[-1] for s in best)]
 
 
 def _recipe_text(fields: Mapping[str, float], missing: Mapping[str, float]) -> str:
