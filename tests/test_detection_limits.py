@@ -290,6 +290,25 @@ def test_the_contrast_that_reaches_a_sensitivity_is_interpolated_or_says_why_not
     assert contrast_reaching(0.5, [1, 2, 3], [6, 4, 9], [10, 10, 10], 0.0)[0] == pytest.approx(1.0)
 
 
+def test_limits_run_from_the_weakest_contrast_to_the_strongest_of_each_sign() -> None:
+    found = {-3.0: 9, -2.0: 6, -1.0: 2, 1.0: 0, 2.0: 1, 3.0: 3}
+    records = [
+        {"diameter_mm": 8.0, "contrast_sd": contrast, "site": "grey", "found": [i < n], "found_without": [i < 1]}
+        | {"dice": [0.0], "covered": [0.0]}
+        for contrast, n in found.items()
+        for i in range(10)
+    ]
+    cells = sensitivity_cells(records, 0)
+    assert [(c["contrast_sd"], c["found"], c["n"]) for c in cells if c["site"] == "grey"] == [
+        (contrast, n, 10) for contrast, n in found.items()
+    ]
+    darker, brighter = (row for row in contrast_limits(cells) if row["site"] == "all")
+    assert darker["contrast_sd_50"] == pytest.approx(-1.75)  # from 20 % at 1 to 60 % at 2
+    assert darker["contrast_sd_80"] == pytest.approx(-2 - 2 / 3)
+    assert darker["found_without_lesion"] == pytest.approx(0.1)
+    assert (brighter["contrast_sd_50"], brighter["why_50"]) == (None, "never, up to the strongest contrast")
+
+
 @pytest.mark.parametrize("run_id", ["tiny", "tiny-intensity"])
 def test_a_run_of_any_detector_gets_its_limits_twice_the_same(own_study: TinyStudy, run_id: str) -> None:
     run = open_run(own_study.runs, run_id)
