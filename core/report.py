@@ -6,6 +6,7 @@ come from data are escaped (`core.report_parts.markup`), and paper gets a light 
 
 import contextlib
 import datetime
+import html
 import os
 import shutil
 import uuid
@@ -23,7 +24,8 @@ from core.summary import cohort_title
 from data.errors import BadInput, EnvironmentProblem
 
 GENERATOR = "Dicescope report"
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+_NO_BASE = "; base-uri 'none'"
+POLICY = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; form-action 'none'{_NO_BASE}"
 _LOOKED_AT = 2000
 """Characters at the beginning of a file in which a report says that it is one."""
 
@@ -82,6 +84,12 @@ def write_report(run: Run, diagnosis: Mapping[str, Any] | None, path: Path, *, o
         scratch.unlink(missing_ok=True)
         raise
     return path
+
+
+def framed(document: str) -> str:
+    """The same document for the srcdoc of a frame, whose links would otherwise lead to the page around it."""
+    policy, own = (html.escape(text) for text in (POLICY, POLICY.removesuffix(_NO_BASE)))
+    return document.replace(policy, own, 1).replace("<head>", '<head><base href="about:srcdoc">', 1)
 
 
 def is_report(path: Path) -> bool:

@@ -4,7 +4,7 @@ import streamlit as st
 
 from core.commands import in_shell
 from core.diagnosis.diagnose import stored_diagnosis
-from core.report import report_html
+from core.report import framed, report_html
 from core.run_scores import set_id
 from core.store import Run, open_run
 from pages._diagnosis.load import diagnosis_of
@@ -19,8 +19,7 @@ from pages._shared import (
 )
 
 HEIGHT = 900
-TOLD = ("diagnosis", "whatifs", "post-processing", "detection-limits")
-"""Folders of a run that the report reads beside its evaluation."""
+TOLD = ("diagnosis", "whatifs", "post-processing", "detection-limits")  # folders that a report reads beside evaluation
 
 
 @in_words()
@@ -78,7 +77,7 @@ actions.caption(
     "open it and print it with the browser: it has its own style for A4."
 )
 # Streamlit lets a page in this frame run scripts; the report's own policy forbids every script and every request.
-st.iframe(document, height=HEIGHT, alt=f"Report of {run.name}")
+st.container(border=True).iframe(framed(document), height=HEIGHT, alt=f"Report of {run.name}")
 words = ["report", run.run_id, "--runs", str(runs_directory()), "--layers", layers, "--protocol", protocol]
 st.markdown("The same in a terminal:")
 st.code(in_shell(words), language="bash", wrap_lines=True)

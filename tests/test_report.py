@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+import html
 import io
 import json
 import os
@@ -22,14 +23,14 @@ import cli
 from core import figures
 from core.detectors import recipe_json
 from core.evaluation import read_metrics
-from core.report import POLICY, is_report, report_html, write_report
+from core.report import POLICY, framed, is_report, report_html, write_report
 from core.report_parts.charts import Dot, dots, error_bars, hatches, ladder, subject_dots, whole
 from core.report_parts.commands import commands_of, in_words, without_machine
 from core.report_parts.limits import detection_limits, post_processing
 from core.report_parts.markup import Html, tag
 from core.report_parts.pictures import LESION_RGB, SEGMENTATION_RGB, case_pictures, centre_of_interest, score_colours
 from core.report_parts.style import STYLE
-from core.report_parts.words import interval, number, percent, signed
+from core.report_parts.words import capital, interval, number, percent, signed
 from core.store import Run, open_run, update_run
 from data.errors import BadInput, EnvironmentProblem
 from data.preprocessing import Prepared
@@ -185,8 +186,10 @@ def test_with_a_diagnosis_every_part_of_it_is_told(run: Run, document: str) -> N
     assert found["verdict"]["sentence"] in text
     for row in (*found["rungs"], *found["error_map"], *found["causes"], *found["what_ifs"]):
         assert row["title"] in text
-    for row in (*found["decisions"], *({"name": layer["layer"]} for layer in found["layers"])):
-        assert row["name"] in text
+    for row in found["decisions"]:
+        assert capital(row["name"]) in text
+    for row in found["layers"]:
+        assert f"{row['layer']}{row['spacing_mm']:g} mm{row['ceiling']:.3f}" in text
     assert "A second rater's lesion masks." in text
     assert "add up to 1.000000" in text
     assert "python cli.py what-if tiny" in text
@@ -595,3 +598,22 @@ def test_a_browser_asks_for_nothing_and_prints_every_page(run: Run, tmp_path: Pa
         browser.close()
     assert 4 <= len(re.findall(rb"/Type\s*/Page\b", printed)) <= 20
     assert b"/MediaBox [0 0 594" in printed or b"/MediaBox [0 0 595" in printed
+
+
+@pytest.mark.browser
+def test_links_in_a_frame_stay_in_the_frame(document: str) -> None:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=find_chromium(), args=list(FLAGS))
+        page = browser.new_page()
+        page.set_content(f'<iframe width="1000" height="800" srcdoc="{html.escape(framed(document))}">')
+        frame = page.frames[1]
+        frame.click("nav a:last-child")
+        for _ in range(100):  # the policy forbids the functions that Playwright would wait with
+            if frame.evaluate("scrollY") > 2000:
+                break
+            page.wait_for_timeout(50)
+        assert frame.evaluate("scrollY") > 2000
+        assert frame.evaluate("location.hash") == "#words"
+        assert frame.title().endswith("Dicescope report")
+        assert frame.evaluate("document.querySelector('base').href") == "about:srcdoc"
+        browser.close()

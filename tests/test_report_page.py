@@ -1,5 +1,6 @@
 """The Report page: the document in the page is the file that the command writes."""
 
+import html
 import shutil
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 import streamlit as st
 from streamlit.testing.v1 import AppTest
 
-from core.report import report_html
+from core.report import POLICY, framed, report_html
 from core.store import open_run
 from tests.study import TinyStudy
 
@@ -27,7 +28,8 @@ def test_the_page_shows_the_document_and_offers_it(study: TinyStudy, monkeypatch
     assert not app.exception
     assert not app.error
     (frame,) = app.get("iframe")
-    assert frame.proto.srcdoc == report_html(open_run(study.runs, "tiny-intensity"), None)
+    assert frame.proto.srcdoc == framed(report_html(open_run(study.runs, "tiny-intensity"), None))
+    assert POLICY.partition("; base-uri")[0] in html.unescape(frame.proto.srcdoc)
     assert [button.label for button in app.button] == ["Diagnose it first"]
     assert len(app.get("download_button")) == 1
     (command,) = app.code

@@ -9,7 +9,7 @@ from core.provenance import git_commit
 from core.report_parts.commands import in_words, typed, without_machine
 from core.report_parts.markup import Column, Html, bullets, facts, join, table, tag
 from core.report_parts.source import Source
-from core.report_parts.words import NOTHING, number, percent, plural
+from core.report_parts.words import NOTHING, capital, number, percent, plural
 from core.summary import cohort_title
 
 _FEW = 50
@@ -244,7 +244,7 @@ def _weights(path: str) -> str:
 
 def _name(key: str) -> str:
     words = key.replace("_ml", " (mL)").replace("_mm", " (mm)").replace("_gb", " (GB)").replace("_", " ")
-    return words[:1].upper() + words[1:]
+    return capital(words)
 
 
 def _ages(members: Sequence[Mapping[str, Any]]) -> str:

@@ -8,6 +8,7 @@ from core.report_parts.charts import Dot, dots, error_bars, ladder, whole
 from core.report_parts.markup import EMPTY, Column, Html, badge, join, table, tag
 from core.report_parts.words import (
     NOTHING,
+    capital,
     heat,
     interval,
     millilitres,
@@ -169,7 +170,7 @@ def _gain_table(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], pr
             ]
         )
     columns = [
-        Column("What if", wide=True),
+        Column("What if"),
         Column("Gain on validation", True),
         Column("Test Dice", True),
         Column("Gain on test", True),
@@ -194,15 +195,13 @@ def decision_section(diagnosis: Mapping[str, Any]) -> Html:
         Column("Threshold", True),
         Column("Test Dice, 95 % interval", True),
         Column("n", True),
-        Column("", wide=True),
     ]
     rows: Rows = [
         [
-            d["name"],
+            join([tag("b", capital(d["name"])), tag("br"), tag("span", d.get("explain"), kind="soft")]),
             number(d.get("threshold")),
             with_interval(d, "mean_dice"),
             NOTHING if d.get("n") is None else str(d["n"]),
-            d.get("explain"),
         ]
         for d in found
     ]

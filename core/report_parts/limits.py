@@ -20,7 +20,7 @@ def post_processing(found: Mapping[str, Any] | None) -> Html:
     if not found:
         return EMPTY
     columns = [
-        Column("Setting", wide=True),
+        Column("Setting"),
         Column("Threshold from"),
         Column("Dice on validation", True),
         Column("Dice on test, 95 % interval", True),
@@ -147,7 +147,7 @@ def _levels(levels: Sequence[Mapping[str, Any]]) -> Html:
             ]
         )
     columns = [
-        Column("Threshold allows", wide=True),
+        Column("Threshold allows"),
         Column("Threshold", True),
         Column("False positives per scan", True),
         Column("Components per scan", True),

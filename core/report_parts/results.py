@@ -10,6 +10,7 @@ from core.report_parts.source import Source
 from core.report_parts.words import (
     NOTHING,
     PROTOCOLS,
+    capital,
     interval,
     millilitres,
     number,
@@ -102,7 +103,7 @@ def protocols(source: Source) -> Html:
             kind = _KINDS.get(name, "oracle")
             shown.append(Dot(label, found["mean_dice"], found["ci_low"], found["ci_high"], kind, note))
     columns = [
-        Column("Threshold from", wide=True),
+        Column("Threshold from"),
         Column("Threshold", True),
         Column("Mean Dice, 95 % interval", True),
         Column("Pooled Dice", True),
@@ -310,7 +311,7 @@ def _lesions(source: Source) -> Mapping[str, Any] | None:
 
 def _optimism(source: Source) -> str:
     told = (
-        f"{_capital(source.conditions)}. Mean over lesion-bearing test subjects; intervals: 95 % bootstrap over "
+        f"{capital(source.conditions)}. Mean over lesion-bearing test subjects; intervals: 95 % bootstrap over "
         f"subjects. False alarms: per healthy test scan "
         f"(n = {source.figures['n_healthy_subjects']}); clean: scans without any."
     )
@@ -322,10 +323,6 @@ def _optimism(source: Source) -> str:
 
 def _ill(source: Source) -> bool:
     return bool(source.figures["n_lesion_subjects"])
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
 
 
 def _share(found: int, n: int) -> str:

@@ -142,7 +142,7 @@ footer { margin-top: 52px; padding-top: 16px; border-top: 1px solid var(--line);
   .tiles b { font-size: 15pt; } .tiles > div { padding: 9px 12px; } .tiles span { font-size: 8.5pt; }
   section { padding-top: 22pt; } h2, h3 { break-after: avoid; }
   h2 + *, h3 + *, .lead { break-before: avoid; }
-  .scroll { overflow: visible; } svg.chart { min-width: 0; break-inside: avoid; }
+  .scroll { overflow: visible; } .scroll:has(> svg) { break-inside: avoid; } svg.chart { min-width: 0; }
   table { font-size: 8.7pt; } th { font-size: 8pt; } thead { display: table-header-group; }
   tr, .facts > div, .glossary > div, .note, .case, .tiles, .legend { break-inside: avoid; }
   td, th { padding-top: 4px; padding-bottom: 4px; } p, li { orphans: 3; widows: 3; }

@@ -72,5 +72,10 @@ def heat(share: float | None, text: str) -> Html | str:
     return tag("span", text, kind="cell", attributes={"style": f"--v: {min(max(share, 0.0), 1.0):.2f}"})
 
 
+def capital(text: str) -> str:
+    """The text with a capital first letter, the rest as it is."""
+    return text[:1].upper() + text[1:]
+
+
 def _no_negative_zero(value: float, digits: int) -> float:
     return round(value, digits) + 0.0
