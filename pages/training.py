@@ -7,7 +7,7 @@ from core.store import Run, stage_done
 from core.training_view import asked_name, asked_run_id, job_of_run
 from pages._monitor import show_next, show_settings, watch_jobs, watch_run
 from pages._pretrain import pretrain_form
-from pages._shared import FITS, every_run, runs_directory
+from pages._shared import every_run, runs_directory, tell_in_full
 
 
 def pick_encoder(encoders: dict[str, Run], jobs: list[Job]) -> str | None:
@@ -31,8 +31,7 @@ def pick_encoder(encoders: dict[str, Run], jobs: list[Job]) -> str | None:
         persist_state="session",
         help="Newest first. The choice is in the address.",
     )
-    if len(told := f"{names[chosen]} · {chosen}") > FITS:
-        st.sidebar.caption(told)
+    tell_in_full(f"{names[chosen]} · {chosen}")
     return str(chosen)
 
 
