@@ -36,8 +36,10 @@ def viewer(data: dict[str, Any], key: str, on_view: Callable[[], None] = lambda:
     `data`: dims, spacing_mm, affine (voxel to RAS+ mm), subject_id; addresses image_url, brain_url, lesion_url of uint8
     volumes in C order; `maps` with url, 255 ascending `levels` (a byte q says how many levels are at or below the
     score) and `thresholds`; `layers` for the cross-hair; `reported` exact numbers by map and protocol; `state`.
+    `categories`, of one map: `volumes` (protocol, label, value, url of a uint8 label map) and the `list` of what its
+    codes mean (id, code, kind fp, fn or tp, title, definition, advice); the label map is fetched when first looked at.
     A field of `state` is applied when it differs from what Python gave before, so an echo never fights the user.
-    The view is {x, y, z, threshold, opacity, window, convention, plane, show}; None before the first change. `on_view`
+    The view is {x, y, z, threshold, opacity, window, convention, plane, show, categories, category}; None before the first change. `on_view`
     runs when it arrives; there, read `st.session_state[key]["view"]`.
     """
     result = _component()(key=key, data=data, on_view_change=on_view)
