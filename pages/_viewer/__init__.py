@@ -39,8 +39,8 @@ def viewer(data: dict[str, Any], key: str, on_view: Callable[[], None] = lambda:
     `categories`, of one map: `volumes` (protocol, label, value, url of a uint8 label map) and the `list` of what its
     codes mean (id, code, kind fp, fn or tp, title, definition, advice); the label map is fetched when first looked at.
     A field of `state` is applied when it differs from what Python gave before, so an echo never fights the user.
-    The view is {x, y, z, threshold, opacity, window, convention, plane, show, categories, category}; None before the first change. `on_view`
-    runs when it arrives; there, read `st.session_state[key]["view"]`.
+    The view is {x, y, z, threshold, opacity, window, convention, plane, show, categories, category}; None before the
+    first change. `on_view` runs when it arrives; there, read `st.session_state[key]["view"]`.
     """
     result = _component()(key=key, data=data, on_view_change=on_view)
     view: dict[str, Any] | None = result.view
