@@ -167,9 +167,16 @@ def _space(e: Evidence) -> Cause:
 def _edges(e: Evidence) -> Cause:
     shares = [_share(s, ("brain_edge", "tissue_border")) for s in e.subjects]
     found = mean_interval(shares, seed=_SEED, purpose="R4")
-    base = _what_if(e, "R4", "Edges and partial volume", ("dont-care",))
-    text = f"In the error map, brain edges and fluid borders cost {found.mean:.3f}. {base.text}".strip()
-    return Cause(**{**asdict(base), "text": text})
+    band = _what_if(e, "R4", "", ("dont-care",))
+    bound = "" if band.cost is None else f" Not judging the voxels beside the lesion's border: {band.cost:+.3f}."
+    return Cause(
+        "R4",
+        "Edges and partial volume",
+        "share of the error map: brain edge + tissue border",
+        f"False alarms at the brain's edge and at borders of tissue.{bound}",
+        *_span(found),
+        needs_labels=True,
+    )
 
 
 def _threshold(e: Evidence) -> Cause:
