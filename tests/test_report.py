@@ -570,6 +570,35 @@ def test_detection_limits_show_the_share_found_in_every_cell() -> None:
     assert not detection_limits(None)
 
 
+def test_every_stored_exploration_is_told_as_it_was_stored(own_study: TinyStudy, capsys: Any) -> None:
+    runs = ["--runs", str(own_study.runs)]
+    planted = ["--per-cell", "2", "--diameters-mm", "16", "24", "--contrasts-sd", "-3", "3"]
+    for words in (["what-if", "tiny", "erode-mask"], ["detection-limits", "tiny", *planted]):
+        assert cli.main([*words, *runs]) == 0
+    assert cli.main(["post-processing", "tiny", *runs, "--workers", "1"]) == 0
+    path = own_study.root / "report.html"
+    assert cli.main(["report", "tiny", *runs, "--out", str(path)]) == 0
+    capsys.readouterr()
+    assert cli.main(["diagnose", "tiny", *runs, "--json"]) == 0
+    found, parts = json.loads(capsys.readouterr().out), Parts(path.read_text("utf-8"))
+    assert found["verdict"]["sentence"] in parts.text
+    assert f"Mean Dice{found['dice']['mean']:.3f}" in parts.text
+    for row in (*found["rungs"], *found["error_map"], *found["causes"]):
+        assert row["title"] in parts.text
+    (eroded,) = found["what_ifs"]
+    best = max(eroded["variants"], key=lambda v: v["validation_by_protocol"]["healthy"]["gain"])
+    assert best["title"] in parts.text
+    assert signed(best["test"]["healthy"]["gain"]) in parts.text
+    chosen = found["post_processing"]["best_on_validation"]["validation"]
+    assert f"{number(chosen['dice'])} {interval(chosen['low'], chosen['high'])}" in parts.text
+    for cell in found["detection_limits"]["levels"][0]["cells"]:
+        if cell["site"] == "all":
+            assert f"{100 * cell['sensitivity']:.0f} % of {cell['n']}" in parts.text
+    commands = [line for line in parts.text.split("python cli.py ") if line.startswith("what-if tiny erode-mask")]
+    assert len(commands) == 1
+    assert "the run was evaluated since" not in parts.text
+
+
 # In a browser
 
 

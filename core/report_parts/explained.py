@@ -151,17 +151,14 @@ def _gain_dots(chosen: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], pr
 
 def _gain_table(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], protocol: str) -> Html:
     rows: Rows = []
+    before = None
     for what_if, variant in pairs:
         test, validation = _on_test(variant, protocol), validation_of(variant, protocol)
-        told: list[Html | str] = [
-            tag("b", what_if["title"]),
-            f": {variant['title']}",
-            tag("br"),
-            *_marks({**variant, "kind": "what-if"}),
-        ]
+        first = what_if is not before
+        before = what_if
         rows.append(
             [
-                join([*told, tag("br"), tag("span", what_if.get("formula"), kind="soft")]),
+                join([_of_what_if(what_if) if first else None, variant["title"], " ", *_marks(variant)]),
                 _gain(validation) if validation else None,
                 f"{number(test.get('baseline'))} → {number(test.get('variant'))}",
                 _gain(test),
@@ -178,6 +175,11 @@ def _gain_table(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], pr
         Column("False alarms", True),
     ]
     return table(columns, rows)
+
+
+def _of_what_if(what_if: Mapping[str, Any]) -> Html:
+    formula = tag("span", what_if.get("formula"), kind="soft")
+    return join([tag("b", what_if["title"]), tag("br"), formula, tag("br")])
 
 
 def _on_test(variant: Mapping[str, Any], protocol: str) -> Mapping[str, Any]:
@@ -313,9 +315,8 @@ def _gain(found: Mapping[str, Any]) -> str:
 
 def _marks(found: Mapping[str, Any]) -> list[Html]:
     marks = [badge("needs labels", "labels")] if found.get("needs_labels") else []
-    tried = found.get("kind") == "what-if"
-    marks += [badge("deployable", "deployable")] if found.get("deployable") and tried else []
-    return marks + ([badge("what-if")] if tried else [])
+    tried = found.get("kind", "what-if") == "what-if"  # what is computed from the run changes nothing by itself
+    return marks + ([badge("deployable", "deployable")] if found.get("deployable") and tried else [])
 
 
 def _legend(kinds: Sequence[str]) -> Html:

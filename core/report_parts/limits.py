@@ -5,7 +5,17 @@ from typing import Any
 
 from core.diagnosis_view import settings_text
 from core.report_parts.markup import EMPTY, Column, Html, join, table, tag
-from core.report_parts.words import heat, interval, millilitres, number, plural, protocol_name, signed, with_interval
+from core.report_parts.words import (
+    capital,
+    heat,
+    interval,
+    millilitres,
+    number,
+    plural,
+    protocol_name,
+    signed,
+    with_interval,
+)
 
 ALL_SITES = "all"
 _QUOTED = (
@@ -39,7 +49,7 @@ def post_processing(found: Mapping[str, Any] | None) -> Html:
                     protocol_name(protocol),
                     number(one["validation_dice"]),
                     with_interval(one, "dice"),
-                    _gain(one),
+                    None if key == "shipped" else _gain(one),
                     millilitres(one.get("false_ml")),
                 ]
             )
@@ -76,9 +86,7 @@ def detection_limits(found: Mapping[str, Any] | None) -> Html:
             tag("h3", "What it can find at all"),
             tag("p", told),
             _sensitivity(own["cells"]),
-            tag(
-                "p", f"Contrast in SD of healthy scans at the same place. {found['rule'].capitalize()}.", kind="caption"
-            ),
+            tag("p", f"Contrast in SD of healthy scans at the same place. {capital(found['rule'])}.", kind="caption"),
             _half_found(own),
             _levels(found["levels"]),
             tag("p", " ".join(found.get("notes") or []), kind="caption"),
