@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-OURS = ("data", "models", "core", "pages", "app", "asgi", "cli", "tests", "benchmarks")
+OURS = ("data", "models", "core", "pages", "verbs", "app", "asgi", "cli", "tests", "benchmarks")
 MAY_IMPORT = {
     "data": {"data"},
     "models": {"models"},
@@ -14,7 +14,8 @@ MAY_IMPORT = {
     "pages": {"data", "core", "pages"},
     "app": {"pages", "core", "data"},
     "asgi": {"pages", "core", "data"},
-    "cli": {"core", "data"},
+    "verbs": {"core", "data", "verbs"},
+    "cli": {"core", "data", "verbs"},
 }
 NEVER = {
     "data": {"streamlit", "torch", "plotly", "faiss"},
@@ -23,6 +24,7 @@ NEVER = {
     "pages": {"torch", "nibabel", "faiss", "scipy", "sklearn", "ants", "nilearn", "monai", "safetensors"},
     "app": {"torch", "nibabel", "faiss", "scipy", "sklearn", "ants"},
     "asgi": {"torch", "nibabel", "faiss", "scipy", "sklearn", "ants"},
+    "verbs": {"streamlit", "plotly"},
     "cli": {"streamlit", "plotly"},
 }
 ORDER: list[str] = """
@@ -31,8 +33,19 @@ bootstrap curves calibration decision lesions metrics distributions verdict
 views contrastive training simclr
 memory_plan gaussian_dual gaussian_primal gaussian_files gaussian_conditional gaussian_block gaussian features scoring
 detectors.intensity detectors.voxel_zscore detectors.feature_gaussian detectors
-experiment run_scores packed evaluation summary export demo
-jobs training_view commands cohort_view thumbnails figures
+experiment run_scores
+diagnosis diagnosis.cases diagnosis.reference diagnosis.shapley diagnosis.categories diagnosis.error_map
+packed evaluation summary export
+diagnosis.ceiling diagnosis.lesion_table diagnosis.ladder diagnosis.likelihood
+diagnosis.variants diagnosis.paired diagnosis.bench diagnosis.whatif_maps diagnosis.whatif_scans diagnosis.whatif_fits
+diagnosis.whatif diagnosis.postprocessing diagnosis.applied
+diagnosis.planted_lesions diagnosis.limit_tables diagnosis.detection_limits
+diagnosis.verdict diagnosis.causes diagnosis.subject_facts diagnosis_view diagnosis.diagnose
+demo jobs training_view commands cohort_view thumbnails
+report_parts report_parts.markup report_parts.style report_parts.words report_parts.source report_parts.charts
+report_parts.pictures report_parts.commands report_parts.about report_parts.results report_parts.limits
+report_parts.explained report_parts.cases report
+figures figures_diagnosis figures_limits
 """.split()  # noqa: SIM905
 """Each module of core imports only modules that stand before it here. A new module gets its place in this list."""
 
@@ -72,7 +85,7 @@ def module_of(file: str) -> str:
     return file.removeprefix("core/").removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
 
-ALL = sources("data", "models", "core", "pages", "app", "asgi", "cli")
+ALL = sources("data", "models", "core", "pages", "verbs", "app", "asgi", "cli")
 
 
 @pytest.mark.parametrize("file", ALL)
@@ -81,7 +94,7 @@ def test_imports_point_one_way(file: str) -> None:
     tops = {name.split(".")[0] for name in imports(file)}
     assert not (tops & set(OURS)) - MAY_IMPORT[package]
     assert not tops & NEVER[package]
-    if file != "core/figures.py":
+    if not file.startswith("core/figures"):
         assert "plotly" not in tops
 
 
