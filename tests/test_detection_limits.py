@@ -363,9 +363,31 @@ def test_padim_with_smoothing_and_two_dimensional_features_is_measured_too(own_s
 
 def test_a_lesion_of_a_real_run_scores_alone_as_it_does_among_others(own_study: TinyStudy) -> None:
     run = open_run(own_study.runs, "tiny")
-    check = run_detection_limits(run, quiet(), **(TINY | {"diameters_mm": (8,)}))["interference"]
-    assert check["in_scan_with"] > 1
+    result = run_detection_limits(run, quiet(), **(TINY | {"diameters_mm": (8,)}))
+    check = result["interference"]
+    assert max(check["in_scans_of"]) > 1
     assert check["largest_change_sd"] <= 2 * detection_limits.TOLERANCE_SD
+    assert result["together"]
+    assert result["n_plantings"] < result["n_lesions"]
+
+
+def test_a_detector_that_compares_with_the_whole_scan_gets_its_lesions_one_by_one() -> None:
+    volumes = white_noise(6, seed=12)
+
+    def relative(some: Sequence[Volume]) -> list[ScoreMap]:
+        """|z| above the scan's own mean |z|, exaggerated: a second lesion anywhere hides the first."""
+        raw = true_z(some)
+        return [dataclasses.replace(m, scores=m.scores - 200 * (m.scores.mean() - np.float32(0.7979))) for m in raw]
+
+    given = settings(contrasts_sd=(-4, 4), diameters_mm=(12, 16))
+    result, lesions = measure_limits(Scorer(relative, 4), volumes[:3], volumes[3:], volumes, given, quiet())
+    assert result["interference"]["verdicts_changed"] > 0
+    assert not result["together"]
+    assert result["n_plantings"] == len(lesions) == 12
+    assert any("planted alone" in note for note in result["notes"])
+    local, _ = measure_limits(Scorer(true_z, 4), volumes[:3], volumes[3:], volumes, given, quiet())
+    assert local["together"]
+    assert local["n_plantings"] < 12
 
 
 def test_a_bright_lesion_raises_the_score_of_the_bright_detector(own_study: TinyStudy) -> None:

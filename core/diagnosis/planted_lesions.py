@@ -128,13 +128,13 @@ def host_of(volume: Volume, sites: Sequence[str], diameters_mm: Sequence[float])
 
 
 def share_out(
-    lesions: Sequence[Lesion], hosts: Sequence[Host], gap_mm: float, seed: int
+    lesions: Sequence[Lesion], hosts: Sequence[Host], gap_mm: float, seed: int, *, alone: bool = False
 ) -> tuple[list[Planting], list[Lesion]]:
     """Give every lesion a scan and a place, several to a scan; also returned: those that fit into no scan at all.
 
     The hosts take turns. A centre lies in its site with at least LEAST_INSIDE of its ball in the brain, its surface at
     least `gap_mm` from that of every other lesion in the scan; together they fill at most MOST_PLANTED of the brain,
-    or are one.
+    or are one. `alone`: one lesion to a scan.
     """
     waiting, plantings, homeless = list(lesions), [], []
     refused = {lesion.number: 0 for lesion in waiting}
@@ -142,7 +142,8 @@ def share_out(
         if not waiting:
             break
         first, host = waiting[0], hosts[turn % len(hosts)]
-        placed, waiting = _filled(host, waiting, gap_mm, stream(seed, "detection limits place", turn))
+        most_mm3 = 0.0 if alone else MOST_PLANTED * host.brain_mm3
+        placed, waiting = _filled(host, waiting, gap_mm, most_mm3, stream(seed, "detection limits place", turn))
         if placed:
             plantings.append(Planting(host.subject_id, tuple(placed)))
         if waiting and waiting[0] is first:  # it was the first to be tried, and the scan was empty
@@ -211,7 +212,7 @@ def plant_lesions(
 
 
 def _filled(
-    host: Host, waiting: Sequence[Lesion], gap_mm: float, generator: np.random.Generator
+    host: Host, waiting: Sequence[Lesion], gap_mm: float, most_mm3: float, generator: np.random.Generator
 ) -> tuple[list[Placed], list[Lesion]]:
     placed: list[Placed] = []
     left: list[Lesion] = []
@@ -224,7 +225,7 @@ def _filled(
         volume_mm3 = 4 / 3 * np.pi * radius**3
         fits = clear[lesion.site] >= gap_mm + _LONGEST * radius
         fits &= host.inside[lesion.site, lesion.diameter_mm] >= LEAST_INSIDE
-        room = not placed or filled_mm3 + volume_mm3 <= MOST_PLANTED * host.brain_mm3
+        room = not placed or filled_mm3 + volume_mm3 <= most_mm3
         candidates = np.flatnonzero(fits) if room else np.zeros(0, dtype=int)
         if not len(candidates):
             left.append(lesion)
