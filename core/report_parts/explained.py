@@ -108,7 +108,7 @@ def cause_section(diagnosis: Mapping[str, Any]) -> Html:
         for c in known
     ]
     told = "Each cause is changed by itself against the run as it is; the rows overlap and are not summed."
-    return join([tag("p", told), table(columns, rows), _not_computed(diagnosis["causes"])])
+    return join([tag("p", told), table(columns, rows), _not_computed(diagnosis)])
 
 
 def gain_section(diagnosis: Mapping[str, Any]) -> Html:
@@ -293,14 +293,16 @@ def _grid_ceilings(layers: Sequence[Mapping[str, Any]]) -> Html:
     return join([tag("h3", "What the feature grid allows"), table(columns, rows), tag("p", caption, kind="caption")])
 
 
-def _not_computed(causes: Sequence[Mapping[str, Any]]) -> Html:
+def _not_computed(diagnosis: Mapping[str, Any]) -> Html:
+    """Causes without a cost; the commands that they name are said for this run."""
     rows: Rows = []
-    for cause in causes:
+    for cause in diagnosis["causes"]:
         if cause.get("cost") is None:
             needed = cause.get("missing") or (
                 f"a what-if that was not run: {cause['what_if']}" if cause.get("what_if") else cause.get("text")
             )
-            rows.append([join([badge(cause["id"]), cause["title"]]), needed])
+            said = str(needed or NOTHING).replace(" RUN", f" {diagnosis['run_id']}")
+            rows.append([join([badge(cause["id"]), cause["title"]]), said])
     if not rows:
         return EMPTY
     columns = [Column("Cause"), Column("What is missing", wide=True)]
