@@ -154,6 +154,32 @@ def test_beyond_the_training_brains_and_through_a_median_the_pipeline_is_followe
     assert found.best == (found.band_limited if median else max(found.union, found.band_limited))
 
 
+def test_voxels_at_the_rim_of_the_training_brains_take_the_mean_of_the_positions_that_are_there() -> None:
+    layout = make_layout(ball(SHAPE, (11, 10, 10), 7))
+    layer = layers_of_layout(layout)[1]
+    weight = layer.upsampler.weight
+    brain = weight > 1e-6
+    lesion = ball(SHAPE, (11, 10, 18), 2.5) & brain
+    assert (weight[lesion] < 0.5).any()
+    values = shares_of(layout, layer, lesion, brain)[layout.lookup[layer.layer]].astype(np.float32)
+    drawn = to_score_map(values, layout, make_case(lesion, brain).volume, "").scores
+    expected = best_cut(np.round(drawn, 5), lesion, brain)
+    assert band_limited_ceiling(layer, lesion, brain) == pytest.approx(expected, abs=1e-9)
+
+
+def test_two_lesions_in_one_cell_are_each_judged_without_the_other() -> None:
+    first, second = np.zeros(SHAPE, bool), np.zeros(SHAPE, bool)
+    first[7:8, 7:10, 7:10] = True
+    second[9:10, 7:10, 7:10] = True
+    layer = layers_of_layout(make_layout(BRAIN))[2]
+    assert len(np.unique(layer.cells[first | second])) == 1
+    found = subject_ceilings(make_case(first | second, BRAIN), [layer]).lesions
+    for lesion, mine, other in zip(found, (first, second), (second, first), strict=True):
+        expected = union_ceiling(layer.cells, mine, BRAIN & ~other)
+        assert lesion.layers["coarse"].union == pytest.approx(expected)
+        assert expected > union_ceiling(layer.cells, mine, BRAIN)
+
+
 def test_a_lesion_far_from_uncovered_voxels_is_drawn_the_same_without_them() -> None:
     layer = layers_of_layout(make_layout(BRAIN))[1]
     stray = np.zeros(SHAPE, bool)
