@@ -168,7 +168,8 @@ def _pick(title: str, key: str, labels: dict[str, str], default: str, help_text:
     if linked is not None and linked not in labels and linked != state.get(told):
         st.warning(f"The link names a {title.lower()} that is not here: {linked}. Another one is shown.")
     asked = linked in labels and linked != state.get(told)  # by the address, since this page last wrote it
-    wanted = linked if asked else state[key] if state.get(key) in labels else default
+    known = [state.get(name) for name in (key, told)]  # a first page opened by a link leaves only the second
+    wanted = linked if asked else next((name for name in known if name in labels), default)
     index = options.index(str(wanted))  # the browser falls back to it when the page changes
     if key in state and state[key] != wanted:
         state[key], index = wanted, 0

@@ -56,14 +56,14 @@ def show_lesions(found: Mapping[str, Any]) -> None:
         hide_index=True,
         height=min(35 * (len(shown) + 1) + 3, 388),
         column_config={
-            "lesion": st.column_config.TextColumn(width=125, pinned=True),
-            "found, or why not": st.column_config.TextColumn(width=215),
+            "lesion": st.column_config.TextColumn(width=115, pinned=True),
+            "found, or why not": st.column_config.TextColumn(width=200),
             "volume, mL": st.column_config.NumberColumn(format="%.3f", width=80),
-            "contrast, SD": st.column_config.NumberColumn(format="%.1f", width=88),
+            "contrast, SD": st.column_config.NumberColumn(format="%.1f", width=86),
             "region": st.column_config.TextColumn(width=115),
             "covered, %": st.column_config.NumberColumn(format="%.0f", width=80),
             "ceiling": st.column_config.NumberColumn(format="%.2f", width=60),
-            "best layer": st.column_config.TextColumn(width=80),
+            "best layer": st.column_config.TextColumn(width=75),
         },
         placeholder="–",
         alt="Lesions of the test subjects",
@@ -71,6 +71,7 @@ def show_lesions(found: Mapping[str, Any]) -> None:
     picked = [shown[k] for k in st.session_state[f"lesions-{only}"]["selection"]["rows"] if k < len(shown)]
     if picked:
         lesion = picked[0]
+        st.markdown(f"Lesion {lesion['lesion']} of {lesion['subject_id']}: {lesion['why']}.")
         st.page_link(
             "pages/slices.py",
             label=f"Stand on lesion {lesion['lesion']} of {lesion['subject_id']} in Slices",
