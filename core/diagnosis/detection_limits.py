@@ -49,8 +49,8 @@ TOLERANCE_SD = 0.1
 """Change of score, in healthy-score SDs, that counts as none when the influence of one lesion on others is measured."""
 GAP_MM = (2 * NEIGHBOURHOOD_MM, 40.0)
 """Least and largest distance between the surfaces of two lesions in one scan; the influence is measured in between."""
-MOST_CHANGED = 0.05
-"""Share of verdicts that may differ between a lesion alone and among others; beyond it each is planted alone."""
+MOST_CHANGED = 0.1
+"""Share of the lesions found alone or among others that may be found but one way; beyond it each is planted alone."""
 FEW_HOSTS, MOST_HOSTS = 4, 24
 _BATCH_BYTES = 4e8
 _CHECKED = 3
@@ -489,7 +489,7 @@ def _interference(bench: _Bench, plantings: Sequence[Planting]) -> dict[str, Any
             other = among[record["number"]]
             change.append(abs(record["score_rise_sd"] - other["score_rise_sd"]))
             changed += sum(a != b for a, b in zip(record["found"], other["found"], strict=True))
-            verdicts += len(record["found"])
+            verdicts += sum(a or b for a, b in zip(record["found"], other["found"], strict=True))
     return {
         "lesions": len(change),
         "in_scans_of": [len(planting.lesions) for planting in full],
