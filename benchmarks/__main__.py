@@ -19,7 +19,14 @@ import scipy
 import sklearn
 import torch
 
-from benchmarks import bench_error_map, bench_gaussian, bench_layers, bench_metrics
+from benchmarks import (
+    bench_ceiling,
+    bench_error_map,
+    bench_gaussian,
+    bench_layers,
+    bench_metrics,
+    bench_postprocessing,
+)
 from benchmarks.clock import one_thread
 
 Result = dict[str, Any]
@@ -39,6 +46,8 @@ FULL: dict[str, Callable[[], Result]] = {
     "layer_change_unseen": lambda: bench_layers.layer_change_unseen(bench_layers.layers_case()),
     "layer_change_seen": lambda: bench_layers.layer_change_seen(bench_layers.layers_case()),
     "error_map_vs_plain": bench_error_map.error_map_vs_plain,
+    "ceilings_vs_plain": bench_ceiling.ceilings_vs_plain,
+    "post_processing_vs_naive": bench_postprocessing.post_processing_vs_naive,
 }
 
 FEW = ("input", "stage0", "stage2")
@@ -55,6 +64,8 @@ QUICK: dict[str, Callable[[], Result]] = {
     "layer_change_unseen": lambda: bench_layers.layer_change_unseen(bench_layers.layers_case(8.0, 12, 2), 1, FEW),
     "layer_change_seen": lambda: bench_layers.layer_change_seen(bench_layers.layers_case(8.0, 12, 2), 1, FEW),
     "error_map_vs_plain": lambda: bench_error_map.error_map_vs_plain(4, 1, spacing_mm=4.0, distinct=2),
+    "ceilings_vs_plain": lambda: bench_ceiling.ceilings_vs_plain(3, (40, 48, 40), 2, 1),
+    "post_processing_vs_naive": lambda: bench_postprocessing.post_processing_vs_naive(8.0, 1),
 }
 
 

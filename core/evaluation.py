@@ -19,7 +19,7 @@ from core.packed import save_levels, score_levels
 from core.progress import Progress
 from core.provenance import reset_peak_memory
 from core.run_scores import RunScores, Space, open_scores, set_id
-from core.store import Run, lock, open_run, peak_memory_mb, stage, update_run
+from core.store import Run, append_event, lock, open_run, peak_memory_mb, stage, update_run
 from core.types import ScoreMap
 from data.errors import BadInput
 from data.files import is_committed, read_json, verify_directory
@@ -68,6 +68,7 @@ def evaluate_run(
             save_levels(scratch / "levels.json", {name: result["levels"] for name, result in working.items()})
             _write(scratch / "metrics.json", metrics)
         _forget_packed(run.directory)
+        append_event(run, "evaluated", {"test_subjects": len(scores.subjects("test"))})  # looking is counted
         update_run(run, stages={"evaluation": {"seconds": time.perf_counter() - began, "peak_mb": peak_memory_mb()}})
     return metrics
 

@@ -3,11 +3,9 @@
 ICBM152 2009a nonlinear symmetric, skull-stripped. Fonov et al. 2011, doi:10.1016/j.neuroimage.2010.07.033.
 """
 
-import contextlib
 import functools
 import math
 import warnings
-from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
@@ -41,8 +39,8 @@ def mni_template(spacing_mm: Literal[1, 2] = 2) -> Volume:
     """The T1 template, intensities 0 to 1, zero outside its brain; the brain is what exceeds 0.2, as in nilearn."""
     from nilearn.datasets import load_mni152_template
 
-    with _without_resampling_advice():
-        image = load_mni152_template(resolution=spacing_mm)
+    _without_resampling_advice()
+    image = load_mni152_template(resolution=spacing_mm)
     values = np.asarray(image.dataobj, dtype=np.float32)
     brain = values > _BRAIN_THRESHOLD
     shape = values.shape
@@ -66,8 +64,8 @@ def tissue_probability(tissue: Literal["grey", "white"], spacing_mm: float = 2.0
     from nilearn.datasets import load_mni152_gm_template, load_mni152_wm_template
 
     load = load_mni152_gm_template if tissue == "grey" else load_mni152_wm_template
-    with _without_resampling_advice():
-        image = load(resolution=2 if spacing_mm >= 2 else 1)
+    _without_resampling_advice()
+    image = load(resolution=2 if spacing_mm >= 2 else 1)
     values = np.asarray(image.dataobj, dtype=np.float32)
     shape = values.shape
     placed = resample(values, Grid((shape[0], shape[1], shape[2]), image.affine), working_grid(spacing_mm))
@@ -75,9 +73,6 @@ def tissue_probability(tissue: Literal["grey", "white"], spacing_mm: float = 2.0
     return placed
 
 
-@contextlib.contextmanager
-def _without_resampling_advice() -> Iterator[None]:
+def _without_resampling_advice() -> None:
     # nilearn hands SciPy a diagonal matrix; SciPy's word on it is advice for nilearn, not for our users.
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The behavior of affine_transform", category=UserWarning)
-        yield
+    warnings.filterwarnings("ignore", message="The behavior of affine_transform", category=UserWarning)

@@ -10,7 +10,7 @@ NAMES = {
     "subset_scoring_vs_refit", "fit_vs_explicit_inverse_d128", "fit_vs_explicit_inverse_d448",
     "fit_vs_explicit_inverse", "fit_peak_memory", "threshold_curves_vs_sklearn", "all_metrics_exact_vs_sklearn",
     "subject_toggle_ms", "upsample_blur_vs_scipy", "layer_change_unseen", "layer_change_seen",
-    "error_map_vs_plain",
+    "error_map_vs_plain", "ceilings_vs_plain", "post_processing_vs_naive",
 }  # fmt: skip
 
 
@@ -51,6 +51,8 @@ def test_ours_and_the_reference_agree_in_every_benchmark(results) -> None:
         assert results[name]["dice_difference"] < 5e-3
     assert results["error_map_vs_plain"]["voxels_labelled_otherwise"] == 0
     assert results["error_map_vs_plain"]["largest_cost_difference"] < 1e-12
+    assert results["ceilings_vs_plain"]["largest_difference"] < 1e-12
+    assert results["post_processing_vs_naive"]["disagreements"] == 0
 
 
 def test_one_benchmark_alone_keeps_the_other_results(tmp_path) -> None:

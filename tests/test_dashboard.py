@@ -24,7 +24,7 @@ from tests.study import TinyStudy
 pytestmark = pytest.mark.browser
 
 APP = Path(__file__).parents[1] / "asgi.py"
-PAGES = ("Overview", "Slices", "Layers", "Distributions", "Training", "Data")
+PAGES = ("Overview", "Slices", "Layers", "Distributions", "Diagnosis", "Training", "Data", "Report")
 expect.set_options(timeout=30_000)
 DRAWN = "() => new Promise((done) => requestAnimationFrame(() => setTimeout(done)))"
 

@@ -25,7 +25,7 @@ from data.errors import IntegrityError
 from data.files import read_json, sha256_file, write_json
 
 DIRECTORY = "diagnosis-subjects"
-VERSION = 1
+VERSION = 2
 """Counts up whenever the same subject would give other facts."""
 
 

@@ -36,7 +36,7 @@ def verdict(
         said = (
             f"None of what was measured ({', '.join(measured)}) gains on validation."
             if measured
-            else "What would raise it is not measured yet: start the what-ifs and post-processing below."
+            else "What would raise it is not measured yet: start what-ifs and post-processing."
         )
         return {**_NOTHING, "sentence": f"{loss} {said}"}
     best = max(offers, key=lambda offer: float(offer["validation_gain"]))
