@@ -217,6 +217,7 @@ def variant_rows(what_if: Mapping[str, Any], protocol: str) -> list[dict[str, An
             {
                 "variant": variant["title"],
                 "best on validation": variant is best,
+                "can be deployed": variant["deployable"],
                 "needs test labels": variant["needs_labels"],
                 "validation gain": chosen.get("gain"),
                 "test gain": test.get("gain"),

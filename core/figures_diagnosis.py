@@ -92,10 +92,10 @@ def error_bars(categories: Sequence[Mapping[str, Any]], chosen: str | None = Non
 
 
 def gain_dots(rows: Sequence[Mapping[str, Any]]) -> go.Figure:
-    """Gain in test Dice of each {label, gain, low, high, needs_labels, n}; an open dot's interval contains 0."""
+    """Gain in test Dice of each {label, gain, low, high, deployable, n}; an open dot's interval contains 0."""
     figure = go.Figure()
-    for name, colour, labels in (("can be deployed", HEALTHY, False), ("needs test labels", ORACLE, True)):
-        members = [r for r in rows if r["needs_labels"] is labels]
+    for name, colour, able in (("can be deployed", HEALTHY, True), ("measures only", ORACLE, False)):
+        members = [r for r in rows if r["deployable"] is able]
         if not members:
             continue
         hollow = [r["low"] is None or r["low"] <= 0 <= r["high"] for r in members]

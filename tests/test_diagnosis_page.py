@@ -9,6 +9,7 @@ from urllib.parse import parse_qs, urlsplit
 import numpy as np
 import pytest
 import streamlit as st
+from playwright.sync_api import expect, sync_playwright
 from streamlit.testing.v1 import AppTest
 
 from core import figures_diagnosis
@@ -35,6 +36,7 @@ from core.jobs import Job
 from data.errors import BadInput
 from pages import _shared
 from pages._diagnosis import jobs, load
+from tests.browser import FLAGS, find_chromium, serve
 from tests.diagnosis_example import example, limits_example, post_processing_example
 from tests.study import TinyStudy
 
@@ -290,9 +292,9 @@ def test_markup_in_a_title_stays_text_in_a_figure(found: dict[str, Any]) -> None
 
 def test_a_gain_whose_interval_contains_zero_is_an_open_dot() -> None:
     rows = [
-        {"label": "a", "gain": 0.1, "low": 0.05, "high": 0.2, "n": 9, "needs_labels": False},
-        {"label": "b", "gain": 0.1, "low": -0.05, "high": 0.2, "n": 9, "needs_labels": False},
-        {"label": "c", "gain": 0.1, "low": None, "high": None, "n": 1, "needs_labels": True},
+        {"label": "a", "gain": 0.1, "low": 0.05, "high": 0.2, "n": 9, "deployable": True},
+        {"label": "b", "gain": 0.1, "low": -0.05, "high": 0.2, "n": 9, "deployable": True},
+        {"label": "c", "gain": 0.1, "low": None, "high": None, "n": 1, "deployable": False},
     ]
     deployable, oracle = figures_diagnosis.gain_dots(rows).data
     assert deployable.marker.symbol == ("circle", "circle-open")
@@ -451,3 +453,48 @@ def test_without_a_lesion_in_the_test_scans_the_detection_limits_remain(
     assert not app.exception
     assert "no Dice to explain" in words(app)
     assert "start-detection-limits" in {button.key for button in app.button}
+
+
+@pytest.mark.browser
+def test_a_click_on_a_bar_shows_its_subjects_and_its_link_stands_on_the_same_run_in_slices(
+    own_study: TinyStudy,
+) -> None:
+    with serve(ROOT / "asgi.py", DICESCOPE_RUNS=str(own_study.runs)) as address, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=find_chromium(), args=list(FLAGS))
+        page = browser.new_page(viewport={"width": 1280, "height": 1100})
+        page.set_default_timeout(60_000)
+        page.goto(f"{address}/diagnosis?run=tiny-intensity")
+        expect(page.get_by_text("beginning with")).to_be_visible(timeout=60_000)
+        steps = page.locator(".js-plotly-plot").first.locator(".barlayer .point path")
+        widths = [step.bounding_box()["width"] for step in steps.all()]
+        widest = 1 + int(np.argmax(widths[1:-1]))
+        steps.nth(widest).click(force=True)  # plotly listens on a sheet above its bars
+        page.wait_for_url("**bar=ladder.*")
+        errors = page.locator(".js-plotly-plot").nth(1).locator(".barlayer .point path")
+        errors.first.click(force=True)
+        page.wait_for_url("**bar=errors.*")
+        clicked = parse_qs(urlsplit(page.url).query)["bar"][0]
+        page.get_by_text("beginning with").click()
+        page.wait_for_url("**/slices?**")
+        page.wait_for_selector('[data-testid=panel][data-ready="1"]')
+        query = parse_qs(urlsplit(page.url).query)
+        browser.close()
+    assert query["run"] == ["tiny-intensity"]
+    assert query["category"] == [clicked.removeprefix("errors.")]
+
+
+@pytest.mark.browser
+def test_a_run_that_a_link_opens_stays_the_run_when_the_page_changes_at_once(study: TinyStudy) -> None:
+    with serve(ROOT / "asgi.py", DICESCOPE_RUNS=str(study.runs)) as address, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=find_chromium(), args=list(FLAGS))
+        page = browser.new_page(viewport={"width": 1280, "height": 1100})
+        page.set_default_timeout(60_000)
+        found = []
+        for run in ("tiny", "tiny-intensity"):
+            page.goto(f"{address}/slices?run={run}")
+            page.wait_for_selector('[data-testid=panel][data-ready="1"]')
+            page.get_by_role("link", name="Distributions").click()
+            page.wait_for_url("**/distributions?**")
+            found.append(parse_qs(urlsplit(page.url).query)["run"])
+        browser.close()
+    assert found == [["tiny"], ["tiny-intensity"]]

@@ -77,8 +77,8 @@ def _show_what_ifs(run: Run, found: Mapping[str, Any], stored: Mapping[str, Mapp
     if dots:
         st.plotly_chart(gain_dots(dots), key="gains", alt="Change of test Dice of every what-if")
         st.caption(
-            "Right of the line is better. Blue can be deployed, grey needs test labels; an open dot's interval "
-            "contains 0; ★ is the best of its what-if on validation. Thresholds are derived anew by the same protocol."
+            "Right of the line is better. Blue can be deployed; grey needs test labels or only measures; an open dot "
+            "may be 0; ★ is the best of its what-if on validation. Thresholds are derived anew by the same protocol."
         )
     known = what_ifs_for(run)
     with st.container(border=True, gap="xxsmall"):
@@ -106,7 +106,7 @@ def _dots(stored: Mapping[str, Mapping[str, Any]], protocol: str) -> list[dict[s
                 rows.append(
                     {
                         "label": label, "gain": row["test gain"], "low": row["low"], "high": row["high"],
-                        "n": row["n"], "needs_labels": bool(row["needs test labels"]),
+                        "n": row["n"], "deployable": bool(row["can be deployed"]),
                     }
                 )  # fmt: skip
     return rows
