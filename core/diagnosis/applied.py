@@ -27,8 +27,9 @@ def export_post_processed(
     """Write <subject>_segmentation.nii.gz of validation and test subjects, on the grid of each scan's file.
 
     `settings`: the ones that are best on validation under the protocol when None; the threshold is the one that the
-    stored grid chose for them. The processed map is resampled once to the scan's space, cut, and small components are
-    dropped there. BadInput when the grid is not stored, or no threshold of that protocol is.
+    stored grid chose for them. Cut and component filter work where they were chosen, on the working grid, and the
+    segmentation is resampled once (linearly, one half and above). BadInput when the grid is not stored, or has no
+    threshold of that protocol.
     """
     scores = open_scores(run)
     layers = scores.layer_set(layer_set or read_metrics(run)["headline"])
@@ -47,11 +48,16 @@ def export_post_processed(
         for subject_id in subjects:
             prepared = scores.prepared(subject_id)
             processed = apply(scores, case_of(scores, subject_id, layers), layers, chosen)
-            native = to_native(processed, prepared.volume.grid, prepared)
             called = segmentation(
-                native, figures["threshold"], chosen.min_component_mm3, prepared.native_grid.voxel_volume_mm3
+                processed,
+                figures["threshold"],
+                chosen.min_component_mm3,
+                prepared.volume.grid.voxel_volume_mm3,
             )
-            stored, at = in_stored_order(called.astype(np.float32), prepared.native_grid, prepared.axes)
+            inside = np.where(prepared.volume.brain_mask, called.astype(np.float32), np.float32(np.nan))
+            native = to_native(inside, prepared.volume.grid, prepared)
+            marked = (np.nan_to_num(native, nan=0.0) >= 0.5).astype(np.float32)
+            stored, at = in_stored_order(marked, prepared.native_grid, prepared.axes)
             path = directory / f"{subject_id}_segmentation.nii.gz"
             write_nifti(path, stored.astype(np.uint8), at)
             written.append(path)

@@ -190,7 +190,8 @@ def _threshold(e: Evidence) -> Cause:
     if grid is not None:
         picked = chosen_variant(grid, e.protocol)
         if picked is not None:
-            text += f" A search on 100 linear steps would lose {-picked[1]['gain']:.3f}."
+            change = picked[1]["gain"]
+            text += f" Searching it on 100 linear steps {'loses' if change < 0 else 'gains'} {abs(change):.3f}."
     return Cause(
         "R7",
         "The threshold",
@@ -205,16 +206,20 @@ def _threshold(e: Evidence) -> Cause:
 
 
 def _covariance(e: Evidence) -> Cause:
-    base = _what_if(e, "R8", "Fewer scans than features", ("covariance", "fewer-scans"))
+    title = "Fewer scans than features"
     if e.n_features is None or e.n_train is None:
-        return Cause(**{**asdict(base), "missing": "Only a detector with a covariance has this cause.", "text": ""})
+        formula = "D(best covariance estimate) − D(as is), paired"
+        return Cause("R8", title, formula, "", missing="A detector with a covariance: only a Gaussian has this cause.")
+    base = _what_if(e, "R8", title, ("covariance",))
     text = f"{e.n_train} training scans for {e.n_features} features"
     if e.n_train > e.n_features + 2:
         inflation = expected_inflation(e.n_train, e.n_features)
-        text += f": a new healthy scan's squared distance is expected at {inflation:.2f} times its nominal value"
+        text += f": a new healthy scan's squared distance is expected at {inflation:.2f} times its nominal value."
     else:
-        text += ": the sample covariance is singular, only the ridge makes it invertible"
-    return Cause(**{**asdict(base), "text": f"{text}. {base.text}".strip()})
+        text += ": the sample covariance is singular, only the ridge makes it invertible."
+    fewer = _stored(e, "fewer-scans")
+    curve = " ".join(note for note in (fewer or {}).get("notes", []) if e.protocol in note)
+    return Cause(**{**asdict(base), "text": " ".join(part for part in (text, base.text, curve) if part)})
 
 
 def _brightness(e: Evidence) -> Cause:

@@ -1,0 +1,55 @@
+"""A post-processing choice put to use: the files that leave hold the Dice that was promised."""
+
+import io
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from core.diagnosis.applied import export_post_processed
+from core.diagnosis.cases import case_of
+from core.diagnosis.postprocessing import PostProcessing, apply, find_row, run_post_processing, segmentation
+from core.progress import Progress
+from core.run_scores import open_scores
+from core.store import open_run
+from data.errors import BadInput
+from tests.study import TinyStudy
+
+
+def quiet() -> Progress:
+    return Progress(False, io.StringIO())
+
+
+def test_segmentations_leave_on_the_scans_own_grid_and_close_to_those_that_were_judged(
+    own_study: TinyStudy, tmp_path: Path
+) -> None:
+    run = open_run(own_study.runs, "tiny")
+    grid = run_post_processing(run, quiet(), workers=1)
+    scores = open_scores(open_run(own_study.runs, "tiny"))
+    settings = PostProcessing(**grid["best_on_validation"]["healthy"]["settings"])
+    row = find_row(grid, settings)
+    paths = export_post_processed(open_run(own_study.runs, "tiny"), tmp_path, quiet())
+    assert {p.name for p in paths} == {
+        f"{i}_segmentation.nii.gz" for role in ("validation", "test") for i in scores.subjects(role)
+    }
+    layers = scores.layer_set(grid["layer_set"])
+    for subject_id in ("test01", "test02", "test03"):
+        written = nib.load(tmp_path / f"{subject_id}_segmentation.nii.gz")
+        scan = nib.load(own_study.table.parent / subject_id / "flair.nii.gz")
+        assert written.shape == scan.shape
+        np.testing.assert_allclose(written.affine, scan.affine, atol=1e-4)
+        case = case_of(scores, subject_id, layers)
+        judged = segmentation(
+            apply(scores, case, layers, settings),
+            row["healthy"]["threshold"],
+            settings.min_component_mm3,
+            case.volume.grid.voxel_volume_mm3,
+        )
+        ml = float(np.asarray(written.dataobj).sum()) * abs(np.linalg.det(scan.affine[:3, :3])) / 1000
+        assert ml == pytest.approx(judged.sum() * case.voxel_ml, rel=0.25, abs=0.5)
+
+
+def test_without_a_grid_the_command_that_makes_it_is_named(own_study: TinyStudy, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"cli\.py post-processing tiny"):
+        export_post_processed(open_run(own_study.runs, "tiny"), tmp_path, quiet())
