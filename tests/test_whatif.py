@@ -28,7 +28,7 @@ from core.randomness import stream
 from core.store import open_run
 from data.errors import BadInput, EnvironmentProblem
 from data.volume import Grid, Volume
-from tests.study import small_volumes, with_lesion
+from tests.study import ILL, small_volumes, with_lesion
 
 SHAPE = (16, 18, 16)
 GRID = Grid(SHAPE, np.diag([2.0, 2.0, 2.0, 1.0]))
@@ -329,6 +329,17 @@ def test_the_jitter_slope_is_the_line_that_was_planted():
     assert jitter_slope([variant(1.0)], "validation") is None
 
 
+def test_the_oracle_takes_each_labelled_subject_at_its_best_offset_and_no_healthy_one():
+    there = {role: [case.voxels for case in cases] for role, cases in _sides().items()}
+    noisy = _each(_sides(), lambda c: dataclasses.replace(c, scores=c.scores * np.float32(c.healthy) + 1))
+    aligned = whatif_scans._Aligned({role: [case.voxels for case in cases] for role, cases in noisy.items()})
+    aligned.offer(there, (0.0, -2.0, 0.0))
+    chosen = aligned.scored()
+    assert {offset[1] for _, offset, _ in aligned.best.values()} == {-2.0}
+    assert [a is b for a, b in zip(chosen["test"], there["test"], strict=True)] == [True, True, True, False]
+    assert chosen["calibration"] == aligned.before["calibration"]
+
+
 def test_the_boundary_distance_of_a_moved_box_is_between_none_and_the_move():
     mask = np.zeros((20, 20, 20), dtype=bool)
     mask[5:15, 5:15, 5:15] = True
@@ -550,8 +561,8 @@ def test_every_what_if_of_a_small_run_keeps_the_contract(own_study, monkeypatch)
             assert cost["low"] <= cost["cost"] <= cost["high"]
         for variant in result["variants"]:
             if variant["id"] == "oracle-align":
-                assert variant["test"]["healthy"]["gain"] >= 0
                 assert variant["needs_labels"]
+                assert set(variant["settings"]["offset_mm"]) == {*ILL}
     assert [r["name"] for r in stored_what_ifs(run, headline)] == list(CATALOGUE)
     chosen = best_deployable(stored_what_ifs(run, headline))
     assert chosen is None or chosen["validation"]["gain"] > 0

@@ -147,11 +147,14 @@ def shifted(volume: Volume, offset_mm: tuple[float, float, float]) -> Volume:
 
 
 def moved(volume: Volume, offset_mm: tuple[float, float, float]) -> Volume:
-    """Scan and brain mask moved together by an offset in the world, as an error of registration moves them."""
+    """Scan and brain mask moved together by an offset in the world, as an error of registration moves them.
+
+    A voxel belongs to the moved brain when more than half of it does, so the brain never grows.
+    """
     steps = _in_voxels(volume, offset_mm)
     if not steps.any():
         return volume
-    mask = shift(volume.brain_mask.astype(np.float32), steps, order=1) >= 0.5
+    mask = shift(volume.brain_mask.astype(np.float32), steps, order=1) > 0.5 + 1e-3
     return _with_voxels(dataclasses.replace(volume, brain_mask=mask), steps, volume.brain_mask)
 
 

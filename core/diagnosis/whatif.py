@@ -197,7 +197,7 @@ CATALOGUE: Mapping[str, WhatIf] = {
         ("R9", "R4"),
         erode_mask,
         _any_detector,
-        Cost(maps=7),
+        Cost(maps=8),
     ),
     "calibrate-subject": WhatIf(
         "Calibrate each subject's scores",

@@ -46,7 +46,7 @@ def erode_mask(bench: Bench) -> Outcome:
     if not template.grid.matches(grid):
         return Outcome(variants, ["The scans are not on the template's grid: only their own masks were eroded."])
     depth = depth_mm(template.brain_mask, grid.spacing_mm)
-    for mm in (0.0, 2.0, 4.0):
+    for mm in (0.0, 2.0, 4.0, 6.0):
         change = functools.partial(eroded, millimetres=mm, template=depth)
         after = bench.from_maps(f"Template mask, {mm:g} mm", change)
         title = f"within the template's brain eroded by {mm:g} mm"

@@ -9,7 +9,7 @@ import numpy as np
 
 from core.bootstrap import mean_interval
 from core.diagnosis.bench import Bench, Outcome, Scores, variant_of
-from core.diagnosis.paired import N_BOOTSTRAP, PROTOCOLS, Scored, Thresholds, dice_pairs, difference, paired_at
+from core.diagnosis.paired import N_BOOTSTRAP, PROTOCOLS, Scored
 from core.diagnosis.variants import (
     QUARTILES,
     boundary_distance_mm,
@@ -20,7 +20,7 @@ from core.diagnosis.variants import (
     shifted,
 )
 from core.experiment import prepared_of
-from core.metrics import dice_at
+from core.metrics import SubjectScores, exact_curve
 from data.template import working_template
 from data.volume import Volume
 
@@ -78,25 +78,22 @@ def jitter_slope(
 
 
 def _moved(bench: Bench, *, together: bool) -> Outcome:
-    before, cuts = bench.again, bench.cuts(bench.again)
-    variants = []
-    aligned = {p: _AlignedDice(before, cuts[p]) for p in PROTOCOLS}
+    before, variants = bench.again, []
+    aligned = _Aligned(before)
     for axis, mm in _offsets():
-        offset = (mm * (axis == 0), mm * (axis == 1), mm * (axis == 2))
+        offset = (mm if axis == 0 else 0.0, mm if axis == 1 else 0.0, mm if axis == 2 else 0.0)
         change: Callable[[Volume], Volume] = functools.partial(moved if together else shifted, offset_mm=offset)
         back: Callable[[Scores, Volume], Scores] = functools.partial(brought_back, offset_mm=offset)
         what = f"Moved by {mm:g} mm, {_AXES[axis]}"
         after = bench.from_volumes(what, [bench.detector], change, back if together else None)[0]
-        for found in aligned.values():
-            found.offer(after, offset)
+        aligned.offer(after, offset)
         if mm > 0:
             lesion = "lesion with it" if together else "lesion left where it is"
             title = f"scan moved {mm:g} mm to the {_AXES[axis]}, {lesion}"
             settings = {"offset_mm": list(offset), "millimetres": mm, "axis": _AXES[axis], "together": together}
             variants.append(variant_of(f"{_AXES[axis]}-{mm:g}mm", title, settings, bench.pair(before, after)))
     slopes = {p: jitter_slope(variants, p, n_bootstrap=bench.n_bootstrap) for p in PROTOCOLS}
-    oracle = _oracle_align(before, cuts, aligned, bench.n_bootstrap)
-    return Outcome([*variants, oracle], [], {"jitter": _jitter(bench, slopes)})
+    return Outcome([*variants, _oracle_align(bench, aligned)], [], {"jitter": _jitter(bench, slopes)})
 
 
 def _offsets() -> list[tuple[int, float]]:
@@ -106,50 +103,38 @@ def _offsets() -> list[tuple[int, float]]:
 
 
 @dataclass(eq=False)
-class _AlignedDice:
-    """Best Dice of each labelled subject over the offsets offered, at one threshold."""
+class _Aligned:
+    """The maps of every labelled subject at the offset where its own best Dice, over all thresholds, is highest."""
 
     before: Scored
-    cut: float | None
-    best: dict[str, tuple[float, list[float]]] = field(init=False, default_factory=dict)
+    best: dict[str, tuple[float, list[float], SubjectScores]] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.offer(self.before, (0.0, 0.0, 0.0))
 
     def offer(self, scored: Scored, offset: tuple[float, float, float]) -> None:
-        for subject in [*scored["validation"], *scored["test"]] if self.cut is not None else []:
-            assert self.cut is not None
-            dice = dice_at(subject, self.cut)
-            if dice is not None and dice > self.best.get(subject.subject_id, (-1.0, []))[0]:
-                self.best[subject.subject_id] = (dice, list(offset))
+        for subject in (s for role in ("validation", "test") for s in scored[role] if s.n_lesion):
+            curve = exact_curve(subject.anomalous, subject.normal, unreachable=subject.lesion_unreachable_voxels)
+            if curve.best_dice > self.best.get(subject.subject_id, (-1.0,))[0]:
+                self.best[subject.subject_id] = (curve.best_dice, list(offset), subject)
+
+    def scored(self) -> dict[str, list[SubjectScores]]:
+        """The subjects as aligned; those without a lesion as they were."""
+        return {
+            role: [self.best[s.subject_id][2] if s.subject_id in self.best else s for s in subjects]
+            for role, subjects in self.before.items()
+        }
 
 
-def _oracle_align(
-    before: Scored,
-    cuts: Thresholds,
-    aligned: Mapping[str, _AlignedDice],
-    n_bootstrap: int,
-) -> dict[str, Any]:
-    paired = paired_at(before, before, cuts, cuts, n_bootstrap=n_bootstrap)
-    for p in PROTOCOLS:
-        best = aligned[p].best
-        cut = cuts[p]
-        if cut is None:
-            continue
-        for role, block in (("validation", paired["validation_by_protocol"][p]), ("test", paired["test"][p])):
-            if block is None:
-                continue
-            own = dice_pairs(before[role], before[role], cut, cut)
-            pairs = {i: (a, best[i][0]) for i, (a, _) in own.items()}
-            block |= difference(pairs, n_bootstrap, 0)
-            if role == "test":
-                block["subjects"] = [
-                    {"subject_id": i, "before": a, "after": b, "offset_mm": best[i][1]} for i, (a, b) in pairs.items()
-                ]
-    paired["validation"] = paired["validation_by_protocol"]["validation"]
-    title = "every labelled scan at the best of its offsets (thresholds kept): an upper bound"
-    offsets = [0.0, *SHIFTS_MM, *(-mm for mm in SHIFTS_MM if mm >= 1.0)]
-    return variant_of("oracle-align", title, {"offsets_mm_along_each_axis": offsets}, paired, needs_labels=True)
+def _oracle_align(bench: Bench, aligned: _Aligned) -> dict[str, Any]:
+    title = "every labelled scan at the best of its offsets: an upper bound"
+    steps = [0.0, *SHIFTS_MM, *(-mm for mm in SHIFTS_MM if mm >= 1.0)]
+    settings = {
+        "millimetres_along_each_axis": steps,
+        "offset_mm": {subject_id: offset for subject_id, (_, offset, _) in aligned.best.items()},
+    }
+    paired = bench.pair(aligned.before, aligned.scored())
+    return variant_of("oracle-align", title, settings, paired, needs_labels=True)
 
 
 def _jitter(bench: Bench, slopes: Mapping[str, dict[str, Any] | None]) -> dict[str, Any]:
