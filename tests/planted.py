@@ -21,10 +21,11 @@ from data.table import write_table
 from data.template import working_template
 from data.volume import Grid
 
-Cause = Literal["none", "shift", "gain", "remnant", "field-of-view", "labels", "faint-test"]
-SPACING = 4.0
+Cause = Literal["none", "shift", "gain", "remnant", "field-of-view", "labels", "faint-test", "few-scans"]
 ROLES = {"train": 24, "calibration": 4, "validation": 6, "test": 8}
+FEW = {"train": 12, "calibration": 2, "validation": 3, "test": 6}
 HEALTHY_TEST = 2
+FEW_SCANS = 5
 SHIFT_MM = 2.0
 GAIN = 1.2
 
@@ -35,6 +36,8 @@ class Planted:
 
     root: Path
     cause: Cause
+    spacing_mm: float = 4.0
+    """Voxel edge of scans and working grid; below 4 mm there are fewer subjects."""
 
     @property
     def runs(self) -> Path:
@@ -45,12 +48,12 @@ class Planted:
         """Fit, score and evaluate a detector on it, unless that is done."""
         table = self.root / "cohort.csv"
         if not table.is_file():
-            write_scans(table, self.cause)
+            write_scans(table, self.cause, self.spacing_mm)
         source = DataSource(
             table,
             layout="table",
             preprocessing=Preprocessing(
-                contrasts=("T1",), registration="none", spacing_mm=SPACING, intensity="minmax"
+                contrasts=("T1",), registration="none", spacing_mm=self.spacing_mm, intensity="minmax"
             ),
         )
         progress = Progress(False, io.StringIO())
@@ -61,14 +64,14 @@ class Planted:
         return open_run(self.runs, run_id)
 
 
-def write_scans(table: Path, cause: Cause) -> None:
+def write_scans(table: Path, cause: Cause, spacing_mm: float) -> None:
     """Heads of one anatomy with noise of their own; the ill ones with one bright ball each."""
-    template = working_template(SPACING)
+    template = working_template(spacing_mm)
     grid, brain = template.grid, template.brain_mask
     anatomy = 0.15 + 0.55 * np.clip(template.voxels[0] / np.percentile(template.voxels[0][brain], 99), 0, 1)
     subjects, seed = [], 0
-    for role, count in ROLES.items():
-        for number in range(count):
+    for role, count in (ROLES if spacing_mm >= 4 else FEW).items():
+        for number in range(FEW_SCANS if cause == "few-scans" and role == "train" else count):
             ill = role == "validation" or (role == "test" and number < count - HEALTHY_TEST)
             name = f"{role}{number:02d}"
             subjects.append(_write(table.parent, name, role, anatomy, grid, brain, seed, ill, cause))
@@ -90,14 +93,15 @@ def _write(
     planted = role == "test" or (role == "validation" and cause != "faint-test")  # as if of the same hospital
     wrong = cause if planted else "none"
     rng = np.random.Generator(np.random.Philox(key=np.array([seed, 0xCA], dtype=np.uint64)))
-    smooth = gaussian_filter(rng.standard_normal(grid.shape), 3.0)
+    spacing = grid.spacing_mm[0]
+    smooth = gaussian_filter(rng.standard_normal(grid.shape), 12.0 / spacing)
     values = anatomy + 0.01 * smooth / smooth.std() + 0.015 * rng.standard_normal(grid.shape)
     mask = brain.copy()
-    deep = np.argwhere(gaussian_filter(brain.astype(np.float32), 2.5) > 0.97)
+    deep = np.argwhere(gaussian_filter(brain.astype(np.float32), 10.0 / spacing) > 0.97)
     deep = deep[deep[:, 2] > grid.shape[2] * 0.45] if cause == "field-of-view" else deep
     centre = deep[rng.integers(len(deep))]
     radius_mm = rng.uniform(11.0, 15.0)
-    lesion = brain & (np.linalg.norm((np.indices(grid.shape).T - centre).T * SPACING, axis=0) <= radius_mm)
+    lesion = brain & (np.linalg.norm((np.indices(grid.shape).T - centre).T * spacing, axis=0) <= radius_mm)
     values = values + (0.06 if wrong == "faint-test" else 0.2) * (lesion & ill)
     if wrong == "remnant":
         mask = binary_dilation(brain, iterations=1)

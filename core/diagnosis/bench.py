@@ -92,8 +92,9 @@ class Bench:
         subjects = scored_subjects(self.run)
         role_of = {i: role for role in ROLES for i in self.scores.subjects(role)}
         with self.progress.task(what, len(subjects)) as advance:
-            for start in range(0, len(subjects), CHUNK):
-                chunk = [prepared_of(self.run, s["subject_id"]) for s in subjects[start : start + CHUNK]]
+            together = self.run.record["settings"].get("scored_together", CHUNK)
+            for start in range(0, len(subjects), together):
+                chunk = [prepared_of(self.run, s["subject_id"]) for s in subjects[start : start + together]]
                 volumes = [change(one.volume) if change else one.volume for one in chunk]
                 scored = rescored(detectors, volumes, self.layers)
                 for side, maps in zip(changed, scored, strict=True):

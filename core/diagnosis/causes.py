@@ -111,9 +111,9 @@ def chosen_variant(result: Mapping[str, Any], protocol: str) -> tuple[Mapping[st
 
 
 def _chosen_on(variant: Mapping[str, Any], protocol: str) -> float | None:
-    """Its gain on validation under the protocol, where that may decide; None where it needs test labels anyway."""
+    """Its gain on validation under the protocol, where that may decide; None for what nobody could deploy."""
     judged = variant["validation_by_protocol"][protocol]
-    return None if variant["needs_labels"] or judged is None else judged["gain"]
+    return judged["gain"] if variant["deployable"] and judged is not None else None
 
 
 def _imbalance(e: Evidence) -> Cause:
