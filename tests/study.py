@@ -51,8 +51,9 @@ class TinyStudy:
         return self.root / "scans" / "cohort.csv"
 
     def copy(self, to: Path) -> "TinyStudy":
-        """The same study elsewhere, free to be changed."""
-        shutil.copytree(self.root, to)
+        """The same study elsewhere, free to be changed; not what explains it, which other tests may have made."""
+        explained = shutil.ignore_patterns("diagnosis*", "whatifs", "post-processing", "detection-limits")
+        shutil.copytree(self.root, to, ignore=explained)
         return TinyStudy(to)
 
     def commands(self) -> dict[str, list[str]]:
