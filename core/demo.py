@@ -1,14 +1,18 @@
-"""The demo study: synthetic brains with known lesions, one trained encoder, four detectors, all evaluated."""
+"""The demo study: synthetic brains with known lesions, one encoder, five detectors evaluated, two of them explained."""
 
 from pathlib import Path
 
 from core import evaluation, experiment
 from core.detectors import AnyDetector, FeatureGaussian, make
+from core.diagnosis.diagnose import diagnose
+from core.diagnosis.postprocessing import run_post_processing
+from core.diagnosis.whatif import run_what_if
 from core.features import FeatureSettings
 from core.progress import Progress
 from core.recipes import as_json
 from core.simclr import SimclrSettings
 from core.store import Run, fingerprint, open_run
+from core.summary import leading, run_summary
 from core.views import ViewSettings
 from data.files import is_committed, read_json, write_json
 from data.preprocessing import Preprocessing
@@ -18,6 +22,7 @@ from models.encoder import EncoderSettings
 LAYERS = ("stage0", "stage1", "stage2", "stage3")
 ENCODER = EncoderSettings(width=8)
 SIMCLR = SimclrSettings(encoder=ENCODER, views=ViewSettings(crop_voxels=(48, 48, 48)), steps=60, batch=12)
+EXPLAINED_BY = ("erode-mask", "calibrate-subject", "threshold-grid")
 _DONE = "study.json"
 PREPROCESSING = Preprocessing(contrasts=("T1",), registration="none")
 
@@ -43,8 +48,20 @@ def build_demo(runs: Path, progress: Progress, settings: DemoSettings | None = N
         ("demo-simclr", "Gaussian, SimCLR encoder", FeatureGaussian(features=features), encoder),
     ]
     made = [_finished(runs, source, progress, *recipe) for recipe in recipes]
+    leads = leading([run_summary(run) for run in made])["run_id"]
+    for run in made:
+        if run.run_id in (leads, "demo-simclr"):
+            _explain(run, progress)
     write_json(cohort / _DONE, {"made_from": made_from, "runs": [run.run_id for run in made]})
     return made
+
+
+def _explain(run: Run, progress: Progress) -> None:
+    """What the Diagnosis page opens with: the what-ifs that need no scoring, post-processing, and the diagnosis."""
+    for name in EXPLAINED_BY:
+        run_what_if(run, name, progress)
+    run_post_processing(run, progress)
+    diagnose(open_run(run.directory.parent, run.run_id), progress)
 
 
 def _all_done(runs: Path, note: Path, made_from: str) -> list[Run]:

@@ -21,7 +21,7 @@ from data.table import write_table
 from data.template import working_template
 from data.volume import Grid
 
-Cause = Literal["none", "shift", "gain", "remnant", "field-of-view", "labels", "faint-test", "few-scans"]
+Cause = Literal["none", "shift", "gain", "remnant", "field-of-view", "labels", "faint-test", "few-scans", "ages"]
 ROLES = {"train": 24, "calibration": 4, "validation": 6, "test": 8}
 FEW = {"train": 12, "calibration": 2, "validation": 3, "test": 6}
 HEALTHY_TEST = 2
@@ -102,6 +102,9 @@ def _write(
     centre = deep[rng.integers(len(deep))]
     radius_mm = rng.uniform(11.0, 15.0)
     lesion = brain & (np.linalg.norm((np.indices(grid.shape).T - centre).T * spacing, axis=0) <= radius_mm)
+    age = 20.0 + 60.0 * (seed % 3) / 2
+    if cause == "ages":
+        values = values - 0.003 * (age - 20.0)
     values = values + (0.06 if wrong == "faint-test" else 0.2) * (lesion & ill)
     if wrong == "remnant":
         mask = binary_dilation(brain, iterations=1)
@@ -122,5 +125,5 @@ def _write(
     write_nifti(paths["brain"], mask.astype(np.uint8), grid)
     if ill:
         write_nifti(paths["lesion"], lesion.astype(np.uint8), grid)
-    subject = Subject(name, {"T1": paths["T1"]}, paths["brain"], healthy=not ill, role=role)
+    subject = Subject(name, {"T1": paths["T1"]}, paths["brain"], healthy=not ill, role=role, age=age)
     return dataclasses.replace(subject, lesion_mask=paths["lesion"]) if ill else subject

@@ -28,6 +28,7 @@ from core.randomness import stream
 from core.store import open_run
 from data.errors import BadInput, EnvironmentProblem
 from data.volume import Grid, Volume
+from tests.planted import Planted
 from tests.study import ILL, small_volumes, with_lesion
 
 SHAPE = (16, 18, 16)
@@ -541,8 +542,8 @@ def test_every_what_if_of_a_small_run_keeps_the_contract(own_study, monkeypatch)
     run = _run(own_study)
     headline = read_metrics(run)["headline"]
     working = read_metrics(run)["sets"][headline]["working"]["protocols"]
-    for row in applicable(run):
-        assert row["applies"], row
+    assert [row["name"] for row in applicable(run) if not row["applies"]] == ["nearest-age"]
+    for row in (row for row in applicable(run) if row["applies"]):
         assert row["cost_text"].startswith("up to about")
         result = run_what_if(run, row["name"], _quiet())
         stored = json.loads((run.directory / "whatifs" / headline / row["name"] / "result.json").read_text())
@@ -563,9 +564,25 @@ def test_every_what_if_of_a_small_run_keeps_the_contract(own_study, monkeypatch)
             if variant["id"] == "oracle-align":
                 assert variant["needs_labels"]
                 assert set(variant["settings"]["offset_mm"]) == {*ILL}
-    assert [r["name"] for r in stored_what_ifs(run, headline)] == list(CATALOGUE)
+    assert [r["name"] for r in stored_what_ifs(run, headline)] == [name for name in CATALOGUE if name != "nearest-age"]
     chosen = best_deployable(stored_what_ifs(run, headline))
     assert chosen is None or chosen["validation"]["gain"] > 0
+
+
+def test_scans_of_the_nearest_age_find_what_hides_among_other_ages(tmp_path):
+    """Old brains are darker: what is usual among them is not usual among the young, and the other way round."""
+    planted = Planted(tmp_path, "ages")
+    result = run_what_if(planted.run(), "nearest-age", _quiet())
+    nearest, anyone = result["variants"]
+    assert [v["deployable"] for v in (nearest, anyone)] == [True, False]
+    assert nearest["test"]["validation"]["gain"] > 0.1
+    assert nearest["test"]["validation"]["gain"] > anyone["test"]["validation"]["gain"] + 0.1
+    assert len(nearest["settings"]["ages"]) == 3
+
+
+def test_without_ages_it_is_said_that_they_are_missing(study):
+    row = next(r for r in applicable(open_run(study.runs, "tiny")) if r["name"] == "nearest-age")
+    assert row["missing"] == "ages: the cohort's table gives none for 12 of 12 subjects"
 
 
 def test_a_stored_result_is_reused_until_the_evaluation_changes(own_study):
@@ -604,7 +621,12 @@ def test_a_write_that_fails_or_a_damaged_result_is_made_good_by_the_same_call(ow
 def test_what_does_not_apply_is_refused_with_what_does(study):
     run = _run(study, "tiny-intensity")
     rows = {row["name"]: row for row in applicable(run)}
-    assert {name for name, row in rows.items() if not row["applies"]} == {"renormalise", "covariance", "fewer-scans"}
+    assert {name for name, row in rows.items() if not row["applies"]} == {
+        "renormalise",
+        "covariance",
+        "fewer-scans",
+        "nearest-age",
+    }
     assert "rank" in rows["renormalise"]["missing"]
     with pytest.raises(BadInput, match=r"needs a Gaussian over features.*erode-mask"):
         run_what_if(run, "covariance", _quiet())

@@ -5,7 +5,7 @@ one-at-a-time changes. A what-if's variant is chosen by its gain on *validation*
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from scipy.stats import linregress
@@ -16,6 +16,7 @@ from core.diagnosis.verdict import settings_text
 from core.gaussian import expected_inflation
 
 _SEED = 0
+_RUN = "RUN"
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,8 @@ class Evidence:
     """Best Dice after shuffling the labels, and that of calling everything lesion."""
 
 
-def causes(evidence: Evidence) -> list[dict[str, Any]]:
-    """All causes R0..R17 in order, ready for JSON."""
+def causes(evidence: Evidence, run_id: str) -> list[dict[str, Any]]:
+    """All causes R0..R17 in order, ready for JSON; commands that would measure the missing ones name the run."""
     found = [
         _imbalance(evidence),
         _rung(evidence, "R1", "Lesion outside the scored brain", "reachable", "1 − L1, L1 = 2|G∩V|/(|G∩V|+|G|)"),
@@ -90,7 +91,8 @@ def causes(evidence: Evidence) -> list[dict[str, Any]]:
         _pooling(evidence),
         _noise(evidence),
     ]
-    return [asdict(cause) for cause in found]
+    named = [replace(c, missing=c.missing.replace(_RUN, run_id)) if c.missing else c for c in found]
+    return [asdict(cause) for cause in named]
 
 
 def chosen_variant(result: Mapping[str, Any], protocol: str) -> tuple[Mapping[str, Any], Mapping[str, Any]] | None:
@@ -241,7 +243,7 @@ def _post_processing(e: Evidence) -> Cause:
     title, formula = "Smoothing and post-processing", "D(best setting on validation) − D(shipped setting), on test"
     best = ((e.post_processing or {}).get("best_on_validation") or {}).get(e.protocol)
     if best is None:
-        missing = "The post-processing grid (it needs labelled validation subjects): python cli.py post-processing RUN"
+        missing = f"The grid (it needs labelled validation subjects): python cli.py post-processing {_RUN}"
         return Cause("R11", title, formula, "", deployable=True, kind="what-if", missing=missing)
     return Cause(
         "R11",
@@ -349,7 +351,7 @@ def _what_if(e: Evidence, cause_id: str, title: str, names: Sequence[str]) -> Ca
     stored = [(name, result) for name in names if (result := _stored(e, name)) is not None]
     picks = [(name, r, p) for name, r in stored if (p := chosen_variant(r, e.protocol)) is not None]
     if not picks:
-        missing = "Not measured yet. Start it: python cli.py what-if RUN " + " or ".join(names)
+        missing = "Not measured yet: " + " or ".join(f"python cli.py what-if {_RUN} {name}" for name in names)
         return Cause(
             cause_id, title, "D(changed) − D(as is), paired", "", kind="what-if", what_if=names[0], missing=missing
         )

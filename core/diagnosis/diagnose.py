@@ -192,7 +192,8 @@ def _assembled(scores: RunScores, metrics: Mapping[str, Any], counted: Mapping[s
             n_train=len(run.record["split"]["train"]),
             n_features=_n_features(scores, name),
             shuffled_dice=(counted["shuffled"][0], counted["shuffled"][1]),
-        )
+        ),
+        run.run_id,
     )
     return {
         "run_id": run.run_id,

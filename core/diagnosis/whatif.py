@@ -14,7 +14,7 @@ from typing import Any
 from core.detectors import FeatureGaussian, LayerSet, kind_of
 from core.diagnosis.bench import Bench, Outcome
 from core.diagnosis.paired import PROTOCOLS, paired_evaluation
-from core.diagnosis.whatif_fits import covariance, fewer_scans
+from core.diagnosis.whatif_fits import ages_of, covariance, fewer_scans, nearest_age
 from core.diagnosis.whatif_maps import calibrate_subject, dont_care, erode_mask, label_boundary, threshold_grid
 from core.diagnosis.whatif_scans import register, renormalise, shift
 from core.evaluation import read_metrics
@@ -190,6 +190,18 @@ def _missing_for_fewer(scores: RunScores) -> str | None:
     return None if count >= 4 else f"training scans: there are {count}, halving needs at least 4"
 
 
+def _missing_for_age(scores: RunScores) -> str | None:
+    missing = _missing_for_fewer(scores)
+    ages = ages_of(scores)
+    ids = [i for role in ("train", "calibration", "validation", "test") for i in scores.subjects(role)]
+    unknown = [i for i in ids if i not in ages]
+    if missing is None and unknown:
+        return f"ages: the cohort's table gives none for {len(unknown)} of {len(ids)} subjects"
+    if missing is None and len({ages[i] for i in scores.subjects("train")}) < 3:
+        return "training scans of different ages"
+    return missing
+
+
 CATALOGUE: Mapping[str, WhatIf] = {
     "erode-mask": WhatIf(
         "Score less of the brain's rim",
@@ -230,6 +242,14 @@ CATALOGUE: Mapping[str, WhatIf] = {
         fewer_scans,
         _missing_for_fewer,
         Cost(maps=1, scorings=3, fits=0.75),
+    ),
+    "nearest-age": WhatIf(
+        "Train on scans of the nearest age",
+        "D(half of the training scans, nearest in age) − D; beside it the same number of any age",
+        ("R12",),
+        nearest_age,
+        _missing_for_age,
+        Cost(maps=1, scorings=5, fits=2),
     ),
     "shift": WhatIf(
         "Move the scans a little",

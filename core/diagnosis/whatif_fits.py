@@ -1,14 +1,17 @@
-"""What-ifs that fit again at fixed features: another covariance, fewer training scans."""
+"""What-ifs that fit again at fixed features: another covariance, fewer training scans, scans of the nearest age."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
+
+import numpy as np
 
 from core.detectors import FeatureGaussian
 from core.diagnosis.bench import Bench, Outcome, check_reproduced, variant_of
 from core.diagnosis.paired import PROTOCOLS
 from core.diagnosis.variants import nested_subset, reestimated, refitted
 from core.memory_plan import GaussianSettings
+from core.run_scores import RunScores
 from data.errors import EnvironmentProblem
 
 
@@ -60,6 +63,49 @@ def fewer_scans(bench: Bench) -> Outcome:
         title = f"{len(chosen)} of {count} training scans"
         variants.append(variant_of(f"n-over-{parts}", title, settings, bench.pair(before, after)))
     return Outcome(variants, _curve_notes(variants, count))
+
+
+def nearest_age(bench: Bench) -> Outcome:
+    """Each third of the training ages judged by the half of the training scans nearest to its median: R12.
+
+    Halving costs by itself, so a random half of the same size stands beside it.
+    """
+    ages = ages_of(bench.scores)
+    training = bench.scores.subjects("train")
+    half = len(training) // 2
+    borders = np.quantile([ages[i] for i in training], [1 / 3, 2 / 3])
+    groups = [[i for i in training if int(np.searchsorted(borders, ages[i])) == g] for g in range(3)]
+    detectors = []
+    for number, group in enumerate(g for g in groups if g):
+        middle = float(np.median([ages[i] for i in group]))
+        order = sorted(range(len(training)), key=lambda n: (abs(ages[training[n]] - middle), n))
+        with bench.progress.task(f"Fitting to the {half} scans nearest to age {middle:.0f}"):
+            detectors.append((number, middle, refitted(bench.detector, bench.training(sorted(order[:half])))))
+    with bench.progress.task(f"Fitting to {half} scans of any age"):
+        drawn = refitted(bench.detector, bench.training(nested_subset(len(training), 2, int(bench.run.record["seed"]))))
+    *sides, anyone = bench.from_volumes("Scoring by age", [*(d for _, _, d in detectors), drawn])
+    middles = np.array([middle for _, middle, _ in detectors])
+    matched = {
+        role: [sides[int(np.abs(middles - ages[s.subject_id]).argmin())][role][n] for n, s in enumerate(subjects)]
+        for role, subjects in bench.again.items()
+    }
+    settings = {"training_scans": half, "of": len(training), "ages": middles.tolist()}
+    title = f"{half} training scans of the nearest age"
+    random = f"{half} training scans of any age"
+    return Outcome(
+        [
+            variant_of("nearest", title, settings, bench.pair(bench.again, matched), deployable=True),
+            variant_of("any", random, {"training_scans": half}, bench.pair(bench.again, anyone)),
+        ],
+        ["Halving the training scans costs by itself: compare the nearest ages with the same number of any age."],
+    )
+
+
+def ages_of(scores: RunScores) -> dict[str, float]:
+    """Ages of the run's subjects, years; those that the cohort does not know are left out."""
+    return {
+        s["subject_id"]: float(s["age"]) for s in scores.run.record["cohort"]["subjects"] if s.get("age") is not None
+    }
 
 
 def _covariances(own: GaussianSettings) -> list[tuple[str, str, GaussianSettings]]:
