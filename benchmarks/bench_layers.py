@@ -7,7 +7,9 @@ Features and lesions are random, the brain is that of MNI152. Run: python -m ben
 """
 
 import functools
+import statistics
 import tempfile
+import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -186,3 +188,22 @@ def _sizes(case: LayersCase, chosen: tuple[str, ...]) -> dict[str, int]:
 
 def _random(key: list[int]) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(np.random.SeedSequence([*key, 12])))
+
+
+def wall_seconds(case: LayersCase, rounds: int = 9) -> dict[str, float]:
+    """Median wall time of an unseen change with every thread there is, for ever fewer layers: what a user waits."""
+    found = {}
+    for first in range(len(CHANNELS) - 1):
+        chosen = tuple(CHANNELS)[first:]
+        times = []
+        for _ in range(rounds):
+            began = time.perf_counter()
+            _pooled_best_dice(case, list(case.gaussian.mahalanobis_subsets(case.test, [chosen])[0]))
+            times.append(time.perf_counter() - began)
+        found["+".join(chosen)] = statistics.median(times)
+    return found
+
+
+if __name__ == "__main__":
+    for layers, seconds in wall_seconds(layers_case()).items():
+        print(f"{seconds:.3f} s  {layers}  ({torch.get_num_threads()} threads)")
