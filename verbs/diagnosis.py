@@ -219,7 +219,7 @@ def _print_error_map(found: Mapping[str, Any]) -> None:
 def _print_causes(found: Mapping[str, Any], runs: Path) -> None:
     table = Table("", "cause", "cost in Dice", "needs labels", "what was found, or what is missing")
     for cause in found["causes"]:
-        missing = None if cause["missing"] is None else cause["missing"].replace("RUN", found["run_id"])
+        missing = cause["missing"]
         said = f"{cause['text']} Missing: {missing}{runs_flag(runs) if 'cli.py' in missing else ''}" if missing else ""
         table.add_row(
             cause["id"],
