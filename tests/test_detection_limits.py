@@ -23,9 +23,15 @@ from core.diagnosis.detection_limits import (
     measure_limits,
     run_detection_limits,
     stored_detection_limits,
-    stored_planted_lesions,
 )
-from core.diagnosis.limit_tables import contrast_limits, contrast_reaching, monotone, sensitivity_cells, wilson
+from core.diagnosis.limit_tables import (
+    contrast_limits,
+    contrast_reaching,
+    limit_lines,
+    monotone,
+    sensitivity_cells,
+    wilson,
+)
 from core.diagnosis.planted_lesions import (
     NEIGHBOURHOOD_MM,
     Lesion,
@@ -36,6 +42,7 @@ from core.diagnosis.planted_lesions import (
     plant_lesions,
     share_out,
 )
+from core.evaluation import evaluate_run
 from core.experiment import DataSource
 from core.features import FeatureSettings
 from core.lesions import components, lesion_report
@@ -44,6 +51,7 @@ from core.run_scores import open_scores
 from core.store import Run, open_run
 from core.types import ScoreMap
 from data.errors import BadInput, EnvironmentProblem
+from data.files import read_json, write_json
 from data.table import read_table, write_table
 from data.template import working_template
 from data.volume import Grid, Mask, Volume
@@ -55,6 +63,12 @@ TINY: dict[str, Any] = {"diameters_mm": (8, 16), "contrasts_sd": (-4, 4), "per_c
 
 def quiet() -> Progress:
     return Progress(False, io.StringIO())
+
+
+def planted_lesions(run: Run, layer_set: str) -> list[dict[str, Any]]:
+    """The records that are kept beside the result."""
+    stored: list[dict[str, Any]] = read_json(run.directory / detection_limits.DIRECTORY / layer_set / "lesions.json")
+    return stored
 
 
 def settings(**changes: Any) -> LimitSettings:
@@ -320,14 +334,13 @@ def test_a_run_of_any_detector_gets_its_limits_twice_the_same(own_study: TinyStu
     assert [level["id"] for level in first["levels"]] == ["own", "fp_0.1", "fp_1", "fp_5", "fp_20"]
     assert json.loads(json.dumps(first, allow_nan=False)) == first
     assert stored_detection_limits(run, first["layer_set"]) == first
-    planted = stored_planted_lesions(run, first["layer_set"])
-    assert planted is not None
+    planted = planted_lesions(run, first["layer_set"])
     assert len(planted) == first["n_lesions"] == 24
     again = run_detection_limits(run, quiet(), layer_set=layer_set, **TINY, seed=1)
     assert without_seconds(again) != without_seconds(first)
     repeated = run_detection_limits(run, quiet(), layer_set=layer_set, **TINY)
     assert without_seconds(repeated) == without_seconds(first)
-    assert stored_planted_lesions(run, first["layer_set"]) == planted
+    assert planted_lesions(run, first["layer_set"]) == planted
 
 
 def test_a_result_is_read_and_not_computed_again(own_study: TinyStudy, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -337,6 +350,53 @@ def test_a_result_is_read_and_not_computed_again(own_study: TinyStudy, monkeypat
     assert run_detection_limits(run, quiet(), **TINY) == first
     with pytest.raises(pytest.fail.Exception, match="computed again"):
         run_detection_limits(run, quiet(), **(TINY | {"per_cell": 1}))
+
+
+def test_limits_of_another_threshold_rule_or_detector_are_not_shown(own_study: TinyStudy) -> None:
+    run = open_run(own_study.runs, "tiny-intensity")
+    first = run_detection_limits(run, quiet(), **TINY)
+    evaluate_run(run, quiet(), workers=1)
+    assert stored_detection_limits(run, "intensity") == first  # the rule is the usual one still
+    asked: tuple[dict[str, float], ...] = ({"quantile": 0.9}, {"fp_ml_per_scan": 1.0})
+    for changed in asked:
+        evaluate_run(run, quiet(), workers=1, **changed)
+        assert stored_detection_limits(run, "intensity") is None
+    anew = run_detection_limits(run, quiet(), **TINY)
+    assert "at most 1 mL" in anew["levels"][0]["title"]
+    assert stored_detection_limits(run, "intensity") == anew
+    manifest = run.directory / "detector" / "manifest.json"
+    write_json(manifest, read_json(manifest) | {"files": {"state.safetensors": "another"}})
+    assert stored_detection_limits(run, "intensity") is None
+
+
+def test_damaged_limits_are_not_shown(own_study: TinyStudy) -> None:
+    run = open_run(own_study.runs, "tiny-intensity")
+    run_detection_limits(run, quiet(), **TINY)
+    path = run.directory / detection_limits.DIRECTORY / "intensity" / "result.json"
+    path.write_text(path.read_text().replace('"n_scans"', '"n_scanz"'))
+    assert stored_detection_limits(run, "intensity") is None
+
+
+def test_limits_in_text_name_contrast_reason_and_number() -> None:
+    level = {
+        "id": "fp_5", "asked_ml_per_scan": 5.0, "false_positive_ml_per_scan": 3.21,
+        "cells": [
+            {"diameter_mm": 8.0, "contrast_sd": c, "site": site, "n": n}
+            for c, site, n in ((2.0, "all", 6), (4.0, "all", 5), (-4.0, "all", 3), (4.0, "grey", 2))
+        ],
+        "limits": [
+            {"diameter_mm": 8.0, "site": "all", "sign": "brighter", "contrast_sd_50": 2.5, "why_50": None,
+             "contrast_sd_80": None, "why_80": "never, up to the strongest contrast"},
+            {"diameter_mm": 8.0, "site": "grey", "sign": "brighter", "contrast_sd_50": 1.0, "why_50": None,
+             "contrast_sd_80": 2.0, "why_80": None},
+        ],
+    }  # fmt: skip
+    heading, *rows = limit_lines({"levels": [level]})
+    assert heading == ["false positives", "diameter", "sign", "50 % found at", "80 % found at", "planted"]
+    assert rows == [
+        ["5 mL asked (3.2 mL per healthy scan)", "8 mm", "brighter", "+2.5 SD", "never, up to the strongest contrast",
+         "11"]
+    ]  # fmt: skip
 
 
 def test_a_stopped_measurement_leaves_the_result_that_was_there(
@@ -454,7 +514,7 @@ def test_a_size_that_fits_nowhere_leaves_its_cells_empty_and_says_so() -> None:
 def test_figures_show_every_number_and_every_size(own_study: TinyStudy) -> None:
     result = run_detection_limits(open_run(own_study.runs, "tiny-intensity"), quiet(), **TINY)
     figure = figures_limits.sensitivity_map(result)
-    cells = sensitivity_cells(stored_planted_lesions(open_run(own_study.runs, "tiny-intensity"), "intensity") or [], 0)
+    cells = sensitivity_cells(planted_lesions(open_run(own_study.runs, "tiny-intensity"), "intensity"), 0)
     text = figure.data[1]
     shown = {
         (float(y), float(x.replace("−", "-"))): number for x, y, number in zip(text.x, text.y, text.text, strict=True)

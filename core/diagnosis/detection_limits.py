@@ -36,7 +36,7 @@ from core.lesions import MIN_IOU, MIN_OVERLAP, MIN_VOLUME_MM3, components, healt
 from core.progress import Progress
 from core.randomness import stream
 from core.run_scores import RunScores, open_scores, set_id
-from core.store import Run, fingerprint, lock, stage, stage_directory
+from core.store import Run, fingerprint, lock, stage, stage_directory, stage_done
 from core.types import ScoreMap
 from data.errors import BadInput
 from data.files import MANIFEST, is_committed, read_json, write_json
@@ -127,7 +127,7 @@ def run_detection_limits(
         seed,
     )
     hosts, why = _hosts(scores, scans, seed)
-    made_from = _made_from(run, layers, settings, hosts)
+    made_from = _made_from(run, set_id(layers), settings, hosts)
     stored = stored_detection_limits(run, set_id(layers))
     if stored is not None and stored["made_from"] == made_from:
         progress.say(f"Detection limits of {run.run_id} ({set_id(layers)}) are there already; nothing has changed.")
@@ -158,15 +158,20 @@ def run_detection_limits(
 
 
 def stored_detection_limits(run: Run, layer_set: str) -> dict[str, Any] | None:
-    """The committed result for one layer set; None when there is none."""
-    stored: dict[str, Any] | None = _stored(run, layer_set, "result.json")
-    return stored
+    """The committed result for one layer set, as long as it belongs to the run as it is.
 
-
-def stored_planted_lesions(run: Run, layer_set: str) -> list[dict[str, Any]] | None:
-    """Every lesion that was planted: where, how strong, found at which levels; None when there is no result."""
-    stored: list[dict[str, Any]] | None = _stored(run, layer_set, "lesions.json")
-    return stored
+    None when there is none, when the detector, the splits, the scans or the rule of the run's own threshold (quantile
+    or mL per healthy scan, as last evaluated) have changed since, or when its bytes are damaged.
+    """
+    name = f"{DIRECTORY}/{layer_set}"
+    if not stage_done(run, name, verify=True) or not is_committed(run.directory / "detector"):
+        return None
+    stored: dict[str, Any] = read_json(stage_directory(run, name) / "result.json")
+    quantile, own_fp_ml = _own_rule(run)
+    asked = stored["settings"] | {"quantile": quantile, "own_fp_ml": own_fp_ml}
+    hosts = [scan["subject_id"] for scan in stored["scans"]]
+    present = _made_from(run, layer_set, _settings_of(asked), hosts)
+    return stored if stored["made_from"] == present else None
 
 
 def scorer_of(detector: AnyDetector, layers: LayerSet) -> Scorer:
@@ -610,14 +615,23 @@ def _volumes(run: Run, subjects: Sequence[str]) -> PreparedVolumes:
     return PreparedVolumes(cache_directory(run.directory.parent), tuple(keys[i] for i in subjects))
 
 
-def _made_from(run: Run, layers: LayerSet, settings: LimitSettings, hosts: Sequence[str]) -> str:
-    detector = read_json(run.directory / "detector" / MANIFEST)["files"]
-    split = {role: run.record["split"][role] for role in ("train", "calibration")}
-    return fingerprint(
-        [METHOD, settings, list(layers), list(hosts), detector, split, run.record["cohort"]["fingerprint"]]
+def _settings_of(stored: Mapping[str, Any]) -> LimitSettings:
+    """Settings as they were written to JSON."""
+    return LimitSettings(
+        tuple(stored["diameters_mm"]),
+        tuple(stored["contrasts_sd"]),
+        tuple(stored["sites"]),
+        stored["per_cell"],
+        tuple(stored["fp_ml_per_scan"]),
+        stored["quantile"],
+        stored["own_fp_ml"],
+        stored["seed"],
     )
 
 
-def _stored(run: Run, layer_set: str, name: str) -> Any:
-    directory = stage_directory(run, f"{DIRECTORY}/{layer_set}")
-    return read_json(directory / name) if is_committed(directory) else None
+def _made_from(run: Run, layer_set: str, settings: LimitSettings, hosts: Sequence[str]) -> str:
+    detector = read_json(run.directory / "detector" / MANIFEST)["files"]
+    split = {role: run.record["split"][role] for role in ("train", "calibration")}
+    return fingerprint(
+        [METHOD, settings, layer_set.split("+"), list(hosts), detector, split, run.record["cohort"]["fingerprint"]]
+    )

@@ -59,6 +59,25 @@ def contrast_limits(cells: Sequence[Record]) -> list[dict[str, Any]]:
     return rows
 
 
+def limit_lines(result: Mapping[str, Any]) -> list[list[str]]:
+    """The limits as rows of text, headings first: per false-positive level and diameter, over all sites.
+
+    Darker and brighter lesions each have the contrast (healthy SD) at which half and 80 % of them are found, or why
+    there is none, and the number planted.
+    """
+    rows = [["false positives", "diameter", "sign", "50 % found at", "80 % found at", "planted"]]
+    for level in result["levels"]:
+        for limit in level["limits"]:
+            if limit["site"] != ALL_SITES:
+                continue
+            planted = [c["n"] for c in level["cells"] if _same_limit(c, limit)]
+            reached = [_reached_text(limit, f"{100 * wanted:.0f}") for wanted in SENSITIVITIES]
+            rows.append(
+                [_level_text(level), f"{limit['diameter_mm']:g} mm", limit["sign"], *reached, str(sum(planted))]
+            )
+    return rows
+
+
 def strength_cells(records: Sequence[Record]) -> list[dict[str, Any]]:
     """What was planted in each cell, and how much the score rose: means over its lesions."""
     means = ("contrast_realised_sd", "score_rise_sd", "volume_ml")
@@ -127,3 +146,19 @@ def _cells(records: Sequence[Record]) -> Iterator[tuple[tuple[float, float, str]
 
 def _in_order(key: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple((part != ALL_SITES, part) if isinstance(part, str) else part for part in key)
+
+
+def _same_limit(cell: Mapping[str, Any], limit: Mapping[str, Any]) -> bool:
+    """Whether a cell of the sensitivity map is one of those that a limit is drawn through."""
+    sign = "brighter" if cell["contrast_sd"] > 0 else "darker"
+    return (cell["diameter_mm"], cell["site"], sign) == (limit["diameter_mm"], limit["site"], limit["sign"])
+
+
+def _reached_text(limit: Mapping[str, Any], share: str) -> str:
+    contrast = limit[f"contrast_sd_{share}"]
+    return str(limit[f"why_{share}"]) if contrast is None else f"{contrast:+.1f} SD"
+
+
+def _level_text(level: Mapping[str, Any]) -> str:
+    own = "own threshold" if level["id"] == "own" else f"{level['asked_ml_per_scan']:g} mL asked"
+    return f"{own} ({level['false_positive_ml_per_scan']:.2g} mL per healthy scan)"
