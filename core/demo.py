@@ -1,4 +1,4 @@
-"""The demo study: synthetic brains with known lesions, one encoder, five detectors evaluated, two of them explained."""
+"""The demo study: synthetic brains with known lesions, one encoder, five detectors evaluated, the leading one explained."""
 
 from pathlib import Path
 
@@ -50,8 +50,10 @@ def build_demo(runs: Path, progress: Progress, settings: DemoSettings | None = N
     made = [_finished(runs, source, progress, *recipe) for recipe in recipes]
     leads = leading([run_summary(run) for run in made])["run_id"]
     for run in made:
-        if run.run_id in (leads, "demo-simclr"):
+        if run.run_id == leads:
             _explain(run, progress)
+        elif run.run_id == "demo-simclr":
+            diagnose(run, progress)
     write_json(cohort / _DONE, {"made_from": made_from, "runs": [run.run_id for run in made]})
     return made
 

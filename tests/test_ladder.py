@@ -98,6 +98,22 @@ def test_every_rung_keeps_what_was_measured_and_says_how_many_subjects_were_lift
     assert {r["id"]: r["lifted"] for r in plain["rungs"]}["feature_grid"] == 0
 
 
+def test_the_one_best_threshold_has_the_dice_that_the_evaluation_calls_oracle(metrics, limits) -> None:
+    own = copy.deepcopy(metrics)
+    working, native = (own["sets"]["a+b"][space]["protocols"] for space in ("working", "native"))
+    with_dice(working, "oracle_subject", [0.7] * 6)
+    with_dice(working, "oracle_set", [0.6, 0.6, 0.6, 0.6, 0.6, 0.2])  # worse than the deployed one for one subject
+    for protocols in (working, native):
+        with_dice(protocols, "healthy", [0.4] * 6)
+    found = ladder(own, "a+b", "healthy", *limits)
+    rungs = {r["id"]: r for r in found["rungs"]}
+    assert rungs["set_threshold"]["mean"] == pytest.approx(np.mean([0.6, 0.6, 0.6, 0.6, 0.6, 0.2]))
+    assert rungs["set_threshold"]["lifted"] == 1
+    assert rungs["deployed_threshold"]["cost"] == pytest.approx(rungs["set_threshold"]["mean"] - 0.4)
+    assert found["subjects"][5]["ladder"]["set_threshold"] == 0.4
+    assert found["subjects"][5]["measured"]["set_threshold"] == 0.2
+
+
 def with_dice(protocols: dict, name: str, dice: list[float]) -> None:
     for row, value in zip(protocols[name]["subjects"], dice, strict=True):
         row["dice"] = value
@@ -115,7 +131,7 @@ def test_a_rung_is_hollow_when_its_cost_cannot_be_told_from_zero(metrics, limits
     assert rungs["set_threshold"]["cost"] == 0
     assert not rungs["deployed_threshold"]["hollow"]
     assert rungs["deployed_threshold"]["cost_low"] > 0.1
-    assert rungs["native_space"]["cost"] > 0.04
+    assert rungs["native_space"]["cost"] == pytest.approx(0, abs=1e-12)
     assert rungs["native_space"]["measured_cost"] == pytest.approx(0, abs=1e-12)
     assert rungs["native_space"]["hollow"], "half of the subjects gain in native space: the drop is not one"
 

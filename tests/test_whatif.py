@@ -544,7 +544,7 @@ def test_every_what_if_of_a_small_run_keeps_the_contract(own_study, monkeypatch)
     working = read_metrics(run)["sets"][headline]["working"]["protocols"]
     assert [row["name"] for row in applicable(run) if not row["applies"]] == ["nearest-age"]
     for row in (row for row in applicable(run) if row["applies"]):
-        assert row["cost_text"].startswith("up to about")
+        assert row["cost_text"].startswith("about")
         result = run_what_if(run, row["name"], _quiet())
         stored = json.loads((run.directory / "whatifs" / headline / row["name"] / "result.json").read_text())
         assert stored == json.loads(json.dumps(result))

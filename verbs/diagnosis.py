@@ -145,6 +145,8 @@ def _ceiling(arguments: CeilingVerb) -> int:
 
 
 def _masks(paths: Sequence[Path], layout: str) -> Mapping[str, Any]:
+    if not paths:
+        raise BadInput("No path was given. Give a cohort (table or folder), or lesion masks as NIfTI files.")
     from core.diagnosis.ceiling import lesion_masks
     from data.layout import read_cohort
     from data.nifti import read_labels
@@ -200,7 +202,7 @@ def _print_error_map(found: Mapping[str, Any]) -> None:
         "cost",
         "fix only this",
         "all but this",
-        "mL",
+        "mL, all subjects",
         title="Error map: Dice + all costs = 1, exactly",
     )
     for row in sorted(found["error_map"], key=lambda r: -r["cost"]):
@@ -251,14 +253,16 @@ def _what_if(arguments: WhatIfVerb) -> int:
     if arguments.json:
         print_json(result)
         return EXIT_OK
-    table = Table("change", "gain on validation", "Dice on test", "gain on test", "needs labels", title=result["title"])
+    title = f"{result['title']}: {run.run_id}, {result['layer_set']}, threshold from {arguments.protocol}"
+    table = Table("change", "gain on validation", "Dice on test", "gain on test", "n", "needs labels", title=title)
     for variant in result["variants"]:
         test = (variant["test"] or {}).get(arguments.protocol)
         table.add_row(
             variant["title"],
-            interval_text(variant["validation"], key="gain", signed=True),
-            "" if test is None else f"{test['baseline']:.3f} → {test['variant']:.3f}",
+            interval_text(variant["validation_by_protocol"][arguments.protocol], key="gain", signed=True),
+            "" if test is None else f"{number_text(test['baseline'])} → {number_text(test['variant'])}",
             interval_text(test, key="gain", signed=True),
+            "" if test is None else str(test["n"]),
             "yes" if variant["needs_labels"] else "",
         )
     console().print(table)
@@ -297,8 +301,8 @@ def _post_processing(arguments: PostProcessingVerb) -> int:
         table.add_row(
             protocol,
             settings_text(best["settings"]),
-            f"{shipped['validation_dice']:.3f} → {best['validation_dice']:.3f}",
-            f"{shipped['dice']:.3f} → {best['dice']:.3f}",
+            f"{number_text(shipped['validation_dice'])} → {number_text(best['validation_dice'])}",
+            f"{number_text(shipped['dice'])} → {number_text(best['dice'])}",
             interval_text(gain, key="gain", signed=True),
         )
     console().print(table)

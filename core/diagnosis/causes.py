@@ -10,7 +10,7 @@ from typing import Any
 
 from scipy.stats import linregress
 
-from core.bootstrap import mean_interval, paired_difference
+from core.bootstrap import Interval, mean_interval, paired_difference
 from core.diagnosis.ladder import imbalance
 from core.diagnosis.verdict import settings_text
 from core.gaussian import expected_inflation
@@ -21,7 +21,7 @@ _RUN = "RUN"
 
 @dataclass(frozen=True)
 class Cause:
-    """One known cause and its price in Dice, never negative by construction only: a gain shows as a negative cost."""
+    """One known cause and its price in Dice; a negative cost says that the change would lower Dice."""
 
     id: str
     title: str
@@ -59,8 +59,8 @@ class Evidence:
     layer_set: str = ""
     what_ifs: Sequence[Mapping[str, Any]] = ()
     post_processing: Mapping[str, Any] | None = None
-    intensity: Mapping[str, Any] | None = None
-    """Working figures of an intensity baseline on the same subjects, if a run has them."""
+    intensity: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Working figures of the intensity baselines that were run on the same subjects, by the name of their run."""
     ages: Mapping[str, float] = field(default_factory=dict)
     n_train: int | None = None
     n_features: int | None = None
@@ -78,7 +78,7 @@ def causes(evidence: Evidence, run_id: str) -> list[dict[str, Any]]:
         _space(evidence),
         _edges(evidence),
         _what_if(evidence, "R5", "Intensity differs between scans", ("renormalise", "calibrate-subject")),
-        _what_if(evidence, "R6", "Registration", ("register",)),
+        _registration(evidence),
         _threshold(evidence),
         _covariance(evidence),
         _what_if(evidence, "R9", "Skull and mask remnants", ("erode-mask",)),
@@ -98,10 +98,10 @@ def causes(evidence: Evidence, run_id: str) -> list[dict[str, Any]]:
 def chosen_variant(result: Mapping[str, Any], protocol: str) -> tuple[Mapping[str, Any], Mapping[str, Any]] | None:
     """The variant to quote from a what-if, and its gain on test.
 
-    Deployable ones by the highest gain on validation; where nothing was labelled there, or the variant needs labels
-    anyway, by the highest gain on test. None when there is no test figure.
+    Deployable ones by the highest gain on validation. Where there is none, or nothing was labelled there, by the
+    highest gain on test: then the choice needed test labels. None when no variant has a test figure.
     """
-    variants = [v for v in result["variants"] if (v.get("test") or {}).get(protocol)]
+    variants = [v for v in result["variants"] if ((v.get("test") or {}).get(protocol) or {}).get("gain") is not None]
     if not variants:
         return None
     rated = [v for v in variants if _chosen_on(v, protocol) is not None]
@@ -166,6 +166,16 @@ def _space(e: Evidence) -> Cause:
     )
 
 
+def _registration(e: Evidence) -> Cause:
+    base = _what_if(e, "R6", "Registration", ("register",))
+    slope = (((_stored(e, "register") or {}).get("jitter") or {}).get("slope") or {}).get(e.protocol)
+    if not slope or slope["per_mm"] is None:
+        return base
+    return replace(
+        base, text=f"{base.text} Moving scan and lesion together changes Dice by {slope['per_mm']:+.3f} per mm."
+    )
+
+
 def _edges(e: Evidence) -> Cause:
     shares = [_share(s, ("brain_edge", "tissue_border")) for s in e.subjects]
     found = mean_interval(shares, seed=_SEED, purpose="R4")
@@ -225,18 +235,22 @@ def _covariance(e: Evidence) -> Cause:
 
 
 def _brightness(e: Evidence) -> Cause:
-    formula = "D(intensity threshold) − D(this detector), same protocol and subjects"
+    formula = "D(best intensity threshold) − D(this detector), same protocol and subjects"
     title = "A plain intensity threshold does as well"
-    if e.intensity is None:
+    if not e.intensity:
         missing = "An evaluated run of intensity-bright or intensity-dark on the same subjects."
-        return Cause("R10", title, formula, "", deployable=True, missing=missing)
-    own, other = (
-        {r["subject_id"]: r["dice"] for r in _rows(figures, e.protocol)} for figures in (e.figures, e.intensity)
-    )
-    ids = [i for i in own if i in other]
-    found = paired_difference([other[i] for i in ids], [own[i] for i in ids], seed=_SEED)
-    better = "beats" if (found.mean or 0) > 0 else "does not beat"
-    return Cause("R10", title, formula, f"The intensity baseline {better} this run.", *_span(found), deployable=True)
+        return Cause("R10", title, formula, "", missing=missing)
+    own = {r["subject_id"]: r["dice"] for r in _rows(e.figures, e.protocol)}
+    found = {}
+    for name, figures in e.intensity.items():
+        other = {r["subject_id"]: r["dice"] for r in _rows(figures, e.protocol)}
+        ids = [i for i in own if i in other]
+        found[name] = paired_difference([other[i] for i in ids], [own[i] for i in ids], seed=_SEED)
+    best = max(found, key=lambda name: found[name].mean or 0.0)
+    dice = {name: figures["protocols"][e.protocol]["mean_dice"] for name, figures in e.intensity.items()}
+    told = ", ".join(f"{name} {value:.3f}" for name, value in dice.items())
+    here = e.figures["protocols"][e.protocol]["mean_dice"]
+    return Cause("R10", title, formula, f"{told}; this run {here:.3f}.", *_span(found[best]), needs_labels=True)
 
 
 def _post_processing(e: Evidence) -> Cause:
@@ -289,8 +303,7 @@ def _leakage(e: Evidence) -> Cause:
     if "validation" not in e.figures["protocols"]:
         missing = "Labelled validation subjects, to compare an honest threshold with a tuned one."
         return Cause("R14", title, formula, text, needs_labels=True, missing=missing)
-    honest, tuned = ([r["dice"] for r in _rows(e.figures, p)] for p in ("validation", "oracle_set"))
-    found = paired_difference(honest, tuned, seed=_SEED)
+    found = _paired(_rows(e.figures, "validation"), _rows(e.figures, "oracle_set"))
     return Cause("R14", title, formula, text, *_span(found), needs_labels=True)
 
 
@@ -303,9 +316,8 @@ def _layers(e: Evidence) -> Cause:
     if not known:
         return Cause("R15", title, formula, "", deployable=True, missing="Labelled validation subjects.")
     best = max(known, key=lambda name: (known[name], -name.count("+")))
-    then, now = ([r["dice"] for r in _rows(f, e.protocol)] for f in (e.sets[best], e.figures))
     text = "This is the best set on validation." if best == e.layer_set else f"Best on validation: {best}."
-    found = paired_difference(then, now, seed=_SEED)
+    found = _paired(_rows(e.sets[best], e.protocol), _rows(e.figures, e.protocol))
     return Cause("R15", title, formula, text + _leave_one_out(e), *_span(found), deployable=True)
 
 
@@ -336,7 +348,7 @@ def _pooling(e: Evidence) -> Cause:
 
 
 def _noise(e: Evidence) -> Cause:
-    found = mean_interval([s["dice"] for s in e.subjects], seed=_SEED, purpose="R17")
+    found = mean_interval([s["dice"] for s in e.subjects], seed=_SEED, purpose="dice")
     if found.low is None or found.high is None:
         return Cause(
             "R17", "Sampling noise", "half the 95 % interval of the mean", "", missing="At least two subjects."
@@ -361,7 +373,16 @@ def _what_if(e: Evidence, cause_id: str, title: str, names: Sequence[str]) -> Ca
         return honest is not None, float(pick[2][1]["gain"] if honest is None else honest)
 
     name, result, (variant, test) = max(picks, key=rating)
-    honest = _chosen_on(variant, e.protocol) is not None
+    gain = _chosen_on(variant, e.protocol)
+    honest = gain is not None
+    if gain is not None and gain <= 0:
+        text = (
+            f"Nothing here gains on validation; the nearest is {variant['title']} ({gain:+.3f} there, "
+            f"{test['gain']:+.3f} on test)."
+        )
+        return Cause(
+            cause_id, title, result["formula"], text, 0.0, n=test["n"], deployable=True, kind="what-if", what_if=name
+        )
     return Cause(
         cause_id,
         title,
@@ -373,10 +394,17 @@ def _what_if(e: Evidence, cause_id: str, title: str, names: Sequence[str]) -> Ca
         test["high"],
         test["n"],
         needs_labels=not honest,
-        deployable=bool(variant["deployable"]),
+        deployable=honest,
         kind="what-if",
         what_if=name,
     )
+
+
+def _paired(first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]]) -> Interval:
+    """Mean difference of Dice over the subjects that both have."""
+    a, b = ({row["subject_id"]: row["dice"] for row in rows} for rows in (first, second))
+    ids = [i for i in a if i in b]
+    return paired_difference([a[i] for i in ids], [b[i] for i in ids], seed=_SEED)
 
 
 def _stored(e: Evidence, name: str) -> Mapping[str, Any] | None:
@@ -392,5 +420,5 @@ def _share(subject: Mapping[str, Any], categories: Sequence[str]) -> float:
     return sum((float(subject["error_map"].get(c, 0.0)) for c in categories), 0.0)
 
 
-def _span(found: Any) -> tuple[float | None, float | None, float | None, int]:
+def _span(found: Interval) -> tuple[float | None, float | None, float | None, int]:
     return found.mean, found.low, found.high, found.n

@@ -27,7 +27,7 @@ from core.store import Run, list_runs
 from data.errors import BadInput
 from data.files import committed_directory, is_committed, read_json, sha256_file, write_json
 
-VERSION = 2
+VERSION = 3
 """Counts up whenever the same run would give another result."""
 DIRECTORY = "diagnosis"
 
@@ -105,8 +105,9 @@ def _count(
         {i: f.ceilings.reachable for i, f in zip(ids, facts, strict=True)},
     )
     errors = error_map(records, native_dice)
-    with progress.task("Two-distribution decisions"):
+    with progress.task("Two-distribution decisions", 1) as advance:
         decided = decisions(scores, layers)
+        advance(1, "")
     return {
         "key": _key(scores.run),
         "layer_set": name,
@@ -215,20 +216,16 @@ def _n_features(scores: RunScores, name: str) -> int | None:
     return sum(scores.layout.channels[layer] for layer in name.split("+"))
 
 
-def _intensity_figures(run: Run) -> Mapping[str, Any] | None:
-    """Working figures of the intensity baseline that is better on validation, on the same scans and splits."""
-    best: Mapping[str, Any] | None = None
+def _intensity_figures(run: Run) -> dict[str, Mapping[str, Any]]:
+    """Working figures of the intensity baselines on the same scans and splits, by the name of their run."""
+    found: dict[str, Mapping[str, Any]] = {}
     for other in list_runs(run.directory.parent)[0]:
         same = other.kind == "detector" and all(
             other.record[key] == run.record[key] for key in ("split", "preprocessing")
         )
         if not same or other.record["cohort"]["fingerprint"] != run.record["cohort"]["fingerprint"]:
             continue
-        if other.record["recipe"]["kind"] != "Intensity" or not is_committed(other.directory / "evaluation"):
-            continue
-        metrics = read_metrics(other)
-        figures: Mapping[str, Any] = metrics["sets"][metrics["headline"]]["working"]
-        rating = figures.get("validation_mean_dice") or 0.0
-        if best is None or rating > (best.get("validation_mean_dice") or 0.0):
-            best = figures
-    return best
+        if other.record["recipe"]["kind"] == "Intensity" and is_committed(other.directory / "evaluation"):
+            metrics = read_metrics(other)
+            found[other.name] = metrics["sets"][metrics["headline"]]["working"]
+    return found

@@ -109,7 +109,7 @@ def error_map(
     ids = [entry["id"] for entry in entries]
     return {
         "space": "working" if space is None else "native",
-        "dice": _interval(mean_interval(dice, seed=seed)),
+        "dice": _interval(mean_interval(dice, seed=seed, purpose="dice")),
         "error_map": entries,
         "subjects": [
             {

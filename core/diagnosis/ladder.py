@@ -1,8 +1,10 @@
 """The ceiling ladder: how much Dice each limit costs, from a perfect reference down to the headline.
 
 Every rung but the last two is an oracle: it sees the labels of the subjects that it judges. Rungs are ordered, so
-their costs add up, but they depend on that order. A rung stands at least as high as the one below it, per subject:
-what is measured below was reached, whatever the rung's own oracle says (design, 5.3; a rung keeps both figures).
+their costs add up, but they depend on that order. A subject's rung stands at least as high as the one below it: what
+is measured below was reached, whatever the rung's own oracle says (design, 5.3; both figures are kept). The mean of a
+ceiling is that of these values; the mean of a rung that was measured on scores is that of the plain values, so that
+"one best threshold" is the Dice that this threshold has, and is only raised where a mean below is higher.
 """
 
 from collections.abc import Mapping, Sequence
@@ -71,6 +73,8 @@ RUNGS: tuple[Rung, ...] = (
     ),
 )
 _ROUNDING = 1e-12
+_CEILINGS = ("reference", "reachable", "feature_grid")
+_ROUNDING = 1e-12
 _WORKING = ("subject_threshold", "set_threshold", "deployed_threshold")
 _PROTOCOLS = {"subject_threshold": "oracle_subject", "set_threshold": "oracle_set"}
 
@@ -87,10 +91,9 @@ def ladder(
     """Rungs of one layer set, mean and per subject, ready for JSON.
 
     `metrics` is what core.evaluation.read_metrics gives, `protocol` the deployed one (healthy or validation),
-    `ceilings` and `reachable` the figures of core.diagnosis.ceiling by subject. A rung's value is the larger of its
-    own figure (`measured`) and the value below it; `lifted` counts the subjects where the latter wins. The cost of a
-    rung is the mean drop from the rung above, with a paired interval over subjects. It is hollow when that interval
-    holds 0, or the interval of the drop between the plain figures does.
+    `ceilings` and `reachable` the figures of core.diagnosis.ceiling by subject. `lifted` counts the subjects whose
+    value is that of the rung below. The cost of a rung is the drop of the mean from the rung above, with a paired
+    interval over subjects; it is hollow when that interval holds 0, or the rung's mean is that of the rung below.
     """
     working, native = _figures(metrics, layer_set)
     deployed = _rows(native, protocol, layer_set, "native")
@@ -109,11 +112,13 @@ def ladder(
     }
     plain = np.array([[measured[rung.id].get(i, 0.0) for i in ids] for rung in RUNGS])
     value = np.maximum.accumulate(plain[::-1], axis=0)[::-1]
+    counted = np.where(np.array([rung.id in _CEILINGS for rung in RUNGS])[:, None], value, plain)
+    means = np.maximum.accumulate(counted.mean(axis=1)[::-1])[::-1]
     return {
         "layer_set": layer_set,
         "protocol": protocol,
         "n": len(ids),
-        "rungs": [_rung(number, value, plain, seed) for number in range(len(RUNGS))],
+        "rungs": [_rung(number, counted, means, plain, value, seed) for number in range(len(RUNGS))],
         "subjects": [
             {
                 "subject_id": i,
@@ -199,12 +204,18 @@ def _given(values: Mapping[str, float], ids: Sequence[str], what: str) -> dict[s
 
 
 def _rung(
-    number: int, value: Float64[np.ndarray, "rungs subjects"], plain: Float64[np.ndarray, "rungs subjects"], seed: int
+    number: int,
+    counted: Float64[np.ndarray, "rungs subjects"],
+    means: Float64[np.ndarray, " rungs"],
+    plain: Float64[np.ndarray, "rungs subjects"],
+    value: Float64[np.ndarray, "rungs subjects"],
+    seed: int,
 ) -> dict[str, Any]:
-    interval = mean_interval(value[number], seed=seed, purpose="dice")
+    interval = mean_interval(counted[number], seed=seed, purpose="dice")
+    raised = float(means[number]) - float(counted[number].mean())
     row = {
         **asdict(RUNGS[number]),
-        "mean": interval.mean,
+        "mean": interval.mean if raised <= _ROUNDING else float(means[number]),
         "low": interval.low,
         "high": interval.high,
         "n": interval.n,
@@ -213,15 +224,16 @@ def _rung(
     }
     if number == 0:
         return {**row, "cost": 0.0, "cost_low": 0.0, "cost_high": 0.0, "measured_cost": 0.0, "hollow": False}
-    cost = paired_difference(value[number - 1].tolist(), value[number].tolist(), seed=seed)
+    found = paired_difference(counted[number - 1].tolist(), counted[number].tolist(), seed=seed)
     own = paired_difference(plain[number - 1].tolist(), plain[number].tolist(), seed=seed)
+    cost = float(means[number - 1] - means[number])
     return {
         **row,
-        "cost": cost.mean,
-        "cost_low": cost.low,
-        "cost_high": cost.high,
+        "cost": cost,
+        "cost_low": None if found.low is None else min(found.low, cost),
+        "cost_high": None if found.high is None else max(found.high, cost),
         "measured_cost": own.mean,
-        "hollow": _holds_zero(cost) or _holds_zero(own),
+        "hollow": _holds_zero(found) or _holds_zero(own) or cost <= _ROUNDING,
     }
 
 

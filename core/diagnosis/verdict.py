@@ -81,13 +81,21 @@ def _sentence(best: Mapping[str, Any]) -> str:
 
 
 def _largest_loss(counted: Mapping[str, Any]) -> str:
-    steps = counted["rungs"][1:]
-    worst = max(steps, key=lambda rung: float(rung["cost"]))
-    above = counted["rungs"][counted["rungs"].index(worst) - 1]
+    worst = max(counted["rungs"][1:], key=lambda rung: float(rung["cost"]))
     return (
-        f"Of the {1 - counted['dice']['mean']:.3f} that Dice lacks, {worst['cost']:.3f} are lost between "
-        f"“{above['title'].lower()}” and “{worst['title'].lower()}”."
+        f"Of the {1 - counted['dice']['mean']:.3f} that Dice lacks, {worst['cost']:.3f} are lost because "
+        f"{_BECAUSE[worst['id']]} (step “{worst['title'].lower()}”)."
     )
+
+
+_BECAUSE = {
+    "reachable": "lesions lie outside the scored brain",
+    "feature_grid": "feature cells are too coarse for the lesions",
+    "subject_threshold": "normal voxels score as high as lesion voxels: no threshold parts them",
+    "set_threshold": "subjects would need different thresholds",
+    "deployed_threshold": "the deployed threshold is not the best one",
+    "native_space": "maps lose by the way to the scan's own space",
+}
 
 
 def _from_what_ifs(what_ifs: Sequence[Mapping[str, Any]], protocol: str) -> dict[str, Any] | None:
@@ -127,7 +135,9 @@ def _from_post_processing(result: Mapping[str, Any] | None, protocol: str) -> di
 def _from_layers(
     counted: Mapping[str, Any], causes: Sequence[Mapping[str, Any]], metrics: Mapping[str, Any]
 ) -> dict[str, Any] | None:
-    """Another layer set of the same fit: its gain on validation is at the best validation threshold of each."""
+    """Another layer set of the same fit: only its validation Dice at the validation threshold is known."""
+    if counted["protocol"] != "validation":
+        return None
     rated = {name: found["working"].get("validation_mean_dice") for name, found in metrics["sets"].items()}
     known = {name: value for name, value in rated.items() if value is not None}
     here = counted["layer_set"]

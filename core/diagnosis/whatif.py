@@ -51,7 +51,7 @@ def run_what_if(
     """Carry out one what-if of the catalogue on a run and commit `whatifs/<layer set>/<name>/result.json`.
 
     `layer_set` is the headline's when not given. Gains under both threshold protocols are always computed and
-    stored; `protocol` says which one is told while it runs. A stored result of the same evaluation is given back.
+    stored; `protocol` is recorded. A stored result of the same evaluation is given back.
     BadInput when the what-if does not apply to this run, naming those that do.
     """
     scores, layers = _asked(run, name, layer_set, protocol)
@@ -60,7 +60,6 @@ def run_what_if(
     stored = _read(directory)
     if stored is not None and stored["key"] == key:
         progress.say(f"{stored['title']}: stored already in {directory}.")
-        _tell(stored, protocol, progress)
         return stored
     began = time.perf_counter()
     what_if = CATALOGUE[name]
@@ -82,7 +81,6 @@ def run_what_if(
         **outcome.extra,
     }
     _commit(directory, result)
-    _tell(result, protocol, progress)
     return result
 
 
@@ -126,7 +124,9 @@ def best_deployable(results: Sequence[Mapping[str, Any]], protocol: str = "healt
     for result in results:
         for variant in result["variants"]:
             chosen_on, judged = variant["validation_by_protocol"][protocol], variant["test"][protocol]
-            if not variant["deployable"] or chosen_on is None or judged is None or chosen_on["gain"] is None:
+            if not variant["deployable"] or chosen_on is None or judged is None:
+                continue
+            if chosen_on["gain"] is None or judged["gain"] is None:
                 continue
             if chosen_on["gain"] > (best["validation"]["gain"] if best else 0.0):
                 best = {
@@ -362,7 +362,7 @@ def _commit(directory: Path, result: Mapping[str, Any]) -> None:
 
 
 def _cost_text(run: Run, cost: Cost) -> str:
-    """How long it will take, from how long this run took to score and to fit; the upper end for few layers."""
+    """How long it will take, from how long this run took to score and to fit."""
     scored, trained = len(scored_subjects(run)), len(run.record["split"].get("train", []))
     stages = run.record.get("stages", {})
     seconds = cost.maps * scored * _MAP_SECONDS
@@ -372,14 +372,4 @@ def _cost_text(run: Run, cost: Cost) -> str:
     work += [f"{cost.scorings:g} x {scored} scans scored"] if cost.scorings else []
     work += [f"{cost.fits:g} x {trained} scans fitted"] if cost.fits else []
     long = f"{max(seconds, 1):.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
-    return f"up to about {long}: {', '.join(work)}"
-
-
-def _tell(result: Mapping[str, Any], protocol: str, progress: Progress) -> None:
-    for variant in result["variants"]:
-        block = variant["test"][protocol]
-        if block is None or block["gain"] is None:
-            continue
-        between = "" if block["low"] is None else f" [{block['low']:+.4f}, {block['high']:+.4f}]"
-        labels = ", needs labels" if variant["needs_labels"] else ""
-        progress.say(f"{variant['title']}: {block['gain']:+.4f}{between} on {block['n']} test subjects{labels}")
+    return f"about {long} on a quiet machine: {', '.join(work)}"
