@@ -1,4 +1,4 @@
-"""The demo study: synthetic brains with known lesions, one encoder, five detectors evaluated, the leading one explained."""
+"""The demo study: synthetic brains with known lesions, one encoder, five detectors, the leading one explained."""
 
 from pathlib import Path
 
