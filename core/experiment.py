@@ -6,7 +6,7 @@ Each stage commits whole directories and skips what is committed, so a killed co
 import contextlib
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, overload
@@ -31,7 +31,7 @@ from core.store import (
     update_run,
 )
 from data.cohort import ROLES, Cohort, Split, Subject, check_healthy, split_by_roles
-from data.errors import BadInput, Interrupted
+from data.errors import BadInput, IntegrityError, Interrupted
 from data.files import committed_directory, is_committed, read_json, sha256_file, verify_directory
 from data.layout import read_cohort
 from data.preprocessing import Prepared, PreparedCohort, Preprocessing, load_prepared, prepare_cohort
@@ -471,6 +471,13 @@ def _refuse_foreign_encoder(encoder_run: Run, study: Study) -> None:
             f"Encoder {encoder_run.run_id} was trained on {len(leaked)} subject(s) that calibrate, validate or "
             f"test here: {', '.join(leaked[:5])}. Use the same --split for both, or pretrain another encoder."
         )
+    others = {study.prepared.voxel_hashes[i]: i for role in ROLES[1:] for i in getattr(study.split, role)}
+    same = [f"{i} is {others[found]} here" for i, found in _voxel_hashes(encoder_run, seen).items() if found in others]
+    if same:
+        raise BadInput(
+            f"Encoder {encoder_run.run_id} was trained on the voxels of {len(same)} scan(s) that calibrate, validate "
+            f"or test here under another name: {'; '.join(same[:5])}. Take them out, or pretrain another encoder."
+        )
     asked, trained = as_json(study.source.preprocessing), encoder_run.record["preprocessing"]
     changed = [k for k in ("contrasts", "registration", "spacing_mm", "intensity") if asked[k] != trained.get(k)]
     if changed:
@@ -479,6 +486,17 @@ def _refuse_foreign_encoder(encoder_run: Run, study: Study) -> None:
             + "; ".join(f"{k} {trained.get(k)!r}, here {asked[k]!r}" for k in changed)
             + ". Prepare these scans in the same way."
         )
+
+
+def _voxel_hashes(run: Run, subject_ids: Collection[str]) -> dict[str, str]:
+    """Hashes of the scans' voxels by subject, as far as their prepared scans are still in the cache."""
+    found = {}
+    for subject in run.record["cohort"]["subjects"]:
+        if subject["subject_id"] in subject_ids:
+            with contextlib.suppress(OSError, IntegrityError, KeyError):
+                record = read_json(cache_directory(run.directory.parent) / subject["key"] / "record.json")
+                found[str(subject["subject_id"])] = str(record["voxel_sha256"])
+    return found
 
 
 def _record_stage(run: Run, name: str, began: float) -> None:

@@ -36,7 +36,7 @@ detectors.intensity detectors.voxel_zscore detectors.feature_gaussian detectors
 experiment run_scores
 diagnosis diagnosis.cases diagnosis.reference diagnosis.shapley diagnosis.categories diagnosis.error_map
 packed evaluation summary export
-diagnosis.ceiling diagnosis.lesion_table diagnosis.ladder diagnosis.likelihood
+diagnosis.placement diagnosis.ceiling diagnosis.lesion_table diagnosis.ladder diagnosis.likelihood
 diagnosis.variants diagnosis.paired diagnosis.bench diagnosis.whatif_maps diagnosis.whatif_scans diagnosis.whatif_fits
 diagnosis.whatif diagnosis.postprocessing diagnosis.applied
 diagnosis.planted_lesions diagnosis.limit_tables diagnosis.detection_limits

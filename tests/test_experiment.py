@@ -554,6 +554,24 @@ def test_every_scan_has_its_place(study: TinyStudy) -> None:
 # What a second look found
 
 
+def test_an_encoder_that_saw_the_voxels_of_a_test_scan_under_another_name_is_refused_and_both_are_named(
+    own_study: TinyStudy,
+) -> None:
+    trained = open_run(own_study.runs, "tiny-encoder").record["split"]["train"][0]
+    renamed = {"role": "test", "subject_id": "stranger"}
+    change(own_study, lambda s: dataclasses.replace(s, **renamed) if s.subject_id == trained else s)
+    experiment.prepare(own_study.runs, source(own_study), quiet(), workers=1)
+    with pytest.raises(BadInput, match=f"voxels of 1 scan.*{trained} is stranger here"):
+        experiment.fit(
+            own_study.runs,
+            source(own_study),
+            GAUSSIAN,
+            quiet(),
+            name="leak",
+            encoder_run=open_run(own_study.runs, "tiny-encoder"),
+        )
+
+
 def test_an_encoder_that_saw_a_test_subject_is_refused_and_the_subject_named(own_study: TinyStudy) -> None:
     encoder = open_run(own_study.runs, "tiny-encoder")
     trained = encoder.record["split"]["train"][0]

@@ -39,13 +39,16 @@ def lesion_table(
     mean: Float32[np.ndarray, "x y z"],
     deviation: Float32[np.ndarray, "x y z"],
     layer_scores: Mapping[str, Float32[np.ndarray, "x y z"]],
+    *,
+    in_mni: bool = True,
 ) -> list[dict[str, Any]]:
     """The lesions of one subject, ready for JSON.
 
     `layers` are those of the run's layer set, whose `ceilings` are looked up. `threshold` is the deployed one on the
     working grid. `mean` and `deviation` are the healthy reference of the first contrast, 0 where there is none.
     `layer_scores` holds one score map per single layer: the best layer is the one with the highest AUROC of this
-    lesion's voxels against the subject's voxels without lesion. Figures that do not exist are None.
+    lesion's voxels against the subject's voxels without lesion. `in_mni` says whether the scan lies in MNI152 space
+    (core.diagnosis.placement); elsewhere no region is named. Figures that do not exist are None.
     """
     shapes = {"mean": mean.shape, "deviation": deviation.shape, **{k: v.shape for k, v in layer_scores.items()}}
     wrong = [f"{name} {shape}" for name, shape in shapes.items() if shape != case.lesion.shape]
@@ -69,7 +72,7 @@ def lesion_table(
             "mm": [round(mm, 3) for mm in row.centre_mm],
             "volume_ml": row.volume_ml,
             "contrast_sd": _number(contrast[row.label]),
-            "region": region(row.centre_mm),
+            "region": region(row.centre_mm) if in_mni else None,
             **_ceiling(allowed[row.label], layers),
             **_best_layer({layer: aurocs[row.label] for layer, aurocs in separation.items()}),
             "found": row.found,

@@ -15,6 +15,7 @@ from core.detectors import LayerSet
 from core.diagnosis.cases import Case, case_of
 from core.diagnosis.ceiling import Ceiling, LayerCells, LesionCeiling, SubjectCeilings, subject_ceilings
 from core.diagnosis.lesion_table import lesion_table, single_layer_scores
+from core.diagnosis.placement import in_template_space
 from core.diagnosis.reference import HealthyReference
 from core.metrics import all_positive_dice, best_dice
 from core.progress import Progress
@@ -25,7 +26,7 @@ from data.errors import IntegrityError
 from data.files import read_json, sha256_file, write_json
 
 DIRECTORY = "diagnosis-subjects"
-VERSION = 2
+VERSION = 3
 """Counts up whenever the same subject would give other facts."""
 
 
@@ -98,6 +99,7 @@ def _facts(
         reference.mean,
         reference.deviation,
         single_layer_scores(scores, subject_id),
+        in_mni=in_template_space(case.volume, scores.run.record["preprocessing"]["registration"]),
     )
     facts = SubjectFacts(ceilings, tuple(rows), _shuffled(case))
     write_json(

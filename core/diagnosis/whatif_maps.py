@@ -17,6 +17,7 @@ from core.diagnosis.paired import (
     linear_thresholds,
     paired_at,
 )
+from core.diagnosis.placement import LEAST_DICE, template_dice
 from core.diagnosis.variants import (
     ROBUST,
     TAILED,
@@ -32,25 +33,29 @@ from data.template import working_template
 
 
 def erode_mask(bench: Bench) -> Outcome:
-    """Scores near the brain's rim left out: R9, in part R4. Lesion voxels there count as missed."""
+    """Scores near the brain's rim left out: R9, in part R4. Lesion voxels there count as missed.
+
+    Depth is the Euclidean distance in mm to the outside; the post-processing grid counts layers of 6-neighbours. The
+    template's brain is tried only where the scans lie in its space: registered, or with a median Dice of the test
+    subjects' brains and the template's of at least 0.9.
+    """
     variants = []
-    grid = bench.scores.prepared(bench.scores.subjects("test")[0]).volume.grid
-    edge = min(grid.spacing_mm)
+    edge = min(bench.scores.prepared(bench.scores.subjects("test")[0]).volume.grid.spacing_mm)
     for voxels in (1, 2, 3):
         mm = voxels * edge
-        after = bench.from_maps(f"Eroding by {voxels}", functools.partial(eroded, millimetres=mm))
-        title = f"own brain mask eroded by {voxels} voxel{'s' if voxels > 1 else ''} ({mm:g} mm)"
-        settings = {"mask": "own", "voxels": voxels, "millimetres": mm}
+        after = bench.from_maps(f"Eroding by {mm:g} mm", functools.partial(eroded, millimetres=mm))
+        title = f"own brain mask eroded by {mm:g} mm ({voxels} voxel edge{'s' if voxels > 1 else ''}, Euclidean)"
+        settings = {"mask": "own", "voxels": voxels, "millimetres": mm, "distance": "Euclidean, mm"}
         variants.append(variant_of(f"own-{voxels}", title, settings, bench.pair(bench.stored, after), deployable=True))
+    if (elsewhere := _elsewhere(bench)) is not None:
+        return Outcome(variants, [elsewhere])
     template = working_template(bench.run.record["preprocessing"]["spacing_mm"])
-    if not template.grid.matches(grid):
-        return Outcome(variants, ["The scans are not on the template's grid: only their own masks were eroded."])
-    depth = depth_mm(template.brain_mask, grid.spacing_mm)
+    depth = depth_mm(template.brain_mask, template.grid.spacing_mm)
     for mm in (0.0, 2.0, 4.0, 6.0):
         change = functools.partial(eroded, millimetres=mm, template=depth)
         after = bench.from_maps(f"Template mask, {mm:g} mm", change)
-        title = f"within the template's brain eroded by {mm:g} mm"
-        settings = {"mask": "template", "millimetres": mm}
+        title = f"within the template's brain eroded by {mm:g} mm (Euclidean)"
+        settings = {"mask": "template", "millimetres": mm, "distance": "Euclidean, mm"}
         variants.append(
             variant_of(f"template-{mm:g}mm", title, settings, bench.pair(bench.stored, after), deployable=True)
         )
@@ -122,6 +127,19 @@ def threshold_grid(bench: Bench) -> Outcome:
     }
     note = f"Threshold chosen on the test labels (oracle): {found:.3f} on the coarse grid, {dice:.3f} exactly."
     return Outcome([variant], [note])
+
+
+def _elsewhere(bench: Bench) -> str | None:
+    """Why the template's brain says nothing about these scans; None where it does."""
+    if bench.run.record["preprocessing"]["registration"] != "none":
+        return None
+    dice = float(np.median([template_dice(bench.scores.prepared(i).volume) for i in bench.scores.subjects("test")]))
+    if dice >= LEAST_DICE:
+        return None
+    return (
+        f"The scans were not registered and do not lie in MNI152 space (median Dice of their brains and the template's "
+        f"{dice:.2f}, {LEAST_DICE:g} needed): only their own masks were eroded."
+    )
 
 
 def _rescaled(case: Case, reference: Float64[np.ndarray, " q"]) -> Case:
