@@ -24,7 +24,7 @@ from core.diagnosis.postprocessing import (
     shipped_settings,
     stored_post_processing,
 )
-from core.evaluation import read_metrics
+from core.evaluation import evaluate_run, read_metrics
 from core.metrics import SubjectScores
 from core.progress import Progress
 from core.run_scores import open_scores
@@ -299,6 +299,38 @@ def test_without_labelled_validation_nothing_is_chosen_and_it_says_what_is_missi
     assert result["optimism"] == {}
     assert find_row(result, PostProcessing())["validation"] is None
     assert any(note.startswith("Missing: lesion masks of validation subjects") for note in result["notes"])
+
+
+@pytest.mark.parametrize("validation", [True, False])
+def test_without_a_test_lesion_there_are_choices_but_no_test_figures(own_study, monkeypatch, validation) -> None:
+    dropped = {"test01", "test02", "test03", *(() if validation else ("validation01", "validation02"))}
+    run = open_run(own_study.runs, "tiny-intensity")
+    split = {role: [i for i in ids if i not in dropped] for role, ids in run.record["split"].items()}
+    write_json(run.directory / "run.json", run.record | {"split": split})
+    run = open_run(own_study.runs, "tiny-intensity")
+    evaluate_run(run, QUIET, workers=1)
+    result = run_post_processing(run, QUIET, workers=1)
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
+    assert result["test_subjects"] == []
+    assert result["healthy_subjects"] == ["test04"]
+    row = result["rows"][0]
+    assert row["healthy"]["dice"] is row["healthy"]["gain"] is row["healthy"]["gain_low"] is None
+    assert row["healthy"]["n"] == 0
+    assert row["healthy"]["false_ml"] is not None
+    assert result["best_on_test"] == {}
+    assert result["shipped"]["healthy"]["dice"] is None
+    assert any("no test subject with a lesion" in note for note in result["notes"])
+    if validation:
+        assert result["best_on_validation"]["validation"]["validation_dice"] is not None
+        assert result["best_on_validation"]["validation"]["dice"] is None
+    else:
+        assert result["best_on_validation"] is row["validation"] is None
+
+
+@pytest.mark.parametrize("workers", [0, -1])
+def test_fewer_than_one_worker_is_refused_before_anything_is_computed(own_study, workers) -> None:
+    with pytest.raises(BadInput, match=f"workers.*{workers}.*1 or more"):
+        run_post_processing(open_run(own_study.runs, "tiny-intensity"), QUIET, workers=workers)
 
 
 def test_among_equals_the_setting_that_changes_least_is_best() -> None:

@@ -5,6 +5,8 @@ grid, and lesion voxels that a setting puts out of reach are missed, so erosion 
 
 Order: distances are interpolated, smoothed (Gaussian SD, mm), filtered by a cubic median, cut to the eroded brain,
 thresholded, and components below the smallest volume are dropped (26-connected, as in core.lesions).
+
+Erosion counts layers of 6-neighbours (taxicab); the what-if `erode-mask` counts Euclidean mm.
 """
 
 import contextlib
@@ -65,7 +67,7 @@ class PostProcessing:
     median_voxels: int = 0
     """Edge of the cubic median, working-grid voxels; 0: none."""
     erosion_voxels: int = 0
-    """Layers of brain voxels (6-connected) whose scores are dropped."""
+    """Layers of 6-neighbours (taxicab, not Euclidean mm) by which the brain is eroded; scores there are dropped."""
     min_component_mm3: float = 0.0
     """Smallest volume of a segmented component (26-connected), mm³."""
 
@@ -159,7 +161,10 @@ def run_post_processing(
     The validation threshold has the best mean Dice on the processed validation maps: exact without the filter; with it
     the best of 56 candidates, of the exact optimum without it, and of the healthy threshold. `candidate_loss` is what
     the candidates alone lose where the exact optimum is known. A result that fits the evaluation is not made again.
+    Without a test lesion the test figures are None; without validation labels nothing is chosen.
     """
+    if workers < 1:
+        raise BadInput(f"workers is {workers}. Allowed: 1 or more processes; 2 are usual.")
     scores, metrics = open_scores(run), read_metrics(run)
     layers = scores.layer_set(layer_set or metrics["headline"])
     name = set_id(layers)
@@ -622,6 +627,8 @@ def _notes(scores: RunScores, result: Mapping[str, Any], losses: Sequence[float]
             f"The best of {len(result['rows'])} combinations on validation is optimistic there; only its test figures "
             "are quoted as a gain."
         )
+    if not result["test_subjects"]:
+        notes.append("There is no test subject with a lesion: no Dice and no gain, only false positives.")
     if edges := _at_the_edge(result):
         notes.append(f"The best on validation is the largest value tried of {', '.join(edges)}: more may be better.")
     notes.append("Healthy thresholds are taken before the component filter, so filtered maps lie below their target.")
