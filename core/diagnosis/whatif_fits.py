@@ -114,7 +114,7 @@ def _covariances(own: GaussianSettings) -> list[tuple[str, str, GaussianSettings
         ("full-ridge", f"full covariance, ridge {ridge:g}", GaussianSettings(ridge=ridge)),
         ("diagonal", "no correlations between features", GaussianSettings(covariance="diagonal", ridge=ridge)),
         ("ledoit-wolf", "Ledoit-Wolf shrinkage", GaussianSettings(shrinkage="ledoit_wolf", ridge=ridge)),
-        ("oas", "oracle approximating shrinkage (OAS)", GaussianSettings(shrinkage="oas", ridge=ridge)),
+        ("oas", "OAS shrinkage (Chen et al. 2010)", GaussianSettings(shrinkage="oas", ridge=ridge)),
         ("ridge-x10", f"ridge {10 * ridge:g} in the place of {ridge:g}", replace(own, ridge=10 * ridge)),
     ]
 
