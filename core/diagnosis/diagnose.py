@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from core.detectors import LayerSet
+from core.diagnosis.categories import CATEGORIES
 from core.diagnosis.causes import Evidence, causes
 from core.diagnosis.ceiling import layer_table, layers_of_run
 from core.diagnosis.detection_limits import stored_detection_limits
-from core.diagnosis.error_map import error_map, error_records
-from core.diagnosis.ladder import ladder
+from core.diagnosis.error_map import SPACE, error_map, error_records
+from core.diagnosis.ladder import RUNGS, ladder
 from core.diagnosis.likelihood import decisions
 from core.diagnosis.postprocessing import stored_post_processing
 from core.diagnosis.reference import reference_of
@@ -174,6 +175,7 @@ def _subjects(
 def _assembled(scores: RunScores, metrics: Mapping[str, Any], counted: Mapping[str, Any]) -> dict[str, Any]:
     """What was counted, with the newest results of the jobs and all that follows from them."""
     run, name, protocol = scores.run, counted["layer_set"], counted["protocol"]
+    counted = {**counted, "subjects": [_in_order(subject) for subject in counted["subjects"]]}
     what_ifs = stored_what_ifs(run, name)
     post_processing = stored_post_processing(run, name)
     subjects = {s["subject_id"]: s for s in run.record["cohort"]["subjects"]}
@@ -208,6 +210,14 @@ def _assembled(scores: RunScores, metrics: Mapping[str, Any], counted: Mapping[s
         "strata": strata(counted["lesions"], counted["subjects"]),
         "verdict": verdict(counted, found, what_ifs, post_processing, metrics),
     }
+
+
+def _in_order(subject: Mapping[str, Any]) -> dict[str, Any]:
+    """The subject with its rungs from top to bottom and its categories as in the table: stored JSON sorts its keys."""
+    rungs = [rung.id for rung in RUNGS]
+    categories = [category.id for category in (*CATEGORIES, SPACE)]
+    order = {"ladder": rungs, "measured": rungs, "error_map": categories}
+    return {**subject, **{key: {name: subject[key][name] for name in names} for key, names in order.items()}}
 
 
 def _n_features(scores: RunScores, name: str) -> int | None:
