@@ -40,7 +40,8 @@ diagnosis.placement diagnosis.ceiling diagnosis.lesion_table diagnosis.ladder di
 diagnosis.variants diagnosis.paired diagnosis.bench diagnosis.whatif_maps diagnosis.whatif_scans diagnosis.whatif_fits
 diagnosis.whatif diagnosis.postprocessing diagnosis.applied
 diagnosis.planted_lesions diagnosis.limit_tables diagnosis.detection_limits
-diagnosis.verdict diagnosis.causes diagnosis.subject_facts diagnosis_view diagnosis.diagnose
+diagnosis.verdict diagnosis.causes diagnosis.subject_facts diagnosis.strata
+diagnosis.diagnose diagnosis_view
 demo jobs training_view commands cohort_view thumbnails
 report_parts report_parts.markup report_parts.style report_parts.words report_parts.source report_parts.charts
 report_parts.pictures report_parts.commands report_parts.about report_parts.results report_parts.limits

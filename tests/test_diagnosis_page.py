@@ -13,6 +13,7 @@ from playwright.sync_api import expect, sync_playwright
 from streamlit.testing.v1 import AppTest
 
 from core import figures_diagnosis
+from core.diagnosis.strata import strata
 from core.diagnosis_view import (
     bars,
     best_variant,
@@ -29,7 +30,6 @@ from core.diagnosis_view import (
     slices_address,
     slices_query,
     start_settings,
-    strata,
     variant_rows,
 )
 from core.jobs import Job

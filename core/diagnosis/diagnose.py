@@ -17,10 +17,10 @@ from core.diagnosis.ladder import RUNGS, ladder
 from core.diagnosis.likelihood import decisions
 from core.diagnosis.postprocessing import stored_post_processing
 from core.diagnosis.reference import reference_of
+from core.diagnosis.strata import strata
 from core.diagnosis.subject_facts import SubjectFacts, subject_facts
 from core.diagnosis.verdict import verdict
 from core.diagnosis.whatif import stored_what_ifs
-from core.diagnosis_view import strata
 from core.evaluation import evaluate_layer_set, read_metrics
 from core.progress import Progress
 from core.run_scores import RunScores, open_scores, set_id

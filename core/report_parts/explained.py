@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from core.diagnosis_view import best_variant, strata, validation_of
+from core.diagnosis.strata import strata
+from core.diagnosis_view import best_variant, validation_of
 from core.report_parts.charts import Dot, dots, error_bars, ladder, whole
 from core.report_parts.markup import EMPTY, Column, Html, badge, join, table, tag
 from core.report_parts.words import (

@@ -6,7 +6,8 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from core.diagnosis_view import slices_query, strata
+from core.diagnosis.strata import strata
+from core.diagnosis_view import slices_query
 from core.figures_diagnosis import ceiling_lines, strata_bars
 
 TITLES = {
