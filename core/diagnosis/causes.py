@@ -98,8 +98,8 @@ def causes(evidence: Evidence, run_id: str) -> list[dict[str, Any]]:
 def chosen_variant(result: Mapping[str, Any], protocol: str) -> tuple[Mapping[str, Any], Mapping[str, Any]] | None:
     """The variant to quote from a what-if, and its gain on test.
 
-    Deployable ones by the highest gain on validation. Where there is none, or nothing was labelled there, by the
-    highest gain on test: then the choice needed test labels. None when no variant has a test figure.
+    Deployable ones by the highest gain on validation. Where there is none, or nothing was labelled there, an
+    oracle (else any) by the highest gain on test: then the choice needed test labels. None without any test figure.
     """
     variants = [v for v in result["variants"] if ((v.get("test") or {}).get(protocol) or {}).get("gain") is not None]
     if not variants:
@@ -108,7 +108,8 @@ def chosen_variant(result: Mapping[str, Any], protocol: str) -> tuple[Mapping[st
     if rated:
         best = max(rated, key=lambda v: float(_chosen_on(v, protocol) or 0.0))
     else:
-        best = max(variants, key=lambda v: float(v["test"][protocol]["gain"]))
+        oracles = [v for v in variants if v["needs_labels"]]
+        best = max(oracles or variants, key=lambda v: float(v["test"][protocol]["gain"]))
     return best, best["test"][protocol]
 
 
