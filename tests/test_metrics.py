@@ -503,3 +503,18 @@ def test_healthy_scans_report_volume_and_components_of_false_positives():
     table = lesions.healthy_false_positives({"a": clean, "b": noisy})
     assert table["ml_per_scan"] == pytest.approx(16 * 0.027 / 2)
     assert (table["components_per_scan"], table["fraction_without_voxel"]) == (1.0, 0.5)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_dice_is_that_of_monai_on_the_segmentation_at_the_threshold(seed):
+    import torch
+    from monai.metrics import compute_dice
+
+    rng = np.random.default_rng(seed)
+    lesion = rng.random((6, 7, 8)) < 0.1
+    scores = (rng.random(lesion.shape) + 0.4 * lesion).astype(np.float32)
+    subject = SubjectScores("s", False, scores[~lesion], scores[lesion], 0.008)
+    for threshold in (0.2, 0.7, 1.1):
+        called = torch.from_numpy((scores >= threshold)[None, None].astype(np.float32))
+        theirs = compute_dice(called, torch.from_numpy(lesion[None, None].astype(np.float32)))
+        assert metrics.dice_at(subject, threshold) == pytest.approx(float(theirs), abs=1e-6)
