@@ -313,6 +313,7 @@ def _post_processing(arguments: PostProcessingVerb) -> int:
 
 def _detection_limits(arguments: DetectionLimitsVerb) -> int:
     from core.diagnosis.detection_limits import run_detection_limits
+    from core.diagnosis.limit_tables import limit_lines
 
     run = open_run(arguments.runs, arguments.run, "detector")
     result = run_detection_limits(
@@ -327,7 +328,12 @@ def _detection_limits(arguments: DetectionLimitsVerb) -> int:
     if arguments.json:
         print_json(result)
         return EXIT_OK
-    print(f"Stored for the Diagnosis page: python cli.py app{runs_flag(arguments.runs)}")
+    heading, *rows = limit_lines(result)
+    table = Table(*heading, title=f"{run.run_id}, {result['layer_set']}: contrast in SD of healthy scans, all sites")
+    for row in rows:
+        table.add_row(*row)
+    console().print(table)
+    print(f"By place, and as a map: the Diagnosis page of python cli.py app{runs_flag(arguments.runs)}")
     for note in result["notes"]:
         print(f"note: {note}")
     return EXIT_OK
