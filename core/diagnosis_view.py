@@ -11,6 +11,13 @@ from urllib.parse import urlencode
 
 import numpy as np
 
+from core.diagnosis.causes import chosen_variant
+from core.diagnosis.verdict import settings_text
+
+CEILINGS = ("reference", "reachable", "feature_grid")
+"""Rungs that are bounds; those below were measured on scores."""
+NO_COSTS = ("R16", "R17")
+"""Causes that say how to read Dice: what another mean would give, and chance. Nothing is lost to them."""
 PROTOCOL_NAMES = (
     ("healthy", "one threshold, from healthy scans"),
     ("validation", "one threshold, from validation labels"),
@@ -84,7 +91,7 @@ def drivers(diagnosis: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
     for subject in diagnosis["subjects"]:
         if view == "ladder":
             above = rungs[max(rungs.index(name) - 1, 0)]
-            cost = subject["ladder"][above] - subject["ladder"][name]
+            cost = _reached(subject, above) - _reached(subject, name)
         else:
             cost = subject["error_map"].get(name, 0.0)
         rows.append(
@@ -160,7 +167,7 @@ def decision_rows(diagnosis: Mapping[str, Any], protocols: Mapping[str, Any]) ->
     for found in diagnosis["decisions"]:
         rows.append(
             {
-                "decision": f"densities: {found['name']}",
+                "decision": f"two densities: {found['name']}",
                 "dice": found["mean_dice"], "low": found["low"], "high": found["high"], "n": found["n"],
                 "labels": "validation", "threshold": found["threshold"], "explain": found["explain"],
             }
@@ -169,18 +176,67 @@ def decision_rows(diagnosis: Mapping[str, Any], protocols: Mapping[str, Any]) ->
 
 
 def cause_state(cause: Mapping[str, Any], stored: Sequence[str]) -> str:
-    """Whether a cause is known, waits for its what-if, or lacks something."""
+    """Whether a cause is known, waits for a job, lacks an input, or is none of this detector's."""
     if cause["cost"] is not None:
         return "known"
-    if cause["what_if"]:
-        return "what-if done" if cause["what_if"] in stored else "what-if not run"
-    return "input missing"
+    missing = cause["missing"] or ""
+    if missing.startswith("A detector with"):
+        return "does not apply"
+    if cause["what_if"] in stored:
+        return "done, without a figure"
+    return "not run yet" if cause["what_if"] or "cli.py" in missing else "input missing"
+
+
+def cause_rows(causes: Sequence[Mapping[str, Any]], stored: Sequence[str]) -> list[dict[str, Any]]:
+    """One line per cause: what it costs and what was found, or why there is no figure."""
+    return [
+        {
+            "cause": f"{cause['id']} {cause['title']}",
+            "costs": cause["cost"],
+            "low": cause["low"],
+            "high": cause["high"],
+            "labels": "test" if cause["needs_labels"] else "none",
+            "found": cause["text"]
+            if cause["cost"] is not None
+            else " ".join(
+                part
+                for part in (f"{cause_state(cause, stored).capitalize()}.", cause["missing"], cause["text"])
+                if part
+            ),
+        }
+        for cause in causes
+    ]
 
 
 def best_variant(what_if: Mapping[str, Any], protocol: str) -> Mapping[str, Any] | None:
-    """The variant with the largest gain on validation, among those that can be deployed; None without validation."""
-    able = [v for v in what_if["variants"] if v["deployable"] and validation_of(v, protocol)]
-    return max(able, key=lambda v: validation_of(v, protocol)["gain"] or 0.0, default=None)
+    """The variant to deploy: the chosen one, when it can be deployed and gains on validation; else None."""
+    picked = chosen_variant(what_if, protocol)
+    if picked is None or not picked[0]["deployable"]:
+        return None
+    gain = validation_of(picked[0], protocol).get("gain")
+    return picked[0] if gain is not None and gain > 0 else None
+
+
+def gain_words(what_if: Mapping[str, Any], protocol: str) -> str:
+    """What a finished what-if found, in a line: its chosen variant, else what it measured and why none is chosen."""
+    best = best_variant(what_if, protocol)
+    measured = {v["title"]: test for v in what_if["variants"] if (test := _judged(v, protocol))}
+    if best is not None:
+        test = measured[best["title"]]
+        return (
+            f"{best['title']}: test Dice **{test['baseline']:.3f} → {test['variant']:.3f}**, "
+            f"{_gain_text(_as_gain(test))} (validation {_signed(validation_of(best, protocol)['gain'])})"
+        )
+    if not measured:
+        return "Done: – (n = 0, no test subject is left to judge it on)"
+    shown = "; ".join(f"{title} {_gain_text(_as_gain(test))}" for title, test in list(measured.items())[:3])
+    more = f"; {len(measured) - 3} more below" if len(measured) > 3 else ""
+    able = [v for v in what_if["variants"] if v["deployable"]]
+    if not able:
+        return f"Measures only: {shown}{more}"
+    if all(validation_of(v, protocol).get("gain") is None for v in able):
+        return f"No validation labels to choose on. On test: {shown}{more}"
+    return f"Nothing gains on validation. On test: {shown}{more}"
 
 
 def validation_of(variant: Mapping[str, Any], protocol: str) -> dict[str, Any]:
@@ -231,16 +287,6 @@ def start_settings(result: Mapping[str, Any], protocol: str) -> dict[str, float]
     return dict(best["settings"])
 
 
-def settings_text(settings: Mapping[str, float]) -> str:
-    """A combination in words."""
-    parts = [
-        f"{SETTING_NAMES[name][0].lower()} {value:g} {SETTING_NAMES[name][1].removeprefix('SD, ')}"
-        for name, value in settings.items()
-        if value
-    ]
-    return ", ".join(parts).capitalize() if parts else "No post-processing"
-
-
 def post_processing_rows(result: Mapping[str, Any], protocol: str) -> list[dict[str, Any]]:
     """The run's own setting, the best on validation and what it gives on test, the best on test (an oracle)."""
     quoted = [
@@ -280,11 +326,30 @@ def _why_not(why: str) -> str:
     return "never" if why.startswith("never") else "false positives"
 
 
+def _judged(variant: Mapping[str, Any], protocol: str) -> Mapping[str, Any]:
+    found = (variant.get("test") or {}).get(protocol) or {}
+    return found if found.get("gain") is not None else {}
+
+
+def _as_gain(test: Mapping[str, Any]) -> dict[str, Any]:
+    return {"gain": test["gain"], "gain_low": test["low"], "gain_high": test["high"]}
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.3f}".replace("-", "−")
+
+
 def _gain_text(found: Mapping[str, Any]) -> str:
     if found.get("gain") is None:
         return "–"
-    span = f" [{found['gain_low']:.3f}, {found['gain_high']:.3f}]" if found["gain_low"] is not None else ""
-    return f"{found['gain']:+.3f}{span}"
+    span = f" [{_signed(found['gain_low'])}, {_signed(found['gain_high'])}]" if found["gain_low"] is not None else ""
+    return f"{_signed(found['gain'])}{span}"
+
+
+def _reached(subject: Mapping[str, Any], rung: str) -> float:
+    """What a rung's mean is made of: a ceiling lifted to what was reached below it, else the plain measured Dice."""
+    lifted = rung in CEILINGS or "measured" not in subject
+    return float(subject["ladder" if lifted else "measured"][rung])
 
 
 def _voxels(subject: Mapping[str, Any], name: str) -> int | None:

@@ -92,16 +92,20 @@ def error_bars(categories: Sequence[Mapping[str, Any]], chosen: str | None = Non
 
 
 def gain_dots(rows: Sequence[Mapping[str, Any]]) -> go.Figure:
-    """Gain in test Dice of each {label, gain, low, high, deployable, n}; an open dot's interval contains 0."""
+    """Gain in test Dice of each {group, label, gain, low, high, deployable, n}; an open dot's interval contains 0.
+
+    Each group's name stands once above its rows.
+    """
     figure = go.Figure()
+    places, ticks, lines = _places(rows)
     for name, colour, able in (("can be deployed", HEALTHY, True), ("measures only", ORACLE, False)):
-        members = [r for r in rows if r["deployable"] is able]
+        members = [(r, place) for r, place in zip(rows, places, strict=True) if r["deployable"] is able]
         if not members:
             continue
-        hollow = [r["low"] is None or r["low"] <= 0 <= r["high"] for r in members]
+        hollow = [r["low"] is None or r["low"] <= 0 <= r["high"] for r, _ in members]
         figure.add_scatter(
-            x=[r["gain"] for r in members],
-            y=[_wrapped(r["label"], 44) for r in members],
+            x=[r["gain"] for r, _ in members],
+            y=[place for _, place in members],
             name=name,
             mode="markers",
             marker={
@@ -110,16 +114,39 @@ def gain_dots(rows: Sequence[Mapping[str, Any]]) -> go.Figure:
                 "symbol": ["circle-open" if h else "circle" for h in hollow],
                 "line": {"width": 2, "color": colour},
             },
-            error_x=_whiskers([r["gain"] for r in members], [(r["low"], r["high"]) for r in members])
+            error_x=_whiskers([r["gain"] for r, _ in members], [(r["low"], r["high"]) for r, _ in members])
             | {"color": colour},
-            customdata=[[_signed(r["gain"]), _span(r)] for r in members],
-            hovertemplate="%{y}<br>%{customdata[0]} Dice %{customdata[1]}<extra></extra>",
+            customdata=[[_signed(r["gain"]), _span(r), _wrapped(r["label"], 60)] for r, _ in members],
+            hovertemplate="%{customdata[2]}<br>%{customdata[0]} Dice %{customdata[1]}<extra></extra>",
         )
     figure.add_vline(x=0, line={"color": ORACLE, "width": 1, "dash": "dot"})
     figure.update_xaxes(title="change of mean test Dice, paired", zeroline=False)
-    names = [_wrapped(r["label"], 44) for r in rows]
-    figure.update_yaxes(autorange="reversed", categoryorder="array", categoryarray=names, ticklabelstandoff=6)
-    return finish(figure, height=110 + 30 * len(rows))
+    figure.update_yaxes(
+        range=[lines, -0.5], tickmode="array", tickvals=[place for place, _ in ticks],
+        ticktext=[text for _, text in ticks], ticklabelstandoff=6, showgrid=False, zeroline=False,
+    )  # fmt: skip
+    return finish(figure, height=110 + 19 * round(lines))
+
+
+def _places(rows: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[tuple[float, str]], float]:
+    """Where each row stands, counted in lines of text; the labels at their places; and the number of lines."""
+    places: list[float] = []
+    ticks: list[tuple[float, str]] = []
+    line, before = 0.0, None
+    for row in rows:
+        group = row.get("group")
+        if group is not None and group != before:
+            text = _wrapped(group, 44)
+            count = 1 + text.count("<br>")
+            line += 0.4 if before is not None else 0.0
+            ticks.append((line + (count - 1) / 2, f"<b>{text}</b>"))
+            line, before = line + count, group
+        text = _wrapped(row["label"], 44)
+        count = 1 + text.count("<br>")
+        places.append(line + (count - 1) / 2)
+        ticks.append((places[-1], text))
+        line += count + 0.15
+    return places, ticks, line
 
 
 def strata_bars(rows: Sequence[Mapping[str, Any]], value: str, *, colour: str = HEALTHY) -> go.Figure:
@@ -268,6 +295,9 @@ def _hover(rung: Mapping[str, Any], cost: float) -> tuple[str, str, str]:
     span = _span({"low": rung["cost_low"], "high": rung["cost_high"]})
     level = f"leaves a mean Dice of {_number(rung['mean'])} {_span(rung)}"
     lifted = f"<br>{rung['lifted']} subjects lifted to the rung below" if rung.get("lifted") else ""
+    own = rung.get("measured")
+    if own is not None and rung["mean"] is not None and abs(own - rung["mean"]) >= 0.0005:
+        lifted = f"<br>measured: {_number(own)}{lifted}"
     return _wrapped(rung["title"], 60), f"{cost:.3f} {span}", f"{level}{lifted}<br>{_wrapped(rung['definition'], 60)}"
 
 

@@ -92,20 +92,44 @@ def pick_subject(run: Run, order: list[str], labels: dict[str, str], start: str 
 
 def pick_layers(scores: RunScores, headline: str) -> tuple[str, ...]:
     """Which of the fitted layers to combine; falls back to the headline set when none is left."""
-    if len(scores.layers) == 1:
+    start, options = headline.split("+"), list(scores.layers)
+    wanted = _wanted("layers", options, start, "layer")
+    if len(options) == 1:
         return scores.layers
     chosen = st.sidebar.pills(
         "Layers",
-        list(scores.layers),
+        options,
         selection_mode="multi",
-        default=headline.split("+"),
+        default=wanted,
         key="layers",
-        bind="query-params",
         persist_state="session",
+        on_change=_clicked,
+        args=("layers",),
         help="Distances of every combination come from one fit; nothing is refitted.",
     )
-    wanted = set(chosen or headline.split("+"))
-    return tuple(layer for layer in scores.layers if layer in wanted)
+    shown = set(chosen or start)
+    layers = tuple(layer for layer in options if layer in shown)
+    _tell("layers", list(layers))
+    return layers
+
+
+def pick_protocol(protocols: Mapping[str, Any]) -> str:
+    """From which scans the deployed threshold comes: those protocols of an evaluation that can be deployed."""
+    options = [name for name in ("healthy", "validation") if name in protocols]
+    [wanted] = _wanted("protocol", options, options[:1], "threshold")[:1]
+    chosen = st.sidebar.segmented_control(
+        "Threshold from",
+        options,
+        default=wanted,
+        required=True,
+        key="protocol",
+        persist_state="session",
+        on_change=_clicked,
+        args=("protocol",),
+        help="How the deployed threshold is chosen: from healthy scans alone, or on labelled validation scans.",
+    )
+    _tell("protocol", [str(chosen)])
+    return str(chosen)
 
 
 def metrics_or_stop(run: Run) -> dict[str, Any]:
@@ -179,6 +203,41 @@ def _pick(title: str, key: str, labels: dict[str, str], default: str, help_text:
     tell_in_full(labels[str(chosen)])
     st.query_params[key] = state[told] = str(chosen)
     return str(chosen)
+
+
+def _wanted(key: str, options: list[str], start: list[str], title: str) -> list[str]:
+    """What pills should show: what a new address names, else what was picked, else `start`.
+
+    Streamlit's own binding would drop the choice from a link that another page makes.
+    """
+    state, linked = st.session_state, st.query_params.get_all(key)
+    told, held = state.get(f"{key}-told") or [], state.get(key)
+    asked = linked if linked != told else []
+    if strange := [name for name in asked if name not in options]:
+        st.warning(
+            f"The link names a {title} that is not here: {', '.join(strange)}. Here are: {', '.join(options)}. "
+            "Without the others, the usual choice is shown."
+        )
+    if held == [] and not asked:
+        return []
+    picked = [held] if isinstance(held, str) else held or []
+    sources = ([name for name in source if name in options] for source in (asked, picked, told, start))
+    wanted = next((source for source in sources if source), start)
+    if key in state and picked != wanted:
+        state[key] = wanted[0] if isinstance(held, str) else wanted
+    return wanted
+
+
+def _clicked(key: str) -> None:
+    """A click is newer than the address that came with it."""
+    st.session_state[f"{key}-told"] = st.query_params.get_all(key)
+
+
+def _tell(key: str, values: list[str]) -> None:
+    """The choice into the address, once."""
+    st.session_state[f"{key}-told"] = values
+    if st.query_params.get_all(key) != values:
+        st.query_params[key] = values
 
 
 def _version(run: Run) -> str:

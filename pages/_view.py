@@ -105,20 +105,23 @@ def state_from_address(shape: tuple[int, int, int]) -> dict[str, Any]:
 
 
 def remember(view: Mapping[str, Any] | None) -> None:
-    """Put the viewer's state into the address, so that a finding is a link."""
+    """Put the viewer's state into the address, so that a finding is a link.
+
+    All of it at once and only when it differs: each update is a step of the browser's Back.
+    """
     if not view:
         return
-    for key in ("x", "y", "z", "convention", "plane"):
-        if view.get(key) is not None:
-            st.query_params[key] = str(view[key])
+    wanted = {key: str(view[key]) for key in ("x", "y", "z", "convention", "plane") if view.get(key) is not None}
     for key, value in (("categories", "1" if view.get("categories") else None), ("category", view.get("category"))):
         if value:
-            st.query_params[key] = value
+            wanted[key] = value
         elif key in st.query_params:
             del st.query_params[key]
     threshold = view.get("threshold")
     if threshold is not None:
-        st.query_params["threshold"] = threshold if isinstance(threshold, str) else f"{threshold:.6g}"
+        wanted["threshold"] = threshold if isinstance(threshold, str) else f"{threshold:.6g}"
+    if any(st.query_params.get(key) != value for key, value in wanted.items()):
+        st.query_params.update(wanted)
 
 
 def _map(

@@ -10,7 +10,7 @@ from pages._diagnosis.lesions import show_ceilings, show_groups, show_lesions
 from pages._diagnosis.limits import show_limits
 from pages._diagnosis.load import diagnosis_of, limits_of
 from pages._diagnosis.post_processing import show_post_processing
-from pages._shared import PROTOCOL_LABELS, dice_text, metrics_or_stop, pick_layers, pick_run, scores_of
+from pages._shared import PROTOCOL_LABELS, dice_text, metrics_or_stop, pick_layers, pick_protocol, pick_run, scores_of
 
 SECTIONS = ("Where it is lost", "Causes and what-ifs", "Decision rules", "Detection limits", "Lesions and groups")
 
@@ -20,17 +20,7 @@ metrics = metrics_or_stop(run)
 layers = pick_layers(scores_of(run), metrics["headline"])
 name = set_id(layers)
 protocols = metrics["sets"][name]["working"]["protocols"]
-deployable = [key for key in ("healthy", "validation") if key in protocols]
-protocol = st.sidebar.segmented_control(
-    "Threshold from",
-    deployable,
-    default="healthy",
-    required=True,
-    key="protocol",
-    bind="query-params",
-    persist_state="session",
-    help="How the deployed threshold is chosen: from healthy scans alone, or on labelled validation scans.",
-)
+protocol = pick_protocol(protocols)
 
 if not protocols["healthy"]["subjects"]:
     st.info("No test subject of this run has a lesion: there is no Dice to explain yet. What can be known now:")
@@ -45,8 +35,8 @@ head.metric(
     help=f"Mean over {found['n']} test subjects with lesions, threshold from {PROTOCOL_LABELS[protocol]}.",
 )
 head.caption(f"{dice_text(found['dice']).partition(' ')[2]}, n = {found['n']}")
-gain = found["verdict"]["gain"]
-(verdict.info if gain is None else verdict.success)(f"**{found['verdict']['sentence']}**", icon=":material/lightbulb:")
+sure = (found["verdict"]["low"] or 0.0) > 0
+(verdict.success if sure else verdict.info)(f"**{found['verdict']['sentence']}**", icon=":material/lightbulb:")
 
 tabs = st.tabs(SECTIONS, key="section", on_change="rerun", bind="query-params")
 for tab, section in zip(tabs, SECTIONS, strict=True):

@@ -13,6 +13,7 @@ from pages._shared import (
     in_words,
     metrics_or_stop,
     pick_layers,
+    pick_protocol,
     pick_run,
     runs_directory,
     scores_of,
@@ -41,16 +42,7 @@ run = pick_run()
 metrics = metrics_or_stop(run)
 layers = set_id(pick_layers(scores_of(run), metrics["headline"]))
 protocols = metrics["sets"][layers]["working"]["protocols"]
-protocol = st.sidebar.segmented_control(
-    "Threshold from",
-    [name for name in ("healthy", "validation") if name in protocols],
-    default="healthy",
-    required=True,
-    key="protocol",
-    bind="query-params",
-    persist_state="session",
-    help="How the deployed threshold is chosen: from healthy scans alone, or on labelled validation scans.",
-)
+protocol = pick_protocol(protocols)
 
 actions = st.container(horizontal=True, vertical_alignment="center")
 document, diagnosed = report_of(run, layers, protocol)

@@ -274,7 +274,9 @@ def _what_if(layer_set: str, ids: list[str]) -> dict[str, Any]:
         variants.append(
             {
                 "id": f"{mm}mm", "title": f"mask eroded by {mm} mm", "deployable": True, "needs_labels": False,
-                "settings": {"mm": mm}, "validation": {**pair, "n": 8}, "test": {"healthy": test, "validation": None},
+                "settings": {"mm": mm}, "validation": {**pair, "n": 8},
+                "validation_by_protocol": {"healthy": {**pair, "n": 8}, "validation": {**pair, "n": 8}},
+                "test": {"healthy": test, "validation": None},
             }
         )  # fmt: skip
     return {

@@ -14,6 +14,7 @@ from streamlit.testing.v1 import AppTest
 
 from core import figures_diagnosis
 from core.diagnosis.strata import strata
+from core.diagnosis.verdict import settings_text
 from core.diagnosis_view import (
     bars,
     best_variant,
@@ -21,12 +22,12 @@ from core.diagnosis_view import (
     concentration,
     decision_rows,
     drivers,
+    gain_words,
     job_argv,
     largest,
     limit_rows,
     post_processing_rows,
     row_of,
-    settings_text,
     slices_address,
     slices_query,
     start_settings,
@@ -155,7 +156,7 @@ def test_the_best_variant_is_chosen_on_validation_whatever_test_says(found: dict
     assert best_variant(what_if, "healthy")["id"] == "2mm"
     what_if["variants"][2]["test"]["healthy"]["gain"] = 0.9
     assert best_variant(what_if, "healthy")["id"] == "2mm"
-    what_if["variants"][2]["validation"]["gain"] = 0.5
+    what_if["variants"][2]["validation_by_protocol"]["healthy"]["gain"] = 0.5
     assert best_variant(what_if, "healthy")["id"] == "3mm"
     what_if["variants"][2]["deployable"] = False
     assert best_variant(what_if, "healthy")["id"] == "2mm"
@@ -171,15 +172,58 @@ def test_a_what_if_without_validation_labels_has_no_best_variant(found: dict[str
     what_if = json.loads(json.dumps(found["what_ifs"][0]))
     for variant in what_if["variants"]:
         variant["validation"] = None
+        variant["validation_by_protocol"] = {"healthy": None, "validation": None}
     assert best_variant(what_if, "healthy") is None
+    assert gain_words(what_if, "healthy").startswith(
+        "No validation labels to choose on. On test: mask eroded by 1 mm +"
+    )
+
+
+def test_no_star_stands_where_nothing_gains_on_validation(found: dict[str, Any]) -> None:
+    what_if = json.loads(json.dumps(found["what_ifs"][0]))
+    for variant in what_if["variants"]:
+        variant["validation_by_protocol"]["healthy"]["gain"] = -0.01
+    assert best_variant(what_if, "healthy") is None
+    assert not any(row["best on validation"] for row in variant_rows(what_if, "healthy"))
+    assert gain_words(what_if, "healthy").startswith("Nothing gains on validation")
+
+
+def test_a_what_if_that_only_measures_shows_its_gains_and_one_without_a_subject_says_why(
+    found: dict[str, Any],
+) -> None:
+    what_if = json.loads(json.dumps(found["what_ifs"][0]))
+    for variant in what_if["variants"]:
+        variant["deployable"] = False
+    what_if["variants"][0]["test"]["healthy"]["gain"] = -0.004
+    told = gain_words(what_if, "healthy")
+    assert told.startswith("Measures only: mask eroded by 1 mm −0.004")
+    for variant in what_if["variants"]:
+        variant["test"]["healthy"] |= {"gain": None, "low": None, "high": None, "n": 0}
+    assert "n = 0" in gain_words(what_if, "healthy")
+    assert variant_rows(what_if, "healthy")[0]["test gain"] is None
+
+
+def test_a_step_below_the_ceilings_is_made_of_plain_measured_dice() -> None:
+    subject = {"subject_id": "a", "dice": 0.2, "ladder": {"feature_grid": 0.9, "set_threshold": 0.5, "deployed": 0.5}}
+    measured = {"feature_grid": 0.8, "set_threshold": 0.4, "deployed": 0.5}
+    diagnosis = {
+        "rungs": [{"id": name} for name in measured],
+        "subjects": [subject | {"measured": measured}],
+    }
+    assert drivers(diagnosis, "ladder.set_threshold")[0]["cost"] == pytest.approx(0.9 - 0.4)
+    assert drivers(diagnosis, "ladder.deployed")[0]["cost"] == pytest.approx(-0.1)
 
 
 def test_a_cause_says_whether_it_is_known_or_what_it_waits_for() -> None:
-    cause = {"cost": None, "what_if": "shift", "missing": "Start it"}
+    cause = {"cost": None, "what_if": "shift", "missing": "Not measured yet: python cli.py what-if tiny shift"}
     assert cause_state(cause | {"cost": 0.1}, []) == "known"
-    assert cause_state(cause, []) == "what-if not run"
-    assert cause_state(cause, ["shift"]) == "what-if done"
-    assert cause_state(cause | {"what_if": None}, []) == "input missing"
+    assert cause_state(cause, []) == "not run yet"
+    assert cause_state(cause, ["shift"]) == "done, without a figure"
+    grid = cause | {"what_if": None, "missing": "The grid: python cli.py post-processing tiny"}
+    assert cause_state(grid, []) == "not run yet"
+    assert cause_state(cause | {"what_if": None, "missing": "Labelled validation subjects."}, []) == "input missing"
+    other = cause | {"what_if": None, "missing": "A detector with several layers."}
+    assert cause_state(other, []) == "does not apply"
 
 
 def test_groups_count_every_lesion_once_and_give_its_recall(found: dict[str, Any]) -> None:
@@ -219,8 +263,7 @@ def test_post_processing_is_looked_up_and_the_oracle_is_called_one() -> None:
     unlabelled = result | {"best_on_validation": None}
     assert start_settings(unlabelled, "healthy") == result["shipped"]["healthy"]["settings"]
     assert len(post_processing_rows(unlabelled, "healthy")) == 2
-    assert settings_text(dict.fromkeys(start, 0.0)) == "No post-processing"
-    assert settings_text({"smoothing_mm": 2.0, "median_voxels": 0}) == "Smoothing 2 mm"
+    assert settings_text({**dict.fromkeys(start, 0.0), "smoothing_mm": 2.0}) == "Gaussian of 2 mm"
 
 
 def test_the_contrast_that_is_needed_is_given_for_each_size_or_never() -> None:
@@ -300,6 +343,21 @@ def test_a_gain_whose_interval_contains_zero_is_an_open_dot() -> None:
     assert deployable.marker.symbol == ("circle", "circle-open")
     assert oracle.marker.symbol == ("circle-open",)
     assert oracle.marker.color == figures_diagnosis.ORACLE
+
+
+def test_gains_stand_below_the_name_of_their_what_if_and_no_two_share_a_line() -> None:
+    row = {"gain": 0.1, "low": 0.05, "high": 0.2, "n": 9, "deployable": True}
+    long = "a variant whose name takes more than one line of forty-four letters, and more than two of them"
+    rows = [row | {"group": g, "label": v} for g, v in (("one", "a"), ("one", long), ("two", "a"))]
+    figure = figures_diagnosis.gain_dots(rows)
+    axis = figure.layout.yaxis
+    assert [text.partition("<br>")[0] for text in axis.ticktext] == [
+        "<b>one</b>", "a", long[:44].rpartition(" ")[0], "<b>two</b>", "a",
+    ]  # fmt: skip
+    heights = [1 + text.count("<br>") for text in axis.ticktext]
+    for k in range(4):
+        assert axis.tickvals[k + 1] - axis.tickvals[k] >= (heights[k] + heights[k + 1]) / 2 - 1e-9
+    assert set(figure.data[0].y) <= set(axis.tickvals)
 
 
 def test_a_ring_stands_on_the_chosen_setting_in_every_panel() -> None:
@@ -498,3 +556,37 @@ def test_a_run_that_a_link_opens_stays_the_run_when_the_page_changes_at_once(stu
             found.append(parse_qs(urlsplit(page.url).query)["run"])
         browser.close()
     assert found == [["tiny"], ["tiny-intensity"]]
+
+
+@pytest.mark.browser
+def test_the_link_of_another_layer_set_shows_that_set_in_slices_and_back_returns(study: TinyStudy) -> None:
+    with serve(ROOT / "asgi.py", DICESCOPE_RUNS=str(study.runs)) as address, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=find_chromium(), args=list(FLAGS))
+        page = browser.new_page(viewport={"width": 1280, "height": 1100})
+        page.set_default_timeout(60_000)
+        page.goto(f"{address}/diagnosis?run=tiny&layers=stage2&bar=errors.brain_edge&protocol=validation")
+        page.get_by_text("beginning with").click()
+        page.wait_for_url("**/slices?**")
+        page.wait_for_selector('[data-testid=panel][data-ready="1"]')
+        expect(page.get_by_text("Layer set stage2.")).to_be_visible()
+        page.wait_for_url("**plane=axial**")
+        query = parse_qs(urlsplit(page.url).query)
+        page.go_back()
+        page.wait_for_timeout(1500)
+        page.go_back()
+        page.wait_for_url("**/diagnosis?**")
+        expect(page.get_by_text("beginning with")).to_be_visible()
+        there = parse_qs(urlsplit(page.url).query)
+        browser.close()
+    assert (query["layers"], query["threshold"]) == (["stage2"], ["validation"])
+    assert (there["layers"], there["protocol"]) == (["stage2"], ["validation"])
+
+
+def test_layers_and_thresholds_of_a_link_that_are_not_here_are_told(opened: Opener) -> None:
+    app = opened(layers="stage9", protocol="oracle")
+    assert not app.exception
+    told = " ".join(warning.value for warning in app.warning)
+    assert "stage9" in told
+    assert "oracle" in told
+    assert not app.run().warning
+    assert app.query_params["protocol"] in ("healthy", ["healthy"])

@@ -7,7 +7,7 @@ import pandas as pd
 import streamlit as st
 
 from core.commands import in_shell
-from core.diagnosis_view import best_variant, cause_state, job_argv, validation_of, variant_rows
+from core.diagnosis_view import NO_COSTS, cause_rows, gain_words, job_argv, variant_rows
 from core.figures_diagnosis import gain_dots
 from core.store import Run
 from pages._diagnosis.jobs import job_panel, show_problem
@@ -18,37 +18,35 @@ from pages._shared import dice_text, runs_directory
 def show_causes(run: Run, found: Mapping[str, Any]) -> None:
     """What is known of each cause; then what-ifs, done and to be done."""
     stored = {w["name"]: w for w in found["what_ifs"]}
-    causes = found["causes"]
+    causes = [c for c in found["causes"] if c["id"] not in NO_COSTS]
+    rows = cause_rows(causes, list(stored))
     st.dataframe(
         pd.DataFrame(
             [
                 {
-                    "id": c["id"],
-                    "cause": c["title"],
-                    "costs": c["cost"],
-                    "95 % interval": dice_text({"mean": c["cost"], "low": c["low"], "high": c["high"]}).partition(" ")[
-                        2
-                    ],
-                    "state": cause_state(c, list(stored)),
-                    "test labels": "needed" if c["needs_labels"] else "not needed",
-                    "what was found": c["missing"] or c["text"],
+                    "cause": row["cause"],
+                    "costs": row["costs"],
+                    "95 % interval": dice_text({"mean": row["costs"], "low": row["low"], "high": row["high"]})
+                    .partition(" ")[2]
+                    .replace("-", "−"),
+                    "labels": row["labels"],
+                    "what was found": row["found"],
                 }
-                for c in causes
+                for row in rows
             ]
         ),
         key="causes",
         on_select="rerun",
         selection_mode="single-row",
         hide_index=True,
+        row_height=70,
         height="content",
         column_config={
-            "id": st.column_config.TextColumn(width=45),
-            "cause": st.column_config.TextColumn(width=185),
-            "costs": st.column_config.NumberColumn(format="%.3f", width=60),
-            "95 % interval": st.column_config.TextColumn(width=112),
-            "state": st.column_config.TextColumn(width=105),
-            "test labels": st.column_config.TextColumn(width=82),
-            "what was found": st.column_config.TextColumn(width="large"),
+            "cause": st.column_config.TextColumn(width=165),
+            "costs": st.column_config.NumberColumn(format="%.3f", width=58),
+            "95 % interval": st.column_config.TextColumn(width=108),
+            "labels": st.column_config.TextColumn(width=58, help="Whether the figure uses test labels."),
+            "what was found": st.column_config.TextColumn(width=420),
         },
         placeholder="–",
         alt="Known causes of a low Dice and what each costs in this run",
@@ -59,12 +57,19 @@ def show_causes(run: Run, found: Mapping[str, Any]) -> None:
     )
     for k in st.session_state["causes"]["selection"]["rows"]:
         _show_cause(causes[k])
+    others = [c for c in found["causes"] if c["id"] in NO_COSTS]
+    if others:
+        st.markdown("**Not a cost, but how to read the Dice**")
+    for cause in others:
+        value = "" if cause["cost"] is None else f" ({cause['cost']:.3f})".replace("-", "−")
+        st.markdown(f"{cause['id']} {cause['title']}{value}: {cause['text'] or cause['missing']} `{cause['formula']}`")
     _show_what_ifs(run, found, stored)
 
 
 def _show_cause(cause: Mapping[str, Any]) -> None:
+    count = f", n = {cause['n']}" if cause["cost"] is not None and cause["n"] else ""
     with st.container(border=True):
-        st.markdown(f"**{cause['id']} {cause['title']}**, n = {cause['n']}. {cause['text']}")
+        st.markdown(f"**{cause['id']} {cause['title']}**{count}. {cause['text']}")
         st.code(cause["formula"], language=None, wrap_lines=True)
         if cause["missing"]:
             st.info(f"Missing: {cause['missing']}", icon=":material/search_off:")
@@ -102,11 +107,11 @@ def _dots(stored: Mapping[str, Mapping[str, Any]], protocol: str) -> list[dict[s
     for what_if in stored.values():
         for row in variant_rows(what_if, protocol):
             if row["test gain"] is not None:
-                label = f"{what_if['title']}: {row['variant']}" + (" ★" if row["best on validation"] else "")
+                label = row["variant"] + (" ★" if row["best on validation"] else "")
                 rows.append(
                     {
-                        "label": label, "gain": row["test gain"], "low": row["low"], "high": row["high"],
-                        "n": row["n"], "deployable": bool(row["can be deployed"]),
+                        "group": what_if["title"], "label": label, "gain": row["test gain"], "low": row["low"],
+                        "high": row["high"], "n": row["n"], "deployable": bool(row["can be deployed"]),
                     }
                 )  # fmt: skip
     return rows
@@ -120,23 +125,10 @@ def _show_what_if(
     left.markdown(f"**{what_if['title']}** · {', '.join(what_if['causes'])}", help=what_if["formula"])
     with right:
         if result is not None:
-            _show_gain(result, found["protocol"])
+            st.markdown(gain_words(result, found["protocol"]))
             return
         argv = job_argv("what-if", runs_directory(), run.run_id, found["layer_set"], name)
         job_panel(argv, label="Run it", key=name, beside=what_if["cost_text"].partition(":")[0])
-
-
-def _show_gain(result: Mapping[str, Any], protocol: str) -> None:
-    best = best_variant(result, protocol)
-    test = ((best or {}).get("test") or {}).get(protocol)
-    if best is None or not test:
-        st.caption("Done. Nothing here can be deployed: see its variants.")
-        return
-    gain = dice_text({"mean": test["gain"], "low": test["low"], "high": test["high"]})
-    st.markdown(
-        f"{best['title']}: test Dice **{test['baseline']:.3f} → {test['variant']:.3f}**, {gain} "
-        f"(validation {validation_of(best, protocol)['gain']:+.3f})"
-    )
 
 
 def _show_variants(result: Mapping[str, Any], protocol: str) -> None:

@@ -84,7 +84,7 @@ def _show_drivers(found: Mapping[str, Any], choices: Mapping[str, Bar]) -> None:
     st.dataframe(
         table,
         hide_index=True,
-        height=min(35 * (len(rows) + 1) + 3, 318),
+        height="content" if len(rows) <= 8 else 318,
         column_config={
             "subject": st.column_config.TextColumn("subject", pinned=True),
             "cost": st.column_config.ProgressColumn(

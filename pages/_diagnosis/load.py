@@ -35,10 +35,13 @@ def what_ifs_for(run: Run) -> list[dict[str, Any]]:
 
 
 def _version(run: Run) -> str:
-    """Changes with every evaluation and with every finished job of the diagnosis."""
+    """Changes with every evaluation, of other runs too (R10 looks at them), and with every finished job."""
     files = [p for name in RESULTS for p in (run.directory / name).rglob("result.json")]
     stamps = sorted(f"{p.relative_to(run.directory)}@{p.stat().st_mtime_ns}" for p in files)
-    return "|".join([evaluation_version(run), *stamps])
+    others = sorted(
+        f"{p.parts[-3]}@{p.stat().st_mtime_ns}" for p in run.directory.parent.glob("*/evaluation/manifest.json")
+    )
+    return "|".join([evaluation_version(run), *stamps, *others])
 
 
 @st.cache_resource(max_entries=16, show_spinner="Finding where Dice is lost. Once per layer set; then it is stored")

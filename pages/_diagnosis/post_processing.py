@@ -6,7 +6,8 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from core.diagnosis_view import SETTING_NAMES, job_argv, post_processing_rows, row_of, settings_text, start_settings
+from core.diagnosis.verdict import settings_text
+from core.diagnosis_view import SETTING_NAMES, job_argv, post_processing_rows, row_of, start_settings
 from core.figures_diagnosis import setting_lines
 from core.store import Run
 from pages._diagnosis.jobs import job_panel, show_problem
@@ -57,13 +58,14 @@ def _explore(result: Mapping[str, Any], protocol: str) -> None:
         ("FP on healthy scans, mL", here["false_ml"], shipped["false_ml"], "{:.1f}", "inverse"),
     ]
     for column, (label, value, before, form, colour) in zip(st.columns([3, 3, 3, 5]), texts, strict=False):
-        delta = None if value is None or before is None else f"{value - before:+.3f}"
+        digits = form.strip("{:}")
+        delta = None if value is None or before is None else f"{value - before:+{digits}}"
         column.metric(label, "–" if value is None else form.format(value), delta, delta_color=colour)  # type: ignore[arg-type]
     interval = dice_text({"mean": here["dice"], "low": here["low"], "high": here["high"]}).partition(" ")[2]
     gain = dice_text({"mean": here["gain"], "low": here["gain_low"], "high": here["gain_high"]})
     st.markdown(
-        f"**{settings_text(chosen)}**: test Dice {here['dice']:.3f} {interval}, n = {here['n']}; paired gain over the "
-        f"run's own setting {gain}. Threshold {here['threshold']:.3g}, derived anew."
+        f"**{_capital(settings_text(chosen))}**: test Dice {here['dice']:.3f} {interval}, n = {here['n']}; paired "
+        f"gain over the run's own setting {gain}. Threshold {here['threshold']:.3g}, derived anew."
     )
     st.plotly_chart(
         setting_lines(result, chosen, protocol), key="setting-lines", alt="Dice along each setting, the others held"
@@ -84,3 +86,7 @@ def _explore(result: Mapping[str, Any], protocol: str) -> None:
     )
     for note in result["notes"]:
         st.caption(note)
+
+
+def _capital(text: str) -> str:
+    return "No post-processing" if text == "none" else text[0].upper() + text[1:]
