@@ -7,8 +7,7 @@ import pytest
 
 from core.decision import TwoDensities
 from core.diagnosis import likelihood
-from core.diagnosis.likelihood import TwoVectorDensities, decision_table, decisions, threshold_rows
-from core.evaluation import read_metrics
+from core.diagnosis.likelihood import TwoVectorDensities, decisions
 from core.metrics import SubjectScores, best_common_threshold, dice_at
 from core.run_scores import open_scores
 from core.store import open_run
@@ -150,7 +149,7 @@ def test_a_monotone_ratio_is_a_threshold_and_its_best_cut_is_the_validation_thre
     crossing = 1.5 + 0.09 * np.log((1 - bayes["prior"]) / bayes["prior"])
     assert np.log1p(bayes["threshold"]) == pytest.approx(crossing, abs=0.03)
     assert "threshold" in bayes["explain"]
-    assert "wrong voxels, not 1 - Dice" in bayes["explain"]
+    assert "fewest wrong voxels, which is not the highest Dice" in bayes["explain"]
     assert {r["over"] for r in rows} == {"score"}
     assert rows[0]["n"] == 2
     assert bayes["false_ml_per_healthy_scan"] is not None
@@ -256,17 +255,21 @@ def test_a_kernel_density_over_layers_and_an_impossible_prior_are_refused() -> N
         decisions(monotone_scores(), ("a",), prior=1.0)
 
 
-def test_a_real_run_gives_decisions_beside_the_threshold_protocols(study) -> None:
+def test_a_real_run_gives_decisions_over_score_and_layers_in_plain_words(study) -> None:
     scores = open_scores(open_run(study.runs, "tiny"))
-    layers = scores.layer_sets[-1]
-    rows = decision_table(scores, layers, prior=0.01)
-    protocols = read_metrics(scores.run)["sets"]["+".join(layers)]["working"]["protocols"]
-    assert [r["mean_dice"] for r in rows[: len(protocols)]] == [p["mean_dice"] for p in protocols.values()]
-    assert {r["over"] for r in rows[len(protocols) :]} == {"score", "layers"}
+    rows = decisions(scores, scores.layer_sets[-1], prior=0.01, n_bootstrap=50)
+    assert {r["over"] for r in rows} == {"score", "layers"}
     assert all(r["n"] == 3 for r in rows if r["missing"] is None)
-    assert set(rows[0]) == set(rows[-1])
-    by_name = {p["name"]: p for p in threshold_rows({"protocols": protocols})}
-    assert by_name["threshold, oracle_set"]["deployable"] is False
+    assert {frozenset(r) for r in rows} == {frozenset(rows[0])}
+    names = {r["rule"]: r["name"] for r in rows if r["kind"] == "gaussian" and r["over"] == "score"}
+    assert names == {
+        "validation share": "two Gaussians over the score: prior = share of lesion voxels in validation",
+        "given prior": "two Gaussians over the score: prior = 0.01, as given",
+        "validation cut": "two Gaussians over the score: cut with the best validation Dice",
+    }
+    assert len({r["name"] for r in rows}) == len(rows)
+    assert not [r["name"] for r in rows if "validation share" in r["name"] + r["explain"]]
+    assert not [r["name"] for r in rows if "validation cut" in r["name"] + r["explain"]]
 
 
 def test_a_detector_without_layers_is_judged_over_its_score_alone(study) -> None:

@@ -22,9 +22,8 @@ from core.decision import KINDS, TwoDensities
 from core.detectors import LayerSet
 from core.diagnosis.cases import case_of
 from core.distributions import fit_densities
-from core.evaluation import read_metrics
 from core.metrics import SubjectScores, best_common_threshold, dice_at
-from core.run_scores import RunScores, set_id
+from core.run_scores import RunScores
 from data.errors import BadInput
 
 VectorKind = Literal["gaussian", "mixture"]
@@ -36,9 +35,16 @@ NO_KDE = (
     "too slowly for the lesion voxels of a study."
 )
 NOT_DICE = (
-    "Bayes' rule at the voxel prior minimises the number of wrong voxels, not 1 - Dice: Dice is served best by every "
-    "voxel whose posterior is at least half of the Dice reached, so the cut that is best on validation is tried too."
+    "This makes the fewest wrong voxels, which is not the highest Dice: Dice is served best by every voxel whose "
+    "probability of lesion is at least half of the Dice reached, so the cut that is best on validation is tried too."
 )
+KIND_NAMES = {"gaussian": "two Gaussians", "mixture": "two mixtures of Gaussians", "kde": "two kernel densities"}
+RULE_NAMES = {
+    "validation share": "prior = share of lesion voxels in validation",
+    "given prior": "prior = {prior:g}, as given",
+    "validation cut": "cut with the best validation Dice",
+}
+"""What each `rule` is called in front of people."""
 _COMPONENTS = 3
 _SMALLEST_SD = 1e-4
 _FARTHEST = 36.0
@@ -114,7 +120,7 @@ def decisions(
 ) -> list[dict[str, Any]]:
     """Every two-distribution decision of a layer set as a table row: fitted on validation, judged on test.
 
-    Each density decides by Bayes' rule at the validation share of anomalous voxels, at `prior` when one is given, and
+    Each density decides by Bayes' rule at the share of lesion voxels in validation, at `prior` when one is given, and
     at the cut of the log ratio with the best mean validation Dice. The vector holds the distances of the set's own
     layers (of all fitted layers when the set is a single one). `gain` is paired, against the best validation
     threshold on the score. Without labels there is one row, whose `missing` says what is missing.
@@ -133,38 +139,6 @@ def decisions(
     rules = [rule for model in _with_cuts(models, validation, scores, layers) for rule in _rules(model, prior)]
     judged = _judge(rules, validation.threshold, scores, layers, vector)
     return [_row(rule, judged, n_bootstrap) for rule in rules] + rows
-
-
-def decision_table(
-    scores: RunScores, layers: LayerSet, *, prior: float | None = None, seed: int = 0
-) -> list[dict[str, Any]]:
-    """The threshold protocols of the evaluation (working grid) and below them `decisions`, in rows of one shape."""
-    figures = read_metrics(scores.run)["sets"][set_id(layers)]["working"]
-    return threshold_rows(figures) + decisions(scores, layers, prior=prior, seed=seed)
-
-
-def threshold_rows(figures: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The protocols of one layer set in metrics.json as rows of the same shape as `decisions`."""
-    return [
-        {
-            **_EMPTY_ROW,
-            "name": f"threshold, {name}",
-            "over": "score",
-            "kind": "threshold",
-            "rule": name,
-            "threshold": protocol["threshold"],
-            "mean_dice": protocol["mean_dice"],
-            "low": protocol["ci_low"],
-            "high": protocol["ci_high"],
-            "n": protocol["n"],
-            "needs_labels": protocol["needs_labels"],
-            "deployable": not protocol["oracle"],
-            "false_ml_per_healthy_scan": protocol["false_positive_ml_per_healthy_scan"],
-            "subjects": [{"subject_id": s["subject_id"], "dice": s["dice"]} for s in protocol["subjects"]],
-            "explain": protocol["rule"],
-        }
-        for name, protocol in figures["protocols"].items()
-    ]
 
 
 _EMPTY_ROW: Mapping[str, Any] = {
@@ -394,9 +368,10 @@ def _row(rule: _Rule, judged: _Judged, n_bootstrap: int) -> dict[str, Any]:
     gain = paired_difference(dice, judged.baseline, seed=0, n_resamples=n_bootstrap)
     model = rule.model
     over = "the score" if model.over == "score" else f"{len(model.layers)} layer distances"
+    rule_name = RULE_NAMES[rule.name].format(prior=rule.prior)
     return {
         **_EMPTY_ROW,
-        "name": f"{model.kind} over {over}, {rule.name}" + (f" {rule.prior:g}" if rule.name == "given prior" else ""),
+        "name": f"{KIND_NAMES[model.kind]} over {over}: {rule_name}",
         "over": model.over,
         "kind": model.kind,
         "rule": rule.name,
@@ -436,17 +411,23 @@ def _equivalent_threshold(rule: _Rule) -> float | None:
 
 
 def _explain(rule: _Rule) -> str:
+    prior = (
+        f"the share of lesion voxels in validation, {rule.prior:.3g}"
+        if rule.name == "validation share"
+        else f"the given prior, {rule.prior:.3g}"
+    )
     where = (
-        f"Called anomalous where the log odds are at least {rule.cut:.3g}, the cut with the best mean validation Dice."
+        "A voxel is called lesion where the ratio of the two densities is at or above the cut that had the best mean "
+        f"Dice on validation (log posterior odds {rule.cut:.3g})."
         if rule.name == "validation cut"
-        else f"Bayes' rule at prior {rule.prior:.3g}. {NOT_DICE}"
+        else f"A voxel is called lesion where that is the likelier of the two at {prior} (Bayes' rule). {NOT_DICE}"
     )
     densities = rule.model.densities
     if not isinstance(densities, TwoDensities):
         names = ", ".join(rule.model.layers)
         return f"A surface in the space of {names}: it can differ from every threshold of one score. {where} {NO_KDE}"
     same = _at_cut(rule)
-    amounts = "Beyond the range in which a prior can say it." if same is None else same.explain()
+    amounts = "No prior between 0 and 1 amounts to this cut." if same is None else same.explain()
     if densities.monotone:
         return f"{amounts} The ratio rises with the score, so at any prior it cannot differ from a threshold. {where}"
     if same is not None and same.equivalent_threshold is not None:
