@@ -180,7 +180,7 @@ def open_run(runs: Path, which: str, kind: str | None = None) -> Run:
     name = _match(runs, names, which)
     run = Run(runs / name, _read_record(runs / name))
     if kind is not None and run.kind != kind:
-        raise BadInput(f"Run {name} is of kind {run.kind!r}; here {kind!r} is needed. Try: latest")
+        raise BadInput(f"Run {name} is of kind {run.kind!r}; here {kind!r} is needed. {_of_kind(runs, kind)}")
     return run
 
 
@@ -357,6 +357,14 @@ def _match(runs: Path, names: list[str], which: str) -> str:
     choices = (beginning or names)[-8:]
     more = "" if len(choices) == len(beginning or names) else " and more"
     raise BadInput(f"Run {which!r} {problem}. There are: {', '.join(choices)}{more}. Or say: latest")
+
+
+def _of_kind(runs: Path, kind: str) -> str:
+    """Up to five runs of a kind, newest first, or that there is none."""
+    fitting = [run.run_id for run in list_runs(runs)[0] if run.kind == kind]
+    if not fitting:
+        return f"{_shown(runs)} has no run of kind {kind!r} yet."
+    return f"There are: {', '.join(fitting[:5])}{' and more' if len(fitting) > 5 else ''}."
 
 
 def _match_path(runs: Path, names: list[str], which: str) -> str:

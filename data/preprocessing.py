@@ -464,4 +464,9 @@ def _intact(directory: Path) -> bool:
 
 @functools.cache
 def _verify_once(cache: Path, key: str) -> None:
+    if not (cache / key).is_dir():
+        raise IntegrityError(
+            f"Prepared scan {key} is not in {cache}: runs were copied without their cache, or it was emptied. Prepare "
+            "it again, with the flags of the run's fit: python cli.py prepare COHORT"
+        )
     verify_directory(cache / key)

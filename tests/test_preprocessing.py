@@ -240,7 +240,7 @@ def test_a_damaged_cache_is_named_and_computed_anew(tmp_path: Path) -> None:
 
 
 def test_a_cache_that_lacks_a_subject_says_so(tmp_path: Path) -> None:
-    with pytest.raises(IntegrityError, match="never committed"):
+    with pytest.raises(IntegrityError, match=r"copied without their cache.*python cli\.py prepare COHORT"):
         load_prepared(tmp_path, "0" * 32)
 
 

@@ -172,8 +172,16 @@ def test_an_unknown_run_or_kind_lists_what_there_is(runs, run):
         store.open_run(runs, "2001")
     with pytest.raises(BadInput, match="It has: detector"):
         store.open_run(runs, "latest", kind="encoder")
-    with pytest.raises(BadInput, match="'encoder' is needed"):
+    with pytest.raises(BadInput, match=r"'encoder' is needed.*has no run of kind 'encoder' yet"):
         store.open_run(runs, run.run_id, kind="encoder")
+
+
+def test_a_run_of_another_kind_is_refused_with_the_newest_five_that_fit(runs):
+    encoder = store.create_run(runs, kind="encoder", name="e", recipe={})
+    made = [store.create_run(runs, kind="detector", name=f"d{n}", recipe={}).run_id for n in range(6)]
+    with pytest.raises(BadInput) as refused:
+        store.open_run(runs, encoder.run_id, kind="detector")
+    assert str(refused.value).endswith(f"There are: {', '.join(made[:0:-1])} and more.")
 
 
 @pytest.mark.parametrize(
