@@ -6,10 +6,10 @@ import json
 import numpy as np
 import pytest
 
+from core.diagnosis import ceiling as engine
 from core.diagnosis.cases import Case
 from core.diagnosis.ceiling import (
     LayerCells,
-    band_limited_ceiling,
     ceiling_of_masks,
     ceiling_rows,
     layer_table,
@@ -17,7 +17,6 @@ from core.diagnosis.ceiling import (
     lesion_masks,
     reachable_dice,
     subject_ceilings,
-    union_ceiling,
     voxel_cells,
 )
 from core.features import feature_layout, positions_near
@@ -50,6 +49,21 @@ def make_layout(brain: np.ndarray, strides=STRIDES) -> FeatureLayout:
 def make_case(lesion: np.ndarray, brain: np.ndarray) -> Case:
     volume = Volume(np.zeros((1, *SHAPE), np.float32), WORKING, brain, "sub-1", ("T1",))
     return Case("sub-1", False, volume, lesion, np.where(brain, 1, np.nan).astype(np.float32))
+
+
+def union_ceiling(cells: np.ndarray, lesion: np.ndarray, scorable: np.ndarray) -> float:
+    """Best union of cells of one mask: what a subject's ceilings hold for each of its lesions."""
+    n = np.bincount(cells[scorable])
+    g = np.bincount(cells[lesion & scorable], minlength=len(n))
+    touched = np.flatnonzero(g)
+    best = engine._best_unions(np.zeros_like(touched), g[touched], n[touched], np.array([lesion.sum()]))
+    return float(best[0])
+
+
+def band_limited_ceiling(layer: LayerCells, lesion: np.ndarray, scorable: np.ndarray) -> float:
+    """Best cut of what the pipeline draws of one mask."""
+    target = engine._targets(lesion, scorable, np.zeros(lesion.shape, dtype=np.int32))[0]
+    return engine._band(layer, target, engine._stray_positions(layer.upsampler, scorable))
 
 
 def best_cut(drawn: np.ndarray, lesion: np.ndarray, inside: np.ndarray) -> float:
@@ -201,9 +215,10 @@ def test_a_lesion_nobody_scores_has_ceiling_zero_and_no_lesion_is_refused() -> N
     layer = layers_of_layout(make_layout(BRAIN))[1]
     assert band_limited_ceiling(layer, LESION, BRAIN & ~LESION) == 0
     assert union_ceiling(layer.cells, LESION, BRAIN & ~LESION) == 0
-    for call in (lambda m: union_ceiling(layer.cells, m, BRAIN), lambda m: band_limited_ceiling(layer, m, BRAIN)):
+    empty = np.zeros(SHAPE, bool)
+    for call in (lambda: reachable_dice(empty, BRAIN), lambda: subject_ceilings(make_case(empty, BRAIN), [layer])):
         with pytest.raises(BadInput, match="No lesion voxel"):
-            call(np.zeros(SHAPE, bool))
+            call()
 
 
 def test_ceilings_of_a_subject_hold_every_layer_and_every_lesion_alone() -> None:

@@ -97,46 +97,12 @@ class LayerCells:
         return self.smoothing_mm > 0 or self.median_voxels > 1
 
 
-def union_ceiling(
-    cell_index_of_voxel: Int32[np.ndarray, "x y z"],
-    lesion: Bool[np.ndarray, "x y z"],
-    scorable: Bool[np.ndarray, "x y z"],
-) -> float:
-    """Highest Dice of any union of cells, cut to the scorable voxels; lesion voxels outside those count as missed.
-
-    Exact: the best union holds the cells of purity g/n above half its Dice, so it is a prefix of the cells by falling
-    purity. Maximising a ratio of linear functions of 0/1 variables: Dinkelbach 1967.
-    """
-    size = int(np.count_nonzero(lesion))
-    if size == 0:
-        raise BadInput("No lesion voxel: a ceiling of Dice is undefined. Leave out subjects without lesion.")
-    n = np.bincount(cell_index_of_voxel[scorable])
-    g = np.bincount(cell_index_of_voxel[lesion & scorable], minlength=len(n))
-    touched = np.flatnonzero(g)
-    return float(_best_unions(np.zeros_like(touched), g[touched], n[touched], np.array([size]))[0])
-
-
 def reachable_dice(lesion: Bool[np.ndarray, "x y z"], scorable: Bool[np.ndarray, "x y z"]) -> float:
     """Dice of a perfect segmentation of the scorable voxels: 2|G∩V| / (|G∩V| + |G|)."""
     size, reached = int(np.count_nonzero(lesion)), int(np.count_nonzero(lesion & scorable))
     if size == 0:
         raise BadInput("No lesion voxel: a ceiling of Dice is undefined. Leave out subjects without lesion.")
     return 2 * reached / (reached + size)
-
-
-def band_limited_ceiling(
-    layer: LayerCells, lesion: Bool[np.ndarray, "x y z"], scorable: Bool[np.ndarray, "x y z"]
-) -> float:
-    """max over τ of Dice([U(A(G)) ≥ τ], G), exact over all cuts.
-
-    A(G) is the lesion's share of the scorable volume within each cell (edge one stride, centred on the cell's voxel).
-    U is what the pipeline does: a coarser layer is looked up by its nearest cell at every feature position, then
-    interpolated linearly, smoothed and filtered as in the recipe. Lesion voxels outside `scorable` count as missed.
-    """
-    if not lesion.any():
-        raise BadInput("No lesion voxel: a ceiling of Dice is undefined. Leave out subjects without lesion.")
-    target = _targets(lesion, scorable, np.zeros(lesion.shape, dtype=np.int32))[0]
-    return _band(layer, target, _stray_positions(layer.upsampler, scorable))
 
 
 def layers_of_run(scores: RunScores) -> tuple[LayerCells, ...]:
@@ -295,7 +261,11 @@ def ceiling_rows(result: Mapping[str, Any]) -> list[list[str]]:
 
 
 def _best_unions(group: np.ndarray, lesion: np.ndarray, counted: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Per group of cells, the highest 2Σg / (Σn + |G|) over prefixes by falling purity; 0 for groups without cells."""
+    """Per group of cells, the highest 2Σg / (Σn + |G|) over prefixes by falling purity; 0 for groups without cells.
+
+    Exact: the best union of cells holds those of purity g/n above half its Dice, so it is such a prefix. Maximising a
+    ratio of linear functions of 0/1 variables: Dinkelbach 1967.
+    """
     best = np.zeros(len(sizes))
     if len(group) == 0:
         return best
@@ -372,6 +342,12 @@ def _targets(lesion: np.ndarray, scorable: np.ndarray, labels: np.ndarray) -> li
 
 
 def _band(layer: LayerCells, target: _Target, strays: np.ndarray) -> float:
+    """max over τ of Dice([U(A(G)) ≥ τ], G), exact over all cuts.
+
+    A(G) is the lesion's share of the scorable volume within each cell (edge one stride, centred on the cell's voxel).
+    U is what the pipeline does: a coarser layer is looked up by its nearest cell at every feature position, then
+    interpolated linearly, smoothed and filtered as in the recipe. Lesion voxels that are not scorable count as missed.
+    """
     if target.n_reached == 0:
         return 0.0
     if layer.upsampler is None and not layer.smooths:
