@@ -24,6 +24,17 @@ PROTOCOL_NAMES = (
     ("oracle_set", "oracle: best one threshold on test"),
     ("oracle_subject", "oracle: best threshold per test subject"),
 )
+DENSITY_WORDS = {
+    "gaussian": "two Gaussians",
+    "mixture": "two mixtures of Gaussians",
+    "kde": "two smoothed histograms",
+    "two kernel densities": "two smoothed histograms",
+    "validation share": "lesions as common as in validation",
+    "prior = share of lesion voxels in validation": "lesions as common as in validation",
+    "validation cut": "the border that is best on validation",
+    "cut with the best validation Dice": "the border that is best on validation",
+}
+"""What is fitted to normal and to anomalous scores, and how the border between them is drawn."""
 SETTING_NAMES = {
     "smoothing_mm": ("Smoothing", "SD, mm"),
     "median_voxels": ("Median", "voxels"),
@@ -167,12 +178,22 @@ def decision_rows(diagnosis: Mapping[str, Any], protocols: Mapping[str, Any]) ->
     for found in diagnosis["decisions"]:
         rows.append(
             {
-                "decision": f"two densities: {found['name']}",
+                "decision": density_name(found),
                 "dice": found["mean_dice"], "low": found["low"], "high": found["high"], "n": found["n"],
                 "labels": "validation", "threshold": found["threshold"], "explain": found["explain"],
             }
         )  # fmt: skip
     return rows
+
+
+def density_name(decision: Mapping[str, Any]) -> str:
+    """A decision by two densities in plain words: what is fitted, over what, and where the border is drawn."""
+    name = str(decision["name"])
+    head, _, rule = name.partition(": " if ": " in name else ", ")
+    for short, told in DENSITY_WORDS.items():
+        head = head.replace(f"{short} over", f"{told} over") if head.startswith(f"{short} over") else head
+    told = f"{head}: {DENSITY_WORDS.get(rule, rule)}" if rule else head
+    return told[0].upper() + told[1:]
 
 
 def cause_state(cause: Mapping[str, Any], stored: Sequence[str]) -> str:

@@ -68,7 +68,7 @@ def show_counts(found: Confusion) -> None:
         ("Dice, pooled", "–" if found.pooled_dice is None else f"{found.pooled_dice:.3f}"),
         ("Dice, mean", "–" if found.mean_dice.mean is None else f"{found.mean_dice.mean:.3f}"),
         ("found (TP)", f"{found.true_positives:,}"),
-        ("false alarms (FP)", f"{found.false_positives:,}"),
+        ("false positives (FP)", f"{found.false_positives:,}"),
         ("missed (FN)", f"{found.misses:,}"),
         ("quiet (TN)", f"{found.true_negatives:,}"),
         ("lesion share", f"{100 * found.prevalence:.2f} %"),
@@ -144,12 +144,12 @@ def prevalence_section(found: Confusion) -> None:
     needed = fpr_for_dice_half(found.prevalence, found.tpr)
     right.markdown(
         f"At this threshold {100 * found.tpr:.1f} % of lesion voxels are found and {100 * found.fpr:.2f} % of normal "
-        f"voxels raise a false alarm. Here, with {100 * found.prevalence:.2f} % lesion, that is a pooled Dice of "
+        f"voxels are false positives. Here, with {100 * found.prevalence:.2f} % lesion, that is a pooled Dice of "
         f"**{found.pooled_dice:.3f}**; with {percent:g} % the very same maps would have **{dice:.3f}**. "
         + (
-            f"For a Dice of one half at this prevalence the false-alarm share must fall to {100 * needed:.3f} %. "
+            f"For a Dice of one half at this prevalence the false-positive rate must fall to {100 * needed:.3f} %. "
             if needed > 0
-            else "With under a third of lesion voxels found, no false-alarm share gives a Dice of one half. "
+            else "With under a third of lesion voxels found, no false-positive rate gives a Dice of one half. "
         )
         + f"Calling every voxel lesion already gives {all_positive_dice(found.prevalence):.3f}."
     )

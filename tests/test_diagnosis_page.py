@@ -21,6 +21,7 @@ from core.diagnosis_view import (
     cause_state,
     concentration,
     decision_rows,
+    density_name,
     drivers,
     gain_words,
     job_argv,
@@ -149,6 +150,14 @@ def test_thresholds_and_densities_stand_in_one_list_and_oracles_are_named(found:
     assert [row["labels"] for row in rows] == ["none", "validation", "test", *["validation"] * 6]
     assert all(("oracle" in row["decision"]) == (row["labels"] == "test") for row in rows)
     assert [row["dice"] for row in rows[3:]] == [d["mean_dice"] for d in found["decisions"]]
+
+
+def test_a_decision_by_two_densities_is_named_in_plain_words() -> None:
+    name = "two kernel densities over the score: cut with the best validation Dice"
+    assert (
+        density_name({"name": name}) == "Two smoothed histograms over the score: the border that is best on validation"
+    )
+    assert density_name({"name": "kde over score, validation share"}).endswith(": lesions as common as in validation")
 
 
 def test_the_best_variant_is_chosen_on_validation_whatever_test_says(found: dict[str, Any]) -> None:

@@ -212,7 +212,7 @@ def test_layers_change_the_numbers_without_a_refit(opened: Opener, study: TinySt
     for layers in (["input"], ["stage1"], ["input", "stage2"], []):
         app.pills(key="layers").set_value(layers).run()
         assert not app.exception
-        counts["+".join(layers)] = shown(app)["false alarms (FP)"], app.slider[0].value
+        counts["+".join(layers)] = shown(app)["false positives (FP)"], app.slider[0].value
     assert len(set(counts.values())) == 4
     headline = metrics_of(study)["headline"]
     assert counts[""][1] == pytest.approx(
@@ -242,7 +242,7 @@ def test_counts_at_a_threshold_are_those_of_the_voxels(
     found = confusion(subjects, at)
     assert (hits, alarms) == (found.true_positives, found.false_positives)
     counts = {m.label: m.value for m in reversed(app.metric)}
-    assert (counts["found (TP)"], counts["false alarms (FP)"]) == (f"{hits:,}", f"{alarms:,}")
+    assert (counts["found (TP)"], counts["false positives (FP)"]) == (f"{hits:,}", f"{alarms:,}")
     assert counts["Dice, pooled"] == f"{found.pooled_dice:.3f}"
     assert counts["Dice, mean"] == f"{found.mean_dice.mean:.3f}"
     app.select_slider(key="prevalence").set_value(10.0).run()
@@ -265,7 +265,7 @@ def test_the_two_density_decision_is_fitted_on_validation_and_counted_on_test(
     )
     found = two_density_confusion(voxels("test"), densities)
     assert shown(app)["found (TP)"] == f"{found.true_positives:,}"
-    assert shown(app)["false alarms (FP)"] == f"{found.false_positives:,}"
+    assert shown(app)["false positives (FP)"] == f"{found.false_positives:,}"
 
 
 def test_axes_and_subject_may_change_after_the_threshold_was_moved(opened: Opener, study: TinyStudy) -> None:

@@ -22,6 +22,7 @@ from playwright.sync_api import sync_playwright
 import cli
 from core import figures
 from core.detectors import recipe_json
+from core.diagnosis_view import density_name
 from core.evaluation import evaluate_run, read_metrics
 from core.progress import Progress
 from core.report import POLICY, framed, is_report, report_html, write_report
@@ -31,7 +32,7 @@ from core.report_parts.limits import detection_limits, post_processing
 from core.report_parts.markup import Html, tag
 from core.report_parts.pictures import LESION_RGB, SEGMENTATION_RGB, case_pictures, centre_of_interest, score_colours
 from core.report_parts.style import STYLE
-from core.report_parts.words import capital, interval, number, percent, signed
+from core.report_parts.words import interval, number, percent, signed
 from core.store import Run, open_run, update_run
 from data.errors import BadInput, EnvironmentProblem
 from data.preprocessing import Prepared
@@ -188,7 +189,7 @@ def test_with_a_diagnosis_every_part_of_it_is_told(run: Run, document: str) -> N
     for row in (*found["rungs"], *found["error_map"], *found["causes"], *found["what_ifs"]):
         assert row["title"] in text
     for row in found["decisions"]:
-        assert capital(row["name"]) in text
+        assert density_name(row) in text
     for row in found["layers"]:
         assert f"{row['layer']}{row['spacing_mm']:g} mm{row['ceiling']:.3f}" in text
     assert "A second rater's lesion masks." in text
@@ -202,7 +203,7 @@ def test_a_run_with_healthy_test_scans_only_has_a_report(own_study: TinyStudy) -
     assert cli.main(["evaluate", "tiny", "--runs", str(own_study.runs), "--workers", "1"]) == 0
     run = open_run(own_study.runs, "tiny")
     parts = Parts(report_html(run, None))
-    assert "False alarms per healthy scan" in parts.text
+    assert "False positives per healthy scan" in parts.text
     assert "No test scan has a lesion mask, so there is no Dice to explain." in parts.text
     assert "diagnose" not in parts.text
     assert len(parts.of("img")) == 2

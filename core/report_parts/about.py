@@ -103,7 +103,7 @@ def notes(source: Source) -> Html:
     if not figures["n_lesion_subjects"]:
         told.append("No test scan has a lesion mask: nothing here speaks of finding lesions.")
     if not figures["n_healthy_subjects"]:
-        told.append("No healthy test scan: how many false alarms a healthy person would get is not known.")
+        told.append("No healthy test scan: how many false positives a healthy person would get is not known.")
     if source.space != "native":
         told.append(f"Layer set {source.layer_set} was evaluated on the working grid only, not in native space.")
     told += [
@@ -142,7 +142,7 @@ _WORDS: Sequence[tuple[str, str]] = (
     ("Dice", "2 |found ∩ lesion| / (|found| + |lesion|) in voxels: 1 is the reference itself, 0 finds nothing of it."),
     (
         "Mean Dice",
-        "Dice of each test subject with a lesion, averaged. Healthy scans have no Dice; their false alarms do.",
+        "Dice of each test subject with a lesion, averaged. Healthy scans have no Dice; their false positives do.",
     ),
     ("Pooled Dice", "Dice of all voxels of all test subjects together: large lesions count more."),
     ("⌈Dice⌉", "The highest Dice that any single threshold gives on the pooled test voxels. An oracle."),
@@ -160,7 +160,7 @@ _WORDS: Sequence[tuple[str, str]] = (
         "AUROC",
         "Share of pairs of an anomalous and a normal voxel that are ranked rightly. High even where Dice is low.",
     ),
-    ("False alarms", "Volume segmented in test scans that are healthy, mL per scan."),
+    ("False positives", "Volume segmented in test scans that are healthy, mL per scan."),
     ("Lesions found", "Connected lesions that the segmentation matches, one to one, by the rule below their table."),
 )
 _DIAGNOSIS_WORDS: Sequence[tuple[str, str]] = (
@@ -170,8 +170,8 @@ _DIAGNOSIS_WORDS: Sequence[tuple[str, str]] = (
         "Error map",
         "Each wrong voxel in one category; costs are Shapley values of mending the categories, so they add up.",
     ),
-    ("Only this mended", "Dice gained if this category alone were mended."),
-    ("All but this", "Dice still lost if everything else were mended."),
+    ("Only this put right", "Dice gained if this category alone were put right."),
+    ("All but this", "Dice still lost if everything else were put right."),
     ("What-if", "The run scored again with one thing changed, on the same subjects; the gain is paired."),
     ("Hollow bar", "Its 95 % interval contains 0: the data do not say that it costs anything."),
     ("Hatched bar", "Needs labels: it tells of a ceiling, not of something to be deployed."),

@@ -95,7 +95,7 @@ def _lead(source: Source, spacing_mm: float) -> Html:
     return tag(
         "p",
         "Axial, coronal and sagittal slices through the largest lesion (of the healthy scan: through the largest false "
-        f"alarm), left the scan, right its score map. Pictures: working grid, {spacing_mm:g} mm, segmented at "
+        f"positive), left the scan, right its score map. Pictures: working grid, {spacing_mm:g} mm, segmented at "
         f"{number(source.working_threshold)} {source.metrics['unit']} (threshold from "
         f"{protocol_name(source.protocol)}); figures below them: {source.space} space. Radiological convention: the "
         "subject's left is on the right.",

@@ -62,7 +62,7 @@ def error_bars(categories: Sequence[Mapping[str, Any]]) -> Html:
     for row, category in enumerate(categories):
         cost = float(category["cost"])
         kind = _fill(str(category["kind"]), bool(category.get("needs_labels")), bool(category.get("hollow")))
-        only = "" if category.get("only") is None else f"only this mended: {signed(category['only'])}"
+        only = "" if category.get("only") is None else f"only this put right: {signed(category['only'])}"
         rows += [
             _title(str(category["title"]), str(category.get("definition") or ""), _under(category), row),
             _bar(at(min(cost, 0.0)), at(max(cost, 0.0)), row, kind),
@@ -173,7 +173,7 @@ def _cost_interval(rung: Mapping[str, Any]) -> str:
 
 
 def _under(category: Mapping[str, Any]) -> str:
-    side = {"fp": "false alarms", "fn": "missed", "space": "resampling"}.get(str(category["kind"]), "")
+    side = {"fp": "false positives", "fn": "missed", "space": "resampling"}.get(str(category["kind"]), "")
     amount = "" if not category.get("voxels") or category.get("ml") is None else millilitres(category["ml"])
     count = "" if category.get("n_subjects") is None else plural(int(category["n_subjects"]), "subject")
     return " · ".join(word for word in (side, amount, count) if word)

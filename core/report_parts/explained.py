@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from core.diagnosis.strata import strata
-from core.diagnosis_view import best_variant, validation_of
+from core.diagnosis_view import NO_COSTS, best_variant, density_name, post_processing_rows, validation_of
 from core.report_parts.charts import Dot, dots, error_bars, ladder, whole
 from core.report_parts.markup import EMPTY, Column, Html, badge, join, table, tag
 from core.report_parts.words import (
@@ -62,7 +62,7 @@ def error_section(diagnosis: Mapping[str, Any]) -> Html:
     columns = [
         Column("Category", wide=True),
         Column("Cost", True),
-        Column("Only this mended", True),
+        Column("Only this put right", True),
         Column("All but this", True),
         Column("What helps", wide=True),
     ]
@@ -89,7 +89,7 @@ def error_section(diagnosis: Mapping[str, Any]) -> Html:
 
 def cause_section(diagnosis: Mapping[str, Any]) -> Html:
     """Known causes with their cost in Dice; what could not be computed says which input is missing."""
-    known = [c for c in diagnosis["causes"] if c.get("cost") is not None]
+    known = [c for c in diagnosis["causes"] if c.get("cost") is not None and c["id"] not in NO_COSTS]
     known.sort(key=lambda c: -c["cost"])
     columns = [
         Column("Cause"),
@@ -109,7 +109,20 @@ def cause_section(diagnosis: Mapping[str, Any]) -> Html:
         for c in known
     ]
     told = "Each cause is changed by itself against the run as it is; the rows overlap and are not summed."
-    return join([tag("p", told), table(columns, rows), _not_computed(diagnosis)])
+    return join([tag("p", told), table(columns, rows), _no_costs(diagnosis), _not_computed(diagnosis)])
+
+
+def _no_costs(diagnosis: Mapping[str, Any]) -> Html:
+    """How the Dice is averaged and how sure it is: figures to read it by, nothing that is lost."""
+    rows: Rows = [
+        [join([tag("b", c["title"]), tag("br"), badge(c["id"])]), c.get("text"), signed(c["cost"])]
+        for c in diagnosis["causes"]
+        if c["id"] in NO_COSTS and c.get("cost") is not None
+    ]
+    if not rows:
+        return EMPTY
+    columns = [Column("Read the Dice by"), Column("What was found", wide=True), Column("Dice", True)]
+    return join([tag("h3", "Not a cost, but how to read the Dice"), table(columns, rows)])
 
 
 def gain_section(diagnosis: Mapping[str, Any]) -> Html:
@@ -123,8 +136,9 @@ def gain_section(diagnosis: Mapping[str, Any]) -> Html:
         for v in w["variants"]
         if _on_test(v, protocol)
     ]
+    offered = _verdict(diagnosis)
     if not chosen and not others:
-        return EMPTY
+        return offered
     told = (
         "The run was scored again with one thing changed, on the same subjects; the threshold from "
         f"{protocol_name(protocol)} was derived anew. Working grid on both sides of each pair."
@@ -132,13 +146,45 @@ def gain_section(diagnosis: Mapping[str, Any]) -> Html:
     chosen.sort(key=lambda pair: -(_on_test(pair[1], protocol)["gain"] or 0.0))
     ruled = "Which variant is shown was decided on validation alone; its gain was then measured on test."
     notes = dict.fromkeys(note for what_if, _ in (*chosen, *others) for note in what_if.get("notes") or [])
-    parts: list[Html | None] = [tag("p", told)]
+    parts: list[Html | None] = [offered, tag("p", told)]
     if chosen:
         parts += [tag("p", ruled), _gain_dots(chosen, protocol), _gain_table(chosen, protocol)]
     if others:
-        parts += [tag("h3", "Measured, not to be deployed or not to be chosen"), _gain_table(others, protocol)]
+        parts += [tag("h3", "Measured only, or nothing to choose on validation"), _gain_table(others, protocol)]
     parts.append(tag("p", " ".join(notes), kind="caption") if notes else None)
     return join(parts)
+
+
+def _verdict(diagnosis: Mapping[str, Any]) -> Html:
+    """The verdict's choice, and the best post-processing on validation beside the run's own setting."""
+    parts: list[Html] = []
+    sentence = (diagnosis.get("verdict") or {}).get("sentence")
+    if sentence:
+        parts.append(tag("p", tag("b", sentence)))
+    rows = post_processing_rows(diagnosis["post_processing"], str(diagnosis["protocol"])) if _judged(diagnosis) else []
+    if rows:
+        columns = [
+            Column("Post-processing", wide=True),
+            Column("Dice on validation", True),
+            Column("Dice on test", True),
+            Column("Gain on test", True),
+        ]
+        cells: Rows = [
+            [
+                join([tag("b", capital(row["which"])), tag("br"), row["setting"]]),
+                number(row["Dice on validation"]),
+                number(row["Dice on test"]),
+                row["paired gain on test"],
+            ]
+            for row in rows
+        ]
+        parts.append(table(columns, cells))
+    return join(parts) if parts else EMPTY
+
+
+def _judged(diagnosis: Mapping[str, Any]) -> bool:
+    found = diagnosis.get("post_processing")
+    return bool(found) and found["rows"][0].get(diagnosis["protocol"]) is not None
 
 
 def _gain_dots(chosen: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], protocol: str) -> Html:
@@ -173,7 +219,7 @@ def _gain_table(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], pr
         Column("Test Dice", True),
         Column("Gain on test", True),
         Column("n", True),
-        Column("False alarms", True),
+        Column("False positives", True),
     ]
     return table(columns, rows)
 
@@ -201,7 +247,7 @@ def decision_section(diagnosis: Mapping[str, Any]) -> Html:
     ]
     rows: Rows = [
         [
-            join([tag("b", capital(d["name"])), tag("br"), tag("span", d.get("explain"), kind="soft")]),
+            join([tag("b", density_name(d)), tag("br"), tag("span", d.get("explain"), kind="soft")]),
             number(d.get("threshold")),
             with_interval(d, "mean_dice"),
             NOTHING if d.get("n") is None else str(d["n"]),
@@ -326,7 +372,7 @@ def _legend(kinds: Sequence[str]) -> Html:
     words = {
         "dice": "Dice",
         "cost": "what the step costs",
-        "fp": "false alarms",
+        "fp": "false positives",
         "fn": "missed",
         "hatched": "hatched: needs labels",
         "hollow": "hollow: the interval contains 0",

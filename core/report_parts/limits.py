@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from core.diagnosis_view import settings_text
+from core.diagnosis.verdict import settings_text
 from core.report_parts.markup import EMPTY, Column, Html, join, table, tag
 from core.report_parts.words import (
     capital,
@@ -35,7 +35,7 @@ def post_processing(found: Mapping[str, Any] | None) -> Html:
         Column("Dice on validation", True),
         Column("Dice on test, 95 % interval", True),
         Column("Gain on test, paired", True),
-        Column("False alarms", True),
+        Column("False positives", True),
     ]
     rows: list[list[Html | str | None]] = []
     kinds = []

@@ -60,7 +60,7 @@ def tiles(source: Source) -> Html:
         shown.append((number(oracle["mean_dice"]), "Dice, best single threshold on the test set (oracle)"))
     if pooled.get("auprc") is not None:
         shown.append((number(pooled["auprc"]), f"AUPRC, {pooled['lift']:.1f} × prevalence"))
-    shown.append((millilitres(alarms), f"false alarms per scan, {scans}"))
+    shown.append((millilitres(alarms), f"false positives per scan, {scans}"))
     if found and len(shown) < 4:
         shown.append((f"{found['found']} of {found['n_lesions']}", "lesions found"))
     return tag("div", *(tag("div", tag("b", value), tag("span", text)) for value, text in shown), kind="tiles")
@@ -108,7 +108,7 @@ def protocols(source: Source) -> Html:
         Column("Mean Dice, 95 % interval", True),
         Column("Pooled Dice", True),
         Column("n", True),
-        Column("False alarms", True),
+        Column("False positives", True),
         Column("Clean scans", True),
     ]
     return join(
@@ -280,7 +280,7 @@ def _losses(diagnosis: Mapping[str, Any]) -> str:
 def _plain_verdict(source: Source) -> str:
     found, oracle = source.deployed, source.figures["protocols"].get("oracle_subject")
     if found["mean_dice"] is None:
-        return "Healthy test scans only: the false alarms are known, the Dice is not."
+        return "Healthy test scans only: the false positives are known, the Dice is not."
     if not oracle or oracle["mean_dice"] is None:
         return "How far thresholds and maps hold it back is not known yet."
     threshold = oracle["mean_dice"] - found["mean_dice"]
@@ -296,7 +296,7 @@ def _healthy_only(source: Source) -> Html:
     value, _, unit = volume.partition(" ")
     return tag(
         "div",
-        tag("p", "False alarms per healthy scan", kind="eyebrow"),
+        tag("p", "False positives per healthy scan", kind="eyebrow"),
         tag("p", value, tag("small", unit), kind="figure"),
         tag("p", f"{scans}, threshold from {protocol_name(source.protocol)}, {source.space} space.", kind="under"),
     )
@@ -312,7 +312,7 @@ def _lesions(source: Source) -> Mapping[str, Any] | None:
 def _optimism(source: Source) -> str:
     told = (
         f"{capital(source.conditions)}. Mean over lesion-bearing test subjects; intervals: 95 % bootstrap over "
-        f"subjects. False alarms: per healthy test scan "
+        f"subjects. False positives: per healthy test scan "
         f"(n = {source.figures['n_healthy_subjects']}); clean: scans without any."
     )
     optimism = source.figures.get("selection_optimism")

@@ -35,7 +35,11 @@ def show_decisions(found: Mapping[str, Any], protocols: Mapping[str, Any]) -> No
         hide_index=True,
         height="content",
         column_config={
-            "decision": st.column_config.TextColumn(width=350),
+            "decision": st.column_config.TextColumn(
+                width=350,
+                help="Two densities: one of normal and one of anomalous scores, fitted on labelled validation scans. "
+                "A voxel is anomalous where the second, weighted by how common lesions are, is the higher one.",
+            ),
             "Dice": st.column_config.NumberColumn(format="%.3f", width=60),
             "95 % interval": st.column_config.TextColumn(width=115),
             "labels needed": st.column_config.TextColumn(width=105),
