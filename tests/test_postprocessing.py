@@ -320,11 +320,13 @@ def test_without_a_test_lesion_there_are_choices_but_no_test_figures(own_study, 
     assert result["best_on_test"] == {}
     assert result["shipped"]["healthy"]["dice"] is None
     assert any("no test subject with a lesion" in note for note in result["notes"])
+    assert any("layers of 6-neighbours" in note for note in result["notes"])
     if validation:
         assert result["best_on_validation"]["validation"]["validation_dice"] is not None
         assert result["best_on_validation"]["validation"]["dice"] is None
     else:
         assert result["best_on_validation"] is row["validation"] is None
+    assert cli.main(["post-processing", "tiny-intensity", "--runs", str(own_study.runs), "--workers", "1"]) == 0
 
 
 @pytest.mark.parametrize("workers", [0, -1])

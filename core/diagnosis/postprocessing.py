@@ -631,6 +631,10 @@ def _notes(scores: RunScores, result: Mapping[str, Any], losses: Sequence[float]
         notes.append("There is no test subject with a lesion: no Dice and no gain, only false positives.")
     if edges := _at_the_edge(result):
         notes.append(f"The best on validation is the largest value tried of {', '.join(edges)}: more may be better.")
+    notes.append(
+        "Erosion is counted in layers of 6-neighbours (taxicab); the what-if erode-mask counts Euclidean mm, so "
+        "the two do not leave out the same voxels."
+    )
     notes.append("Healthy thresholds are taken before the component filter, so filtered maps lie below their target.")
     if not isinstance(scores.detector, FeatureGaussian) and any(_own_filters(scores).values()):
         notes.append("This detector stores maps that it has filtered itself; the settings come on top of that.")
