@@ -360,7 +360,7 @@ def test_distributions_follow_their_axes_sliders_and_kind(page: Page, address: s
     page.wait_for_function(f"() => ({axes})()[0] === 'log'")
     groups.nth(0).get_by_text("ECDF").click()
     expect(chart.locator(".ytitle")).to_have_text("share at or below")
-    false_alarms = page.get_by_test_id("stMetric").filter(has_text="false alarms").first
+    false_alarms = page.get_by_test_id("stMetric").filter(has_text="false positives").first
     before = false_alarms.inner_text()
     slider = page.get_by_role("slider", name=re.compile("Threshold"))
     slider.focus()

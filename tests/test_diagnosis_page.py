@@ -538,6 +538,7 @@ def test_a_click_on_a_bar_shows_its_subjects_and_its_link_stands_on_the_same_run
         steps.nth(widest).click(force=True)  # plotly listens on a sheet above its bars
         page.wait_for_url("**bar=ladder.*")
         errors = page.locator(".js-plotly-plot").nth(1).locator(".barlayer .point path")
+        expect(errors.first).to_be_visible()
         errors.first.click(force=True)
         page.wait_for_url("**bar=errors.*")
         clicked = parse_qs(urlsplit(page.url).query)["bar"][0]

@@ -20,30 +20,31 @@ def show_causes(run: Run, found: Mapping[str, Any]) -> None:
     stored = {w["name"]: w for w in found["what_ifs"]}
     causes = [c for c in found["causes"] if c["id"] not in NO_COSTS]
     rows = cause_rows(causes, list(stored))
+    table = pd.DataFrame(
+        [
+            {
+                "cause": row["cause"],
+                "costs": row["costs"],
+                "95 % interval": dice_text({"mean": row["costs"], "low": row["low"], "high": row["high"]})
+                .partition(" ")[2]
+                .replace("-", "−"),
+                "labels": row["labels"],
+                "what was found": row["found"],
+            }
+            for row in rows
+        ]
+    )
     st.dataframe(
-        pd.DataFrame(
-            [
-                {
-                    "cause": row["cause"],
-                    "costs": row["costs"],
-                    "95 % interval": dice_text({"mean": row["costs"], "low": row["low"], "high": row["high"]})
-                    .partition(" ")[2]
-                    .replace("-", "−"),
-                    "labels": row["labels"],
-                    "what was found": row["found"],
-                }
-                for row in rows
-            ]
-        ),
+        table.style.format({"costs": lambda v: f"{v:.3f}".replace("-", "−")}, na_rep="–"),
         key="causes",
         on_select="rerun",
         selection_mode="single-row",
         hide_index=True,
-        row_height=70,
+        row_height=78,
         height="content",
         column_config={
             "cause": st.column_config.TextColumn(width=165),
-            "costs": st.column_config.NumberColumn(format="%.3f", width=58),
+            "costs": st.column_config.NumberColumn(width=58),
             "95 % interval": st.column_config.TextColumn(width=108),
             "labels": st.column_config.TextColumn(width=58, help="Whether the figure uses test labels."),
             "what was found": st.column_config.TextColumn(width=420),

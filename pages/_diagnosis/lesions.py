@@ -66,7 +66,7 @@ def show_lesions(found: Mapping[str, Any]) -> None:
             "ceiling": st.column_config.NumberColumn(format="%.2f", width=56),
             "best layer": st.column_config.TextColumn(width=72),
         },
-        row_height=52,
+        row_height=64,
         placeholder="–",
         alt="Lesions of the test subjects",
     )
