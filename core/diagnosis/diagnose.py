@@ -28,7 +28,7 @@ from core.store import Run, list_runs
 from data.errors import BadInput
 from data.files import committed_directory, is_committed, read_json, sha256_file, write_json
 
-VERSION = 3
+VERSION = 4
 """Counts up whenever the same run would give another result."""
 DIRECTORY = "diagnosis"
 
