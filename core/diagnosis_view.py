@@ -186,6 +186,12 @@ def decision_rows(diagnosis: Mapping[str, Any], protocols: Mapping[str, Any]) ->
     return rows
 
 
+def unlisted(diagnosis: Mapping[str, Any]) -> list[str]:
+    """Subjects whose lesions are all too small for the list of lesions."""
+    listed = {row["subject_id"] for row in diagnosis["lesions"]}
+    return [s["subject_id"] for s in diagnosis["subjects"] if s["subject_id"] not in listed]
+
+
 def density_name(decision: Mapping[str, Any]) -> str:
     """A decision by two densities in plain words: what is fitted, over what, and where the border is drawn."""
     name = str(decision["name"])

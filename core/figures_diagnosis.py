@@ -80,7 +80,7 @@ def error_bars(categories: Sequence[Mapping[str, Any]], chosen: str | None = Non
         "<extra></extra>",
         showlegend=False,
     )
-    _column(figure, names, [f"{cost:.3f}" for cost in costs])
+    _column(figure, names, [f"{cost:.3f}".replace("-", "−") for cost in costs])
     kinds = [kind for kind in ("fp", "fn") if any(c["kind"] == kind for c in rows)]
     _key(figure, [("■", KIND_COLOURS[kind], KIND_NAMES[kind]) for kind in kinds])
     figure.update_xaxes(

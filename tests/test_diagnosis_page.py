@@ -1,6 +1,7 @@
 """The Diagnosis page: tables and links from a diagnosis, figures by the drawing rule, and the page as a script."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,9 +33,11 @@ from core.diagnosis_view import (
     slices_address,
     slices_query,
     start_settings,
+    unlisted,
     variant_rows,
 )
 from core.jobs import Job
+from core.store import open_run
 from data.errors import BadInput
 from pages import _shared
 from pages._diagnosis import jobs, load
@@ -158,6 +161,20 @@ def test_a_decision_by_two_densities_is_named_in_plain_words() -> None:
         density_name({"name": name}) == "Two smoothed histograms over the score: the border that is best on validation"
     )
     assert density_name({"name": "kde over score, validation share"}).endswith(": lesions as common as in validation")
+
+
+def test_a_subject_whose_lesions_are_too_small_for_the_list_is_named(found: dict[str, Any]) -> None:
+    first = found["subjects"][0]["subject_id"]
+    assert unlisted(found) == []
+    assert unlisted(found | {"lesions": [r for r in found["lesions"] if r["subject_id"] != first]}) == [first]
+
+
+def test_an_evaluation_of_another_run_makes_the_page_read_again(own_study: TinyStudy) -> None:
+    run = open_run(own_study.runs, "tiny")
+    before = load._version(run)
+    assert load._version(run) == before
+    os.utime(own_study.runs / "tiny-intensity" / "evaluation" / "manifest.json", ns=(1, 1))
+    assert load._version(run) != before
 
 
 def test_the_best_variant_is_chosen_on_validation_whatever_test_says(found: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ import pandas as pd
 import streamlit as st
 
 from core.diagnosis.strata import strata
-from core.diagnosis_view import slices_query
+from core.diagnosis_view import slices_query, unlisted
 from core.figures_diagnosis import ceiling_lines, strata_bars
 
 TITLES = {
@@ -24,6 +24,11 @@ TITLES = {
 def show_lesions(found: Mapping[str, Any]) -> None:
     """The table of lesions; a ticked row can be stood on in Slices."""
     rows = found["lesions"]
+    if missing := unlisted(found):
+        st.caption(
+            f"In no list below: {', '.join(missing)}. A component under 27 mm³ is too small to be told from noise and "
+            "does not count as a lesion; its voxels count in the Dice all the same."
+        )
     if not rows:
         st.info("No lesion mask has a component large enough to count as a lesion.")
         return
