@@ -161,7 +161,11 @@ def _verdict(diagnosis: Mapping[str, Any]) -> Html:
     sentence = (diagnosis.get("verdict") or {}).get("sentence")
     if sentence:
         parts.append(tag("p", tag("b", sentence)))
-    rows = post_processing_rows(diagnosis["post_processing"], str(diagnosis["protocol"])) if _judged(diagnosis) else []
+    rows = (
+        post_processing_rows(dict(diagnosis["post_processing"] or {}), str(diagnosis["protocol"]))
+        if _judged(diagnosis)
+        else []
+    )
     if rows:
         columns = [
             Column("Post-processing", wide=True),
@@ -184,7 +188,7 @@ def _verdict(diagnosis: Mapping[str, Any]) -> Html:
 
 def _judged(diagnosis: Mapping[str, Any]) -> bool:
     found = diagnosis.get("post_processing")
-    return bool(found) and found["rows"][0].get(diagnosis["protocol"]) is not None
+    return found is not None and found["rows"][0].get(diagnosis["protocol"]) is not None
 
 
 def _gain_dots(chosen: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], protocol: str) -> Html:
