@@ -62,9 +62,8 @@ def settings_text(settings: Mapping[str, Any]) -> str:
     if settings["median_voxels"]:
         parts.append(f"median of {settings['median_voxels']} voxels")
     if settings["erosion_voxels"]:
-        parts.append(
-            f"brain eroded by {settings['erosion_voxels']} voxel{'s' if settings['erosion_voxels'] > 1 else ''}"
-        )
+        layers = settings["erosion_voxels"]
+        parts.append(f"brain less {layers} layer{'s' if layers > 1 else ''} of voxels")
     if settings["min_component_mm3"]:
         parts.append(_SHOWN_MM3.format(settings["min_component_mm3"]))
     return ", ".join(parts) or "none"
