@@ -173,7 +173,7 @@ def _registration(e: Evidence) -> Cause:
     if not slope or slope["per_mm"] is None:
         return base
     return replace(
-        base, text=f"{base.text} Moving scan and lesion together changes Dice by {slope['per_mm']:+.3f} per mm."
+        base, text=f"{base.text} Moving scan and lesion together changes Dice by {_signed(slope['per_mm'])} per mm."
     )
 
 
@@ -181,12 +181,12 @@ def _edges(e: Evidence) -> Cause:
     shares = [_share(s, ("brain_edge", "tissue_border")) for s in e.subjects]
     found = mean_interval(shares, seed=_SEED, purpose="R4")
     band = _what_if(e, "R4", "", ("dont-care",))
-    bound = "" if band.cost is None else f" Not judging the voxels beside the lesion's border: {band.cost:+.3f}."
+    bound = "" if band.cost is None else f" Not judging the voxels beside the lesion's border: {_signed(band.cost)}."
     return Cause(
         "R4",
         "Edges and partial volume",
         "share of the error map: brain edge + tissue border",
-        f"False alarms at the brain's edge and at borders of tissue.{bound}",
+        f"False positives at the brain's edge and at borders of tissue.{bound}",
         *_span(found),
         needs_labels=True,
     )
@@ -286,7 +286,7 @@ def _age(e: Evidence) -> Cause:
     else:
         line = linregress(*zip(*known, strict=True))
         text = (
-            f"{10 * line.slope:+.1f} mL false positives per decade of age over {len(known)} healthy scans "
+            f"{_signed(10 * line.slope, 1)} mL false positives per decade of age over {len(known)} healthy scans "
             f"(standard error {10 * line.stderr:.1f})."
         )
     return Cause(**{**asdict(base), "formula": formula, "text": f"{text} {base.text}".strip()})
@@ -331,7 +331,7 @@ def _leave_one_out(e: Evidence) -> str:
     for layer in layers:
         rest = "+".join(x for x in layers if x != layer)
         if rest in e.sets:
-            drops.append(f"{layer} {e.sets[rest]['protocols'][e.protocol]['mean_dice'] - now:+.3f}")
+            drops.append(f"{layer} {_signed(e.sets[rest]['protocols'][e.protocol]['mean_dice'] - now)}")
     return f" Test Dice without one layer: {', '.join(drops)}." if drops else ""
 
 
@@ -364,7 +364,7 @@ def _what_if(e: Evidence, cause_id: str, title: str, names: Sequence[str]) -> Ca
     stored = [(name, result) for name in names if (result := _stored(e, name)) is not None]
     picks = [(name, r, p) for name, r in stored if (p := chosen_variant(r, e.protocol)) is not None]
     if not picks:
-        missing = "Not measured yet: " + " or ".join(f"python cli.py what-if {_RUN} {name}" for name in names)
+        missing = " or ".join(f"python cli.py what-if {_RUN} {name}" for name in names)
         return Cause(
             cause_id, title, "D(changed) − D(as is), paired", "", kind="what-if", what_if=names[0], missing=missing
         )
@@ -378,8 +378,8 @@ def _what_if(e: Evidence, cause_id: str, title: str, names: Sequence[str]) -> Ca
     honest = gain is not None
     if gain is not None and gain <= 0:
         text = (
-            f"Nothing here gains on validation; the nearest is {variant['title']} ({gain:+.3f} there, "
-            f"{test['gain']:+.3f} on test)."
+            f"Nothing here gains on validation; the nearest is {variant['title']} ({_signed(gain)} there, "
+            f"{_signed(test['gain'])} on test)."
         )
         return Cause(
             cause_id, title, result["formula"], text, 0.0, n=test["n"], deployable=True, kind="what-if", what_if=name
@@ -406,6 +406,10 @@ def _paired(first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, An
     a, b = ({row["subject_id"]: row["dice"] for row in rows} for rows in (first, second))
     ids = [i for i in a if i in b]
     return paired_difference([a[i] for i in ids], [b[i] for i in ids], seed=_SEED)
+
+
+def _signed(value: float, decimals: int = 3) -> str:
+    return f"{value:+.{decimals}f}".replace("-", "−")
 
 
 def _stored(e: Evidence, name: str) -> Mapping[str, Any] | None:

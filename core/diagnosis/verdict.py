@@ -76,7 +76,7 @@ def _sentence(best: Mapping[str, Any]) -> str:
         f"Biggest deployable gain, chosen on validation ({best['validation_gain']:+.3f} there): {best['title']}. "
         f"On test Dice {best['before']:.3f} → {best['after']:.3f}, gain {best['gain']:+.3f}{span} "
         f"(n = {best['n']}, working grid).{sure}"
-    )
+    ).replace("-0.", "−0.")
 
 
 def _largest_loss(counted: Mapping[str, Any]) -> str:
