@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -550,16 +551,20 @@ def test_a_click_on_a_bar_shows_its_subjects_and_its_link_stands_on_the_same_run
         page.goto(f"{address}/diagnosis?run=tiny-intensity")
         expect(page.get_by_text("beginning with")).to_be_visible(timeout=60_000)
         steps = page.locator(".js-plotly-plot").first.locator(".barlayer .point path")
+        expect(steps).to_have_count(8, timeout=60_000)  # the text can be there before the bars are
         widths = [step.bounding_box()["width"] for step in steps.all()]
         widest = 1 + int(np.argmax(widths[1:-1]))
         steps.nth(widest).click(force=True)  # plotly listens on a sheet above its bars
         page.wait_for_url("**bar=ladder.*")
         errors = page.locator(".js-plotly-plot").nth(1).locator(".barlayer .point path")
-        expect(errors.first).to_be_visible()
+        expect(errors).to_have_count(15, timeout=60_000)
+        expect(errors.first).to_be_visible(timeout=60_000)
         errors.first.click(force=True)
         page.wait_for_url("**bar=errors.*")
         clicked = parse_qs(urlsplit(page.url).query)["bar"][0]
-        page.get_by_text("beginning with").click()
+        link = page.locator("a", has_text="beginning with")  # it follows the address, once the page is drawn anew
+        expect(link).to_have_attribute("href", re.compile("category="), timeout=60_000)
+        link.click()
         page.wait_for_url("**/slices?**")
         page.wait_for_selector('[data-testid=panel][data-ready="1"]')
         query = parse_qs(urlsplit(page.url).query)
@@ -595,14 +600,14 @@ def test_the_link_of_another_layer_set_shows_that_set_in_slices_and_back_returns
         page.get_by_text("beginning with").click()
         page.wait_for_url("**/slices?**")
         page.wait_for_selector('[data-testid=panel][data-ready="1"]')
-        expect(page.get_by_text("Layer set stage2.")).to_be_visible()
+        expect(page.get_by_text("Layer set stage2.")).to_be_visible(timeout=60_000)
         page.wait_for_url("**plane=axial**")
         query = parse_qs(urlsplit(page.url).query)
         page.go_back()
         page.wait_for_timeout(1500)
         page.go_back()
         page.wait_for_url("**/diagnosis?**")
-        expect(page.get_by_text("beginning with")).to_be_visible()
+        expect(page.get_by_text("beginning with")).to_be_visible(timeout=60_000)
         there = parse_qs(urlsplit(page.url).query)
         browser.close()
     assert (query["layers"], query["threshold"]) == (["stage2"], ["validation"])
