@@ -21,7 +21,9 @@ from data.table import write_table
 from data.template import working_template
 from data.volume import Grid
 
-Cause = Literal["none", "shift", "gain", "remnant", "field-of-view", "labels", "faint-test", "few-scans", "ages"]
+Cause = Literal[
+    "none", "shift", "gain", "remnant", "field-of-view", "labels", "faint-test", "few-scans", "ages", "tail"
+]
 ROLES = {"train": 24, "calibration": 4, "validation": 6, "test": 8}
 FEW = {"train": 12, "calibration": 2, "validation": 3, "test": 6}
 HEALTHY_TEST = 2
@@ -112,6 +114,8 @@ def _write(
     values = np.where(mask, np.clip(values, 0.02, 0.98), 0.0)
     low, high = np.argwhere(brain)[[0, -1]]
     values[tuple(low)], values[tuple(high)] = 0.0, GAIN if wrong == "gain" else 1.0  # what min-max normalises by
+    steady = np.argwhere(brain)[len(np.argwhere(brain)) // 2]
+    values[tuple(steady)] = 0.6 if wrong == "tail" else 0.5  # one voxel that never varies: a huge score when it does
     if wrong == "field-of-view":
         mask = brain & (np.indices(grid.shape)[2] < centre[2] + 1)
     if wrong == "labels":

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from core.detectors import FeatureGaussian
@@ -16,7 +17,9 @@ from core.diagnosis.whatif import applicable, run_what_if
 from core.evaluation import read_metrics
 from core.features import FeatureSettings
 from core.gaussian import GaussianSettings
+from core.metrics import dice_at
 from core.progress import Progress
+from core.run_scores import open_scores
 from core.store import Run
 from models.encoder import EncoderSettings
 from tests.planted import SHIFT_MM, Cause, Planted
@@ -107,6 +110,27 @@ def test_too_few_scans_planted_alone_have_the_largest_bar_and_cost_what_another_
     gained = dice(scans.run(repaired, "repaired")) - dice(run := scans.run(full, "full"))
     bars = costs(with_what_ifs(run))
     own = bars.pop("R8")
+    assert gained > 0.1
+    assert own > max(bars.values()), bars
+    assert own == pytest.approx(gained, rel=0.2)
+
+
+def test_a_coarse_threshold_grid_planted_alone_has_the_largest_bar_and_costs_what_an_exact_search_gains(
+    root: Path,
+) -> None:
+    features = FeatureSettings(layers=("input",), grid="4mm")
+    gaussian = GaussianSettings(ridge=1e-10)  # no floor: a voxel that never varied in training has a huge score
+    run = Planted(root / "tail", "tail").run(FeatureGaussian(features=features, gaussian=gaussian), "input")
+    bars = costs(with_what_ifs(run))
+    (variant,) = run_what_if(run, "threshold-grid", Progress(False, io.StringIO()))["variants"]
+    own = -variant["test"][PROTOCOL]["gain"]
+    scores = open_scores(run)
+    validation = scores.voxels_of(scores.subjects("validation"), scores.layers, "working")
+    test = scores.voxels_of(scores.subjects("test"), scores.layers, "working")
+    everything = np.concatenate([part for s in validation for part in (s.normal, s.anomalous)])
+    steps = np.linspace(everything.min(), everything.max(), 100)
+    coarse = max(steps, key=lambda t: np.mean([dice_at(s, t) for s in validation]))
+    gained = dice(run) - np.mean([dice_at(s, coarse) for s in test if s.n_lesion])
     assert gained > 0.1
     assert own > max(bars.values()), bars
     assert own == pytest.approx(gained, rel=0.2)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float32
@@ -9,6 +10,7 @@ from jaxtyping import Bool, Float32
 from core.detectors import LayerSet
 from core.metrics import SubjectScores
 from core.run_scores import RunScores
+from data.files import sha256_file
 from data.volume import Volume
 
 
@@ -50,6 +52,17 @@ def case_of(scores: RunScores, subject_id: str, layers: LayerSet) -> Case:
     marked = np.zeros(prepared.volume.grid.shape, dtype=bool) if lesion is None else lesion.voxels
     found = scores.score_map(subject_id, layers).scores
     return Case(subject_id, scores.is_healthy(subject_id), prepared.volume, marked, found)
+
+
+def made_from(scores: RunScores, subject_id: str) -> dict[str, Any]:
+    """What any figure of a scored subject depends on, for fingerprints: its stored scores, the recipe, its scan."""
+    manifest = scores.run.directory / "scores" / subject_id / "manifest.json"
+    subjects = scores.run.record["cohort"]["subjects"]
+    return {
+        "scores": sha256_file(manifest) if manifest.is_file() else None,
+        "recipe": scores.run.record["recipe"],
+        "prepared": next((s["key"] for s in subjects if s["subject_id"] == subject_id), None),
+    }
 
 
 def cases(scores: RunScores, role: str, layers: LayerSet) -> Iterator[Case]:

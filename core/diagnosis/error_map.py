@@ -11,7 +11,7 @@ from jaxtyping import Float64
 
 from core.bootstrap import Interval, mean_interval
 from core.detectors import LayerSet
-from core.diagnosis.cases import case_of
+from core.diagnosis.cases import case_of, made_from
 from core.diagnosis.categories import (
     CATEGORIES,
     DEFAULTS,
@@ -28,7 +28,7 @@ from core.progress import Progress
 from core.run_scores import RunScores, set_id
 from core.store import fingerprint
 from data.errors import BadInput, IntegrityError
-from data.files import read_json, sha256_file, write_json
+from data.files import read_json, write_json
 
 Record = dict[str, Any]
 """Counts of one subject, for JSON: subject_id, key, threshold, cell_mm, healthy, hits, fp, fn, n_lesion, voxel_ml."""
@@ -183,15 +183,11 @@ def _key(
     settings: CategorySettings,
 ) -> str:
     """Fingerprint of all that the counts depend on."""
-    manifest = scores.run.directory / "scores" / subject_id / "manifest.json"
-    subjects = scores.run.record["cohort"]["subjects"]
     return fingerprint(
         {
             "version": VERSION,
             "settings": asdict(settings),
-            "scores": sha256_file(manifest) if manifest.is_file() else None,
-            "recipe": scores.run.record["recipe"],
-            "prepared": next((s["key"] for s in subjects if s["subject_id"] == subject_id), None),
+            **made_from(scores, subject_id),
             "layers": list(layers),
             "threshold": float(threshold),
             "cell_mm": cell,

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from core.detectors import LayerSet
-from core.diagnosis.cases import Case, case_of
+from core.diagnosis.cases import Case, case_of, made_from
 from core.diagnosis.ceiling import Ceiling, LayerCells, LesionCeiling, SubjectCeilings, subject_ceilings
 from core.diagnosis.lesion_table import lesion_table, single_layer_scores
 from core.diagnosis.placement import in_template_space
@@ -23,7 +23,7 @@ from core.randomness import stream
 from core.run_scores import RunScores, set_id
 from core.store import fingerprint
 from data.errors import IntegrityError
-from data.files import read_json, sha256_file, write_json
+from data.files import read_json, write_json
 
 DIRECTORY = "diagnosis-subjects"
 VERSION = 3
@@ -129,14 +129,10 @@ def _ceilings(stored: Mapping[str, Any]) -> SubjectCeilings:
 
 
 def _key(scores: RunScores, subject_id: str, layers: LayerSet, threshold: float, reference: HealthyReference) -> str:
-    manifest = scores.run.directory / "scores" / subject_id / "manifest.json"
-    subjects = scores.run.record["cohort"]["subjects"]
     return fingerprint(
         {
             "version": VERSION,
-            "scores": sha256_file(manifest) if manifest.is_file() else None,
-            "recipe": scores.run.record["recipe"],
-            "prepared": next((s["key"] for s in subjects if s["subject_id"] == subject_id), None),
+            **made_from(scores, subject_id),
             "layers": list(layers),
             "threshold": float(threshold),
             "reference": reference.key,
