@@ -13,7 +13,7 @@ from typing import Any, overload
 
 import numpy as np
 
-from core.detectors import AnyDetector, FeatureGaussian, detector_kind, recipe_json
+from core.detectors import AnyDetector, FeatureGaussian, detector_kind, from_recipe, recipe_json
 from core.progress import Progress
 from core.provenance import reset_peak_memory
 from core.recipes import as_json, from_json
@@ -369,7 +369,8 @@ def _open_or_create(
     for run in list_runs(runs)[0]:
         if run.run_id == run_id:
             free = ("recipe.memory_gb", "recipe.log_every", "recipe.checkpoint_every")
-            check_same(run, wanted | {"parents": parents}, may_change=(*free, "recipe.weights") if parents else free)
+            as_now = replace(run, record={**run.record, "recipe": _completed(run.record["recipe"])})
+            check_same(as_now, wanted | {"parents": parents}, may_change=(*free, "recipe.weights") if parents else free)
             if run.record["cohort"]["fingerprint"] != cohort["fingerprint"]:
                 raise BadInput(
                     f"The scans of run {run.run_id} have changed since it began (or others were set aside). "
@@ -388,6 +389,14 @@ def _open_or_create(
         parents=parents,
         run_id=run_id,
     )
+
+
+def _completed(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe with the settings that came after it was written, at defaults that mean what was done without them."""
+    if recipe["kind"] == "SimCLR":
+        settings = {key: value for key, value in recipe.items() if key != "kind"}
+        return {"kind": "SimCLR", **as_json(from_json(SimclrSettings, settings))}
+    return recipe_json(from_recipe(recipe))
 
 
 def _cohort_record(study: Study) -> dict[str, Any]:

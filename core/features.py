@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 from typing import Literal
 
@@ -13,11 +14,11 @@ from scipy.ndimage import maximum_filter
 from torch import Tensor
 from torch.nn import functional
 
-from core.types import FeatureLayout, FeatureMap
+from core.types import FeatureLayout, FeatureMap, LayerSet
 from data.errors import BadInput
 from data.files import read_json, write_json
 from data.volume import Grid, Volume
-from models.encoder import Encoder
+from models.encoder import Encoder, EncoderSettings, load_encoder, load_weights, make_encoder
 
 Stride = tuple[int, int, int]
 
@@ -36,6 +37,30 @@ class FeatureSettings:
     """Channels kept per layer when `reduction` is draw or pca."""
     seed: int = 0
     """Of the channel draw."""
+    neighbourhood: int = 1
+    """Edge of the cube of a layer's own cells whose mean makes a feature; 1: the cell alone. PatchCore takes 3."""
+
+
+def every_layer_set(layers: Sequence[str]) -> tuple[LayerSet, ...]:
+    """All 2^L − 1 combinations: single layers first, the full set last, each in the order of `layers`."""
+    return tuple(combo for size in range(1, len(layers) + 1) for combo in combinations(layers, size))
+
+
+def network_for(encoder: EncoderSettings, weights: str, contrasts: int) -> tuple[Encoder, EncoderSettings]:
+    """The encoder of a recipe and its settings: untrained, or read from a directory or a safetensors file.
+
+    BadInput when it cannot be made or read, or expects another number of contrasts.
+    """
+    try:
+        network, settings = _made_or_loaded(encoder, weights)
+    except ValueError as error:  # models knows no error of ours
+        raise BadInput(str(error)) from error
+    if settings.in_channels != contrasts:
+        raise BadInput(
+            f"The encoder expects {settings.in_channels} contrast(s), the volumes have {contrasts}. "
+            "Prepare the contrasts that it was trained on, or set encoder in_channels."
+        )
+    return network, settings
 
 
 def feature_layout(
@@ -131,10 +156,19 @@ class FeatureExtractor:
         return FeatureMap(rows, self.layout, volume.subject_id)
 
     def _rows(self, name: str, values: Float[Tensor, "channels x y z"]) -> Float[Tensor, "positions channels"]:
-        values = _average_down(values, self._ratios(name))
+        values = _average_down(self._neighbourhoods(values), self._ratios(name))
         x, y, z = (torch.from_numpy(axis).to(values.device) for axis in self.layout.layer_positions[name].T)
         rows = values[:, x, y, z].T.contiguous()
         return rows @ self.projections[name].to(rows) if name in self.projections else rows
+
+    def _neighbourhoods(self, values: Float[Tensor, "channels x y z"]) -> Float[Tensor, "channels x y z"]:
+        """Means over the cube around each cell, as far as it lies on the grid; in-plane for a slice-wise encoder."""
+        edge = self.settings.neighbourhood
+        if edge == 1:
+            return values
+        kernel = (edge, edge, 1 if self.encoder.slicewise else edge)
+        padding = (edge // 2, edge // 2, kernel[2] // 2)
+        return functional.avg_pool3d(values[None], kernel, 1, padding, count_include_pad=False)[0]
 
     def _ratios(self, name: str) -> Stride:
         """Cells of the encoder's output per kept cell, along each axis."""
@@ -181,6 +215,8 @@ def make_extractor(
     advance: Callable[[], None] = lambda: None,
 ) -> FeatureExtractor:
     """An extractor for brains like the training ones; learns the channel reduction where one is asked for."""
+    if settings.neighbourhood < 1 or settings.neighbourhood % 2 == 0:
+        raise BadInput(f"neighbourhood is {settings.neighbourhood}. Allowed: 1 (the cell alone), 3, 5, ... cells.")
     support = np.zeros(train[0].grid.shape, dtype=bool)
     for volume in train:
         support |= volume.brain_mask
@@ -216,6 +252,15 @@ def load_extractor(
     encoder.eval().to(device)
     projections = {n.removeprefix("projection."): a for n, a in arrays.items() if n.startswith("projection.")}
     return FeatureExtractor(encoder, settings, load_layout(directory), device, projections)
+
+
+def _made_or_loaded(encoder: EncoderSettings, weights: str) -> tuple[Encoder, EncoderSettings]:
+    if weights and Path(weights).is_dir():
+        return load_encoder(Path(weights))
+    network = make_encoder(encoder)
+    if weights:
+        load_weights(network, Path(weights))
+    return network, encoder
 
 
 def _check_strides(

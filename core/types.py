@@ -16,6 +16,10 @@ Monitor = Callable[[int, Mapping[str, float]], None]
 """Called with a step number and named values; a progress bar, a journal, or nothing."""
 
 
+LayerSet = tuple[str, ...]
+"""Layers whose features are modelled together."""
+
+
 def silent(step: int, values: Mapping[str, float]) -> None:
     """The monitor that says nothing."""
 

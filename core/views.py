@@ -4,6 +4,7 @@ Magnitudes are those of Kovačević 2025 ("Feature Modeling for Anomaly Detectio
 lengths as fractions of the field of view (there 224 voxels), so they do not depend on the voxel size.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -36,10 +37,23 @@ class ViewSettings:
     """Strength of flips, affine and elastic deformation; 0 switches them off, 1 is as published."""
     photometric: float = 1.0
     """Strength of ghosting, gamma, noise, bias field, blur and patch swaps; 0 switches them off."""
+    tone: float = 1.0
+    """Multiplies gamma and bias field, which change tissue brightness as lesions do; 0 leaves the others alone."""
     crop_voxels: tuple[int, int, int] | None = None
     """Random crop, at the same place in both views; none takes the whole volume."""
     first_view_clean: bool = True
     """Whether one view of each pair is the scan as it is."""
+
+
+VIEW_SETS: Mapping[str, ViewSettings] = {
+    "none": ViewSettings(geometric=0.0, photometric=0.0),
+    "geometric": ViewSettings(photometric=0.0),
+    "toneless": ViewSettings(tone=0.0),
+    "mild": ViewSettings(photometric=0.3),
+    "strong": ViewSettings(),
+    "both": ViewSettings(first_view_clean=False),
+}
+"""Named sets of views that are compared as runs: "strong" is as published, "both" augments both sides of a pair."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +91,7 @@ def draw_view(
     BadInput when a strength is negative or the crop exceeds the volume.
     """
     start, crop = _crop(settings, shape, stream(seed, "crop", step, sample))
-    if settings.geometric < 0 or settings.photometric < 0:
+    if min(settings.geometric, settings.photometric, settings.tone) < 0:
         raise BadInput("Strengths of views are at least 0 (0 off, 1 as published).")
     if view == 0 and settings.first_view_clean:
         return ViewDraw(start, crop)
@@ -105,9 +119,9 @@ def draw_view(
         ghost=float(p * (chance[0] < GHOST_PROBABILITY) * size[0] * GHOST_STRENGTH),
         ghost_axis=int(photometry.integers(3)),
         ghost_copies=int(photometry.integers(2, 5)),
-        gamma=float(np.exp(p * (chance[1] < GAMMA_PROBABILITY) * (2 * size[1] - 1) * GAMMA_LOG)),
+        gamma=float(np.exp(p * settings.tone * (chance[1] < GAMMA_PROBABILITY) * (2 * size[1] - 1) * GAMMA_LOG)),
         noise_std=float(p * (chance[2] < NOISE_PROBABILITY) * size[2] * NOISE_STD),
-        bias=float(p * (chance[3] < BIAS_PROBABILITY) * BIAS_COEFFICIENT),
+        bias=float(p * settings.tone * (chance[3] < BIAS_PROBABILITY) * BIAS_COEFFICIENT),
         blur_voxels=float(p * (chance[4] < BLUR_PROBABILITY) * (BLUR_VOXELS[0] + size[4] * np.ptp(BLUR_VOXELS))),
         swaps=round(float(p * (chance[5] < SWAP_PROBABILITY) * SWAPS)),
         field_seed=int(photometry.integers(2**62)),
@@ -134,6 +148,14 @@ def apply_view(volume: Float[Tensor, "channels x y z"], draw: ViewDraw) -> Float
     return _swapped(view, draw.swaps, generator) if draw.swaps else view
 
 
+def view_coordinates(
+    draw: ViewDraw, shape: tuple[int, int, int], device: torch.device | None = None
+) -> Float[Tensor, "i j k 3"]:
+    """Where each voxel of a view was read in the volume of `shape`, in voxel indices; may lie outside of it."""
+    generator = torch.Generator().manual_seed(draw.field_seed)
+    return _read_points(shape, draw, _matrix(draw), generator, device or torch.device("cpu"))
+
+
 def _crop(
     settings: ViewSettings, shape: tuple[int, int, int], generator: np.random.Generator
 ) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
@@ -147,28 +169,47 @@ def _crop(
 def _deformed(volume: Tensor, draw: ViewDraw, generator: torch.Generator) -> Tensor:
     """Crop, flip, affine and elastic deformation in one trilinear read."""
     (i, j, k), (a, b, c) = draw.crop_start, draw.crop_shape
-    matrix = _rotation(draw.rotation_degrees) @ np.diag(np.array(draw.scale) * np.where(draw.flip, -1.0, 1.0))
+    matrix = _matrix(draw)
     still = np.array_equal(matrix, np.eye(3)) and not any(draw.translation_voxels)
     if still and draw.elastic_voxels == 0:
         return volume[:, i : i + a, j : j + b, k : k + c]
     size = torch.tensor(volume.shape[1:], dtype=torch.float32, device=volume.device)
-    centre = (size - 1) / 2
-    axes = [
-        torch.arange(start, start + length, dtype=torch.float32, device=volume.device)
-        for start, length in ((i, a), (j, b), (k, c))
-    ]
-    points = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1) - centre
-    points = points @ torch.tensor(matrix.T, dtype=torch.float32, device=volume.device) + centre
-    points = points + torch.tensor(draw.translation_voxels, dtype=torch.float32, device=volume.device)
-    if draw.elastic_voxels > 0:
-        coarse = torch.rand((1, 3, *[ELASTIC_POINTS] * 3), generator=generator) * 2 - 1
-        smooth = functional.interpolate(coarse.to(volume.device), size=(a, b, c), mode="trilinear", align_corners=True)
-        points = points + draw.elastic_voxels * smooth[0].movedim(0, -1)
+    points = _read_points(_shape(volume), draw, matrix, generator, volume.device)
     normalised = (2 * points / (size - 1).clamp_min(1) - 1).flip(-1)
     read = functional.grid_sample(
         volume[None].float(), normalised[None], mode="bilinear", padding_mode="border", align_corners=True
     )
     return read[0].to(volume.dtype)
+
+
+def _matrix(draw: ViewDraw) -> np.ndarray:
+    matrix: np.ndarray = _rotation(draw.rotation_degrees) @ np.diag(
+        np.array(draw.scale) * np.where(draw.flip, -1.0, 1.0)
+    )
+    return matrix
+
+
+def _read_points(
+    shape: tuple[int, int, int],
+    draw: ViewDraw,
+    matrix: np.ndarray,
+    generator: torch.Generator,
+    device: torch.device,
+) -> Float[Tensor, "i j k 3"]:
+    size = torch.tensor(shape, dtype=torch.float32, device=device)
+    centre = (size - 1) / 2
+    axes = [
+        torch.arange(start, start + length, dtype=torch.float32, device=device)
+        for start, length in zip(draw.crop_start, draw.crop_shape, strict=True)
+    ]
+    points = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1) - centre
+    points = points @ torch.tensor(matrix.T, dtype=torch.float32, device=device) + centre
+    points = points + torch.tensor(draw.translation_voxels, dtype=torch.float32, device=device)
+    if draw.elastic_voxels > 0:
+        coarse = torch.rand((1, 3, *[ELASTIC_POINTS] * 3), generator=generator) * 2 - 1
+        smooth = functional.interpolate(coarse.to(device), size=draw.crop_shape, mode="trilinear", align_corners=True)
+        points = points + draw.elastic_voxels * smooth[0].movedim(0, -1)
+    return points
 
 
 def _rotation(degrees: Triple) -> np.ndarray:

@@ -5,11 +5,12 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
-from core.detectors.feature_gaussian import FeatureGaussian, LayerSet, every_layer_set
+from core.detectors.feature_gaussian import FeatureGaussian
 from core.detectors.intensity import Intensity
 from core.detectors.voxel_zscore import VoxelZScore
-from core.features import FeatureSettings
+from core.features import FeatureSettings, every_layer_set
 from core.recipes import as_json, from_json
+from core.types import LayerSet
 from data.errors import BadInput
 from models.encoder import EncoderSettings
 

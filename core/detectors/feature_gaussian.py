@@ -5,7 +5,6 @@ PaDiM (Defard et al. 2020, arXiv:2011.08785) in 3-D, over any encoder. One fit s
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -14,23 +13,23 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from core.distributed import device
-from core.features import FeatureExtractor, FeatureSettings, load_extractor, make_extractor
+from core.features import (
+    FeatureExtractor,
+    FeatureSettings,
+    every_layer_set,
+    load_extractor,
+    make_extractor,
+    network_for,
+)
 from core.gaussian import GaussianSettings, VoxelGaussian, fit_gaussian, plan_memory
 from core.memory_plan import subjects_together
 from core.recipes import as_json, from_json
 from core.scoring import to_score_map
-from core.types import FeatureLayout, Monitor, ScoreMap, silent
+from core.types import FeatureLayout, LayerSet, Monitor, ScoreMap, silent
 from data.errors import BadInput
 from data.files import read_json, write_json
 from data.volume import Volume
-from models.encoder import Encoder, EncoderSettings, load_encoder, load_weights, make_encoder, save_encoder
-
-LayerSet = tuple[str, ...]
-
-
-def every_layer_set(layers: Sequence[str]) -> tuple[LayerSet, ...]:
-    """All 2^L − 1 combinations: single layers first, the full set last, each in the order of `layers`."""
-    return tuple(combo for size in range(1, len(layers) + 1) for combo in combinations(layers, size))
+from models.encoder import EncoderSettings, load_encoder, save_encoder
 
 
 @dataclass(eq=False)
@@ -74,7 +73,7 @@ class FeatureGaussian:
         """Learn the healthy Gaussian of every position. `monitor` gets one call per volume."""
         if not train:
             raise BadInput("No training volume. Give at least two healthy subjects.")
-        network, self.encoder_settings_ = self._network(len(train[0].contrasts))
+        network, self.encoder_settings_ = network_for(self.encoder, self.weights, len(train[0].contrasts))
         self.extractor_ = make_extractor(network, self.features, train, device())
         layout = self.extractor_.layout
         plan = plan_memory(
@@ -156,26 +155,6 @@ class FeatureGaussian:
     @property
     def _limit_bytes(self) -> int:
         return int(self.memory_gb * 1e9)
-
-    def _network(self, contrasts: int) -> tuple[Encoder, EncoderSettings]:
-        try:
-            network, settings = self._made_or_loaded()
-        except ValueError as error:  # models knows no error of ours
-            raise BadInput(str(error)) from error
-        if settings.in_channels != contrasts:
-            raise BadInput(
-                f"The encoder expects {settings.in_channels} contrast(s), the volumes have {contrasts}. "
-                "Prepare the contrasts that it was trained on, or set encoder in_channels."
-            )
-        return network, settings
-
-    def _made_or_loaded(self) -> tuple[Encoder, EncoderSettings]:
-        if self.weights and Path(self.weights).is_dir():
-            return load_encoder(Path(self.weights))
-        network = make_encoder(self.encoder)
-        if self.weights:
-            load_weights(network, Path(self.weights))
-        return network, self.encoder
 
     def _feature_rows(self, volumes: Sequence[Volume], monitor: Monitor) -> Iterator[Mapping[str, Tensor]]:
         assert self.extractor_ is not None
