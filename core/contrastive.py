@@ -1,6 +1,7 @@
 """The contrastive loss, its chance level, and the numbers that show whether an embedding collapsed."""
 
 import math
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -8,6 +9,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from data.errors import BadInput
+
+HISTOGRAM_BINS, HISTOGRAM_EVERY = 40, 10
 
 
 def nt_xent(
@@ -28,9 +31,87 @@ def nt_xent(
         return functional.cross_entropy(logits, _partners(len(z1), z1.device))
 
 
+def info_nce(
+    positive: Float[Tensor, " anchors"],
+    negative: Float[Tensor, "anchors negatives"],
+    temperature: float,
+    positive_prior: float = 0.0,
+) -> Float[Tensor, ""]:
+    """Mean of −log( exp(p/T) / (exp(p/T) + Σ_k exp(n_k/T)) ) over anchors; −∞ marks what is no negative of an anchor.
+
+    With `positive_prior` τ > 0 the sum over the N negatives is replaced by N·g, the debiased estimate
+    g = max( (mean_k exp(n_k/T) − τ·exp(p/T)) / (1 − τ), exp(−1/T) ): some negatives are positives in truth.
+    van den Oord et al. 2018, arXiv:1807.03748, eq. 4; Chuang et al. 2020, arXiv:2007.00224, eq. 8 with M = 1.
+    """
+    with torch.autocast(positive.device.type, enabled=False):
+        p, n = positive.float()[:, None] / temperature, negative.float() / temperature
+        if positive_prior == 0:
+            return (torch.cat([p, n], dim=1).logsumexp(1) - p[:, 0]).mean()
+        # Everything relative to exp(1/T), the largest possible term, so that no temperature overflows.
+        found = (n > -math.inf).sum(1)
+        top = 1 / temperature
+        mean = (n - top).exp().sum(1) / found.clamp_min(1)
+        own = (p[:, 0] - top).exp()
+        g = ((mean - positive_prior * own) / (1 - positive_prior)).clamp_min(math.exp(-2 * top))
+        return ((own + found * g).log() - (p[:, 0] - top)).mean()
+
+
+def cosines(a: Float[Tensor, "anchors dim"], b: Float[Tensor, "others dim"]) -> Float[Tensor, "anchors others"]:
+    """All cosines, in float32 whatever the autocast."""
+    with torch.autocast(a.device.type, enabled=False):
+        return functional.normalize(a.float(), dim=1) @ functional.normalize(b.float(), dim=1).T
+
+
+def in_batch(
+    z1: Float[Tensor, "batch dim"], z2: Float[Tensor, "batch dim"]
+) -> tuple[Float[Tensor, " views"], Float[Tensor, "views views"]]:
+    """Cosine of each of the 2N views with its partner, and with all others; −∞ with itself and the partner."""
+    n = len(z1)
+    z = torch.cat([z1, z2])
+    similar = cosines(z, z)
+    views = torch.arange(2 * n, device=z.device)
+    same = views[:, None] % n == views[None, :] % n
+    return similar[views, _partners(n, z.device)], similar.masked_fill(same, -math.inf)
+
+
 def chance_loss(batch: int) -> float:
     """ln(2N − 1): the loss of an embedding that tells nothing apart."""
     return math.log(2 * batch - 1)
+
+
+@torch.no_grad()
+def difficulty(positive: Float[Tensor, " anchors"], negative: Float[Tensor, "anchors negatives"]) -> dict[str, Any]:
+    """How hard it is to find the partner; −∞ marks what is no negative of an anchor.
+
+    chance: the loss at chance, mean ln(1 + negatives) over anchors. candidates: among how many the partner must be
+    found, itself counted, mean over anchors. top1: how often it is more similar than every negative; a tie is not
+    found. hardness: mean of the highest negative cosine. positive_similarity, negative_similarity: mean cosines.
+    """
+    real = negative > -math.inf
+    found = real.sum(1).double()
+    highest = torch.cat([negative, torch.full_like(positive[:, None], -1.0)], dim=1).max(1).values
+    total = float(found.sum())
+    return {
+        "chance": float((1 + found).log().mean()),
+        "candidates": round(float((1 + found).mean())),
+        "top1": float((positive > highest).double().mean()),
+        "hardness": float(highest.double().mean()),
+        "positive_similarity": float(positive.double().mean()),
+        "negative_similarity": float(negative.masked_fill(~real, 0).double().sum() / max(total, 1.0)),
+    }
+
+
+@torch.no_grad()
+def histograms(
+    step: int, positive: Float[Tensor, " anchors"], negative: Float[Tensor, "anchors negatives"]
+) -> dict[str, list[int]]:
+    """At step 1 and every tenth: counts of positive and negative cosines in 40 equal bins over −1 to 1."""
+    if step != 1 and step % HISTOGRAM_EVERY:
+        return {}
+    return {
+        "positive_histogram": _counts(positive),
+        "negative_histogram": _counts(negative[negative > -math.inf]),
+    }
 
 
 @torch.no_grad()
@@ -62,6 +143,11 @@ def diagnostics(z1: Float[Tensor, "batch dim"], z2: Float[Tensor, "batch dim"]) 
         "positive_similarity": float(positive.double().mean()),
         "negative_similarity": float(negative.mean()),
     }
+
+
+def _counts(cosines: Tensor) -> list[int]:
+    counts = torch.histc(cosines.float().clamp(-1, 1).cpu(), bins=HISTOGRAM_BINS, min=-1, max=1)
+    return [int(count) for count in counts]
 
 
 def _similarities(z1: Tensor, z2: Tensor) -> Float[Tensor, "views views"]:

@@ -65,6 +65,7 @@ def minimise(
     directory: Path,
     *,
     config: Mapping[str, Any],
+    defaults: Mapping[str, Any] | None = None,
     device: torch.device,
     examples_per_step: int = 1,
     monitor: Monitor = silent,
@@ -74,16 +75,17 @@ def minimise(
     `loss_of_step(step)` gives the loss and what to log for steps 1, 2, ...; when it depends on nothing but the step
     and the modules, a killed and resumed run ends with the bits of an uninterrupted one (on a CPU, same threads).
     Writes checkpoints/step-NNNNNNNN (the last two are kept), events.jsonl (one line per logged step) and
-    training.json (`config`).
+    training.json (`config`). Parameters that require no gradient are checkpointed but not trained, and a parameter
+    that no loss has reached yet has no moments.
 
-    BadInput when `config` differs from that of the run in `directory`, or the loss is not finite (the last
-    checkpoint stays). Interrupted after SIGTERM, SIGINT or SIGUSR1, with a checkpoint of the step just done; a second
-    signal ends at once.
+    `defaults` completes the config of a run that was begun before a setting existed. BadInput when `config` differs
+    from that of the run in `directory`, or the loss is not finite (the last checkpoint stays). Interrupted after
+    SIGTERM, SIGINT or SIGUSR1, with a checkpoint of the step just done; a second signal ends at once.
     """
     _check(optimisation)
     directory.mkdir(parents=True, exist_ok=True)
-    _same_config(directory / "training.json", config)
-    named = {f"{m}.{n}": p for m, module in modules.items() for n, p in module.named_parameters()}
+    _same_config(directory / "training.json", config, defaults or {})
+    named = {f"{m}.{n}": p for m, module in modules.items() for n, p in module.named_parameters() if p.requires_grad}
     optimiser = torch.optim.AdamW(named.values(), lr=optimisation.lr, weight_decay=optimisation.weight_decay)
     done = _resume(directory / "checkpoints", modules, named, optimiser)
     _truncate_events(directory / "events.jsonl", done)
@@ -151,12 +153,12 @@ def _check(optimisation: Optimisation) -> None:
             raise BadInput(f"Unknown {name} {getattr(optimisation, name)!r}. Allowed: {', '.join(allowed)}.")
 
 
-def _same_config(path: Path, config: Mapping[str, Any]) -> None:
+def _same_config(path: Path, config: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
     new = json.loads(json.dumps(config))
     if not path.is_file():
         write_json(path, new)
         return
-    old, new = _flat(read_json(path)), _flat(new)
+    old, new = {**_flat(json.loads(json.dumps(defaults))), **_flat(read_json(path))}, _flat(new)
     differing = [
         f"{key}: {old.get(key)!r} there, {new.get(key)!r} now"
         for key in sorted(old.keys() | new.keys())
@@ -197,6 +199,8 @@ def _resume(
             prefix = f"{name}."
             module.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
         for name, parameter in named.items():
+            if f"adamw/{name}/step" not in state:
+                continue
             optimiser.state[parameter] = {
                 "step": state[f"adamw/{name}/step"],
                 **{k: torch.empty_like(parameter).copy_(state[f"adamw/{name}/{k}"]) for k in ("exp_avg", "exp_avg_sq")},
@@ -216,7 +220,7 @@ def _save(
     """Commit the weights, the buffers and the AdamW moments of a step, then drop all but the newest two."""
     state = {f"{m}.{n}": value for m, module in modules.items() for n, value in module.state_dict().items()}
     for name, parameter in named.items():
-        for key, value in optimiser.state[parameter].items():
+        for key, value in optimiser.state.get(parameter, {}).items():
             state[f"adamw/{name}/{key}"] = value
     with committed_directory(checkpoints / f"step-{step:08d}") as scratch:
         save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, scratch / "state.safetensors")

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
@@ -25,6 +25,7 @@ NOISE_PROBABILITY, NOISE_STD = 0.5, 0.04
 BIAS_PROBABILITY, BIAS_COEFFICIENT, BIAS_ORDER = 0.3, 0.5, 3
 BLUR_PROBABILITY, BLUR_VOXELS = 0.2, (0.5, 1.0)
 SWAP_PROBABILITY, SWAPS, SWAP_SHARE = 0.4, 12, 28 / 155
+PLACE_STEPS, PLACE_TOLERANCE = 24, 0.02
 
 Triple = tuple[float, float, float]
 
@@ -154,6 +155,47 @@ def view_coordinates(
     """Where each voxel of a view was read in the volume of `shape`, in voxel indices; may lie outside of it."""
     generator = torch.Generator().manual_seed(draw.field_seed)
     return _read_points(shape, draw, _matrix(draw), generator, device or torch.device("cpu"))
+
+
+def places_in_view(
+    draw: ViewDraw, shape: tuple[int, int, int], points: Float[Tensor, "points 3"]
+) -> tuple[Float[Tensor, "points 3"], Bool[Tensor, " points"]]:
+    """Where points of the volume (in voxel indices) lie in a view (in its own), and which of them it holds.
+
+    The inverse of `view_coordinates`: exact for flips, affine and crop; under an elastic deformation found by
+    fixed-point steps u ← u + A⁻¹(p − P(u)), P trilinear between view voxels. A point is held when it lies inside the
+    view and the steps came within PLACE_TOLERANCE voxels of it; places of the others are arbitrary.
+    """
+    device = points.device
+    matrix = torch.tensor(_matrix(draw), dtype=torch.float64, device=device)
+    centre = (torch.tensor(shape, dtype=torch.float64, device=device) - 1) / 2
+    moved = points.double() - centre - torch.tensor(draw.translation_voxels, dtype=torch.float64, device=device)
+    start = torch.tensor(draw.crop_start, dtype=torch.float64, device=device)
+    places = (torch.linalg.solve(matrix, moved.T).T + centre - start).float()
+    last = torch.tensor(draw.crop_shape, dtype=torch.float32, device=device) - 1
+    held = torch.ones(len(points), dtype=torch.bool, device=device)
+    if draw.elastic_voxels > 0:
+        read = view_coordinates(draw, shape, device).movedim(-1, 0)[None]
+        for _ in range(PLACE_STEPS):
+            missing = points - trilinear(read, places[None])[0]
+            step = torch.linalg.solve(matrix, missing.double().T).T.float()
+            places = torch.minimum((places + step).clamp_min(0), last)
+        held = (points - trilinear(read, places[None])[0]).abs().amax(1) < PLACE_TOLERANCE
+    held &= ((places > -PLACE_TOLERANCE) & (places < last + PLACE_TOLERANCE)).all(1)
+    return torch.minimum(places.clamp_min(0), last), held
+
+
+def trilinear(
+    values: Float[Tensor, "batch channels x y z"], points: Float[Tensor, "batch points 3"]
+) -> Float[Tensor, "batch points channels"]:
+    """Values between the voxels at points given in voxel indices; beyond the edge, the edge. In float32."""
+    last = torch.tensor(values.shape[2:], dtype=torch.float32, device=values.device) - 1
+    normalised = (2 * points.float() / last.clamp_min(1) - 1).flip(-1)[:, :, None, None]
+    with torch.autocast(values.device.type, enabled=False):
+        read: Tensor = functional.grid_sample(
+            values.float(), normalised, mode="bilinear", padding_mode="border", align_corners=True
+        )
+    return read[..., 0, 0].transpose(1, 2)
 
 
 def _crop(

@@ -30,10 +30,11 @@ NEVER = {
 ORDER: list[str] = """
 types distributed randomness shrinkage recipes progress provenance journal lock store
 bootstrap curves calibration decision lesions metrics distributions verdict
-views contrastive training simclr
+views contrastive training
+simclr.settings simclr.scans simclr.parts simclr.banks simclr.whole simclr.ccd simclr.blobs simclr.dense simclr
 memory_plan gaussian_dual gaussian_primal gaussian_files gaussian_conditional gaussian_block gaussian features scoring
-detectors.intensity detectors.voxel_zscore detectors.feature_gaussian detectors
-experiment run_scores
+detectors.intensity detectors.voxel_zscore detectors.feature_gaussian detectors.patchcore detectors
+experiment run_scores subject_level
 diagnosis diagnosis.cases diagnosis.reference diagnosis.shapley diagnosis.categories diagnosis.error_map
 packed evaluation summary export
 diagnosis.placement diagnosis.ceiling diagnosis.lesion_table diagnosis.ladder diagnosis.likelihood
