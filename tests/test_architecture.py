@@ -38,6 +38,8 @@ memory_bank.files memory_bank.bank memory_bank
 detectors.intensity detectors.voxel_zscore detectors.feature_gaussian detectors.patchcore detectors
 experiment run_scores subject_level
 diagnosis diagnosis.cases diagnosis.reference diagnosis.shapley diagnosis.categories diagnosis.error_map
+visibility visibility.changes visibility.measure visibility.intensity visibility.trained visibility.words
+visibility.runs
 packed evaluation summary export
 diagnosis.placement diagnosis.ceiling diagnosis.lesion_table diagnosis.ladder diagnosis.likelihood
 diagnosis.variants diagnosis.paired diagnosis.bench diagnosis.whatif_maps diagnosis.whatif_scans diagnosis.whatif_fits

@@ -1,0 +1,159 @@
+"""What was measured, in sentences. Every number in them is computed; no sentence is given without one."""
+
+from collections.abc import Mapping, Sequence
+
+from core.bootstrap import Interval
+from core.visibility.changes import VisibilitySettings
+from core.visibility.intensity import TONE, IntensityChange, IntensityEffects
+from core.visibility.measure import LayerVisibility, Visibility
+from core.visibility.trained import Trained, damage, taught_away
+
+FAMILY_WORDS: Mapping[str, str] = {
+    "flip": "flips",
+    "affine": "rotation, scaling and shift",
+    "elastic": "elastic deformation",
+    "ghost": "ghosting",
+    "gamma": "gamma",
+    "noise": "noise",
+    "bias": "the bias field",
+    "blur": "blur",
+    "swap": "patch swaps",
+}
+COMPARABLE = 0.5
+"""A view that moves brightness by this share of what a lesion does, or more, teaches to ignore such a lesion."""
+
+
+def before_sentences(
+    effects: IntensityEffects, untrained: Visibility | None, settings: VisibilitySettings
+) -> tuple[str, ...]:
+    """What a set of views would teach, from the scans and the list of augmentations alone."""
+    lesion = effects.of(settings.example().name)
+    assert lesion is not None
+    moving = [v for v in effects.views if v.change in TONE]
+    if moving:
+        said = [_tone_sentence(one, lesion) for one in moving]
+    else:
+        said = [
+            "No view changes tissue brightness smoothly (gamma and bias field are off): nothing in this set asks the "
+            f"encoder to ignore a lesion's brightness. A lesion ({lesion.change}) moves it by "
+            f"{_number(lesion.of_range.mean)} of the range."
+        ]
+    alike = next(one for one in effects.likeness if one.name == lesion.change)
+    if moving:
+        makers = " and ".join(FAMILY_WORDS[one.change] for one in moving)
+        said.append(
+            f"Seen from inside that lesion, {makers} could have made {_percent(alike.inside)} of its change; with "
+            f"8 mm of brain around it, {_percent(alike.with_surround)}. What tells it apart is its border."
+        )
+    others = [v for v in effects.views if v.change not in TONE and not _is_small(v, lesion)]
+    if others:
+        listed = ", ".join(f"{FAMILY_WORDS[v.change]} {_number(v.of_range.mean)}" for v in others)
+        said.append(f"Other views move brightness as far, in another way than lesions do: {listed}.")
+    if untrained is not None:
+        said.append(_span_sentence(untrained, "Before training"))
+    return tuple(said)
+
+
+def trained_sentences(
+    before: Visibility, after: Visibility, trained: tuple[Trained, ...], settings: VisibilitySettings
+) -> tuple[str, ...]:
+    """What training did: where lesions are seen best, what was learned as an invariance, what became of lesions."""
+    said = [_span_sentence(after, "After training")]
+    deepest = after.layers[-1].layer
+    gone = taught_away(trained, deepest)
+    if gone:
+        listed = ", ".join(
+            f"{FAMILY_WORDS[t.change]} {_number(t.before.mean)} → {_number(t.after.mean)} ({_fall(t)})"
+            for t in gone[:3]
+        )
+        said.append(f"Learned as invariances at {deepest}: {len(gone)} kinds of view, most of all {listed}.")
+    else:
+        said.append(f"No kind of view moves {deepest} less than before training: nothing was learned as an invariance.")
+    lost = [damage(trained, one.layer) for one in before.layers if one.layer != "input"]
+    fell = [one for one in lost if one.fell]
+    if fell:
+        worst = min(fell, key=lambda t: t.ratio.mean or 0.0)
+        said.append(
+            f"Lesions went with them at {_listed([t.layer for t in fell])}: at {worst.layer} they move features by "
+            f"{_number(worst.after.mean)} healthy SDs instead of {_number(worst.before.mean)} ({_fall(worst)})."
+        )
+    else:
+        said.append("Lesions move no layer less than before training: the invariances did not cost their signal.")
+    return (*said, _net_sentence(before, after), _example_sentence(after, settings))
+
+
+def interval_words(found: Interval, decimals: int = 2) -> str:
+    """A number with its interval."""
+    if found.mean is None:
+        return "without bound"
+    span = "" if found.low is None else f" [{found.low:.{decimals}f}, {found.high:.{decimals}f}]"
+    return f"{found.mean:.{decimals}f}{span}"
+
+
+def _tone_sentence(view: IntensityChange, lesion: IntensityChange) -> str:
+    name = FAMILY_WORDS[view.change]
+    start = (
+        f"{name[0].upper()}{name[1:]} as drawn ({100 * (view.share or 0):.0f} % of views) moves brain tissue by "
+        f"{_number(view.of_range.mean)} of the brightness range; a lesion ({lesion.change}) moves it by "
+        f"{_number(lesion.of_range.mean)}"
+    )
+    if _is_small(view, lesion):
+        return f"{start}: learning to ignore {name} covers a small part of what this lesion changes."
+    return f"{start}: an encoder that learns to ignore {name} is taught to ignore this lesion."
+
+
+def _is_small(view: IntensityChange, lesion: IntensityChange) -> bool:
+    return (view.of_range.mean or 0.0) < COMPARABLE * (lesion.of_range.mean or 0.0)
+
+
+def _span_sentence(found: Visibility, when: str) -> str:
+    """Best and worst layer of a network, the input apart."""
+    layers = [one for one in found.layers if one.layer != "input"] or list(found.layers)
+    bounded = [one for one in layers if one.visibility.mean is not None]
+    if not bounded:
+        return f"{when}, views move no layer at all: there is nothing to compare lesions with."
+    best, worst = (pick(bounded, key=lambda one: one.visibility.mean or 0.0) for pick in (max, min))
+    if best is worst:
+        return f"{when}, lesions move {best.layer} {_times(best)} as far as views do."
+    return (
+        f"{when}, lesions are most visible at {best.layer}, where they move features {_times(best)} as far as views "
+        f"do, and least at {worst.layer}, {_times(worst)}."
+    )
+
+
+def _net_sentence(before: Visibility, after: Visibility) -> str:
+    changes = []
+    for one in after.layers:
+        first, now = before.layer(one.layer).visibility.mean, one.visibility.mean
+        if one.layer != "input" and first is not None and now is not None:
+            changes.append(f"{one.layer} {first:.2f} → {now:.2f}")
+    return f"Visibility, untrained → trained: {', '.join(changes)}." if changes else "Views move no layer."
+
+
+def _example_sentence(after: Visibility, settings: VisibilitySettings) -> str:
+    name, deepest = settings.example().name, after.layers[-1]
+    lesion = next(one for one in deepest.lesions if one.name == name)
+    return (
+        f"One lesion ({name}) moves {deepest.layer} by {interval_words(lesion.movement.mean)} healthy SDs, views move "
+        f"it by {interval_words(deepest.view.mean)}."
+    )
+
+
+def _times(layer: LayerVisibility) -> str:
+    return f"{interval_words(layer.visibility)} times"
+
+
+def _fall(one: Trained) -> str:
+    return f"−{100 * (1 - (one.ratio.mean or 0.0)):.0f} %"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _percent(found: Interval) -> str:
+    return f"{100 * (found.mean or 0.0):.0f} %"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}" if value >= 0.095 else f"{value:.3f}"
