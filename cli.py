@@ -45,6 +45,7 @@ from verbs.shared import (
     print_json,
     runs_flag,
 )
+from verbs.visibility import VISIBILITY_VERBS
 
 
 @dataclass(frozen=True)
@@ -530,6 +531,7 @@ VERBS: dict[str, tuple[Any, Callable[[Any], int]]] = {
     "evaluate": (EvaluateVerb, _evaluate),
     "compare-layers": (CompareLayersVerb, _compare_layers),
     **DIAGNOSIS_VERBS,
+    **VISIBILITY_VERBS,
     "plant": (PlantVerb, _plant),
     "runs": (RunsVerb, _runs),
     "detectors": (DetectorsVerb, _detectors),

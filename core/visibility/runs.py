@@ -119,6 +119,11 @@ def visibility_before_of_run(run: Run, recipe: Mapping[str, Any], settings: Visi
     return visibility_before(training_volumes(run), views, from_json(EncoderSettings, recipe["encoder"]), settings)
 
 
+def encoder_settings(architecture: str, width: int, seed: int) -> EncoderSettings:
+    """Settings of an untrained encoder from plain values."""
+    return from_json(EncoderSettings, {"architecture": architecture, "width": width, "seed": seed})
+
+
 def training_volumes(run: Run) -> PreparedVolumes:
     """The prepared healthy scans that the run trains on. BadInput when it lists none."""
     chosen = set(run.record["split"].get("train", ()))

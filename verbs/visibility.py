@@ -1,0 +1,158 @@
+"""Verbs that say what an encoder was, or would be, taught to ignore: visibility and visibility-before."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+from rich.table import Table
+
+from core.progress import open_progress
+from core.recipes import as_json
+from core.store import open_run
+from core.views import VIEW_SETS, ViewSettings
+from data.errors import BadInput
+from data.preprocessing import Preprocessing
+from verbs.shared import EXIT_OK, RUNS, OneRun, console, interval_text, number_text, print_json
+
+Architecture = Literal["cnn3d", "resnet10_3d", "resnet18_3d", "resnet10_2d", "resnet18_2d"]
+
+
+@dataclass(frozen=True)
+class VisibilityVerb(OneRun):
+    """What an encoder has been taught to ignore: how far its features move under views and under planted lesions.
+
+    Example: python cli.py visibility latest --scans 6
+    """
+
+    scans: int = 6
+    """Healthy training scans to look at; lesions are planted into copies of them."""
+    seed: int = 0
+    """Of scans, views, places and textures."""
+
+
+@dataclass(frozen=True)
+class VisibilityBeforeVerb:
+    """Before training: what a set of views does to healthy scans beside what lesions do, so what it would teach.
+
+    Example: python cli.py visibility-before scans/cohort.csv --view-set strong
+    """
+
+    cohort: tyro.conf.Positional[Path]
+    """A table (CSV, TSV) or a folder (BIDS, IXI, BraTS); only its healthy training scans are looked at."""
+    runs: Path = RUNS
+    """Directory that holds the runs; prepared scans are kept there."""
+    layout: str = "auto"
+    """table, bids, ixi, brats, or auto."""
+    split: Path | None = None
+    """JSON with the lists train, calibration, validation, test; else the table's roles, else a seeded draw."""
+    split_seed: int = 0
+    """Seed of the drawn split."""
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    view_set: str = ""
+    """A named set of views (none, geometric, toneless, mild, strong, both); its strengths replace those of views."""
+    views: ViewSettings = field(default_factory=ViewSettings)
+    architecture: Architecture = "cnn3d"
+    """Of the untrained encoder whose features are looked at too."""
+    width: int = 16
+    """Channels of its first stage."""
+    scans: int = 6
+    """Healthy training scans to look at."""
+    seed: int = 0
+    """Of the encoder's weights, and of scans, views, places and textures."""
+    json: bool = False
+    """Print JSON."""
+
+
+def _visibility(arguments: VisibilityVerb) -> int:
+    from core.visibility.changes import VisibilitySettings
+    from core.visibility.runs import visibility_of_run
+
+    run = open_run(arguments.runs, arguments.run, "encoder")
+    settings = VisibilitySettings(scans=arguments.scans, seed=arguments.seed)
+    found = visibility_of_run(run, open_progress(), settings)
+    if arguments.json:
+        print_json(found)
+        return EXIT_OK
+    _print_layers(found, ("untrained", "trained"), run.run_id)
+    _print_families(found)
+    _print_sentences(found)
+    return EXIT_OK
+
+
+def _visibility_before(arguments: VisibilityBeforeVerb) -> int:
+    from core.experiment import DataSource, prepare
+    from core.visibility.changes import VisibilitySettings
+    from core.visibility.runs import encoder_settings, visibility_before
+
+    views = _views(arguments)
+    source = DataSource(
+        arguments.cohort, arguments.layout, arguments.split, arguments.split_seed, arguments.preprocessing
+    )
+    progress = open_progress()
+    study = prepare(arguments.runs, source, progress)
+    found = visibility_before(
+        study.volumes("train"),
+        views,
+        encoder_settings(arguments.architecture, arguments.width, arguments.seed),
+        VisibilitySettings(scans=arguments.scans, seed=arguments.seed),
+        progress,
+    )
+    if arguments.json:
+        print_json(found)
+        return EXIT_OK
+    _print_brightness(found)
+    _print_layers(found, ("untrained",), f"{arguments.architecture}, width {arguments.width}")
+    _print_sentences(found)
+    return EXIT_OK
+
+
+def _views(arguments: VisibilityBeforeVerb) -> ViewSettings:
+    if not arguments.view_set:
+        return arguments.views
+    if arguments.view_set not in VIEW_SETS:
+        raise BadInput(f"No set of views {arguments.view_set!r}. There are: {', '.join(VIEW_SETS)}.")
+    chosen = as_json(VIEW_SETS[arguments.view_set]) | {"crop_voxels": arguments.views.crop_voxels}
+    return ViewSettings(**chosen)
+
+
+def _print_layers(found: Mapping[str, Any], networks: tuple[str, ...], title: str) -> None:
+    heading = [f"{what}, {name}" for name in networks for what in ("views move it", "lesions move it", "visibility")]
+    table = Table("layer", *heading, title=title, caption="Movement in healthy SDs; 95 % intervals over scans.")
+    for rows in zip(*(found[name]["layers"] for name in networks), strict=True):
+        cells = [(one["view"]["mean"], one["lesion"]["mean"], one["visibility"]) for one in rows]
+        table.add_row(rows[0]["layer"], *(interval_text(cell) or "–" for row in cells for cell in row))
+    console().print(table)
+
+
+def _print_families(found: Mapping[str, Any]) -> None:
+    layers = [one["layer"] for one in found["trained"]["layers"] if one["layer"] != "input"]
+    changes = dict.fromkeys(row["change"] for row in found["compared"] if "contrast" not in row["change"])
+    at = {(row["layer"], row["change"]): row["ratio"] for row in found["compared"]}
+    table = Table("trained / untrained", *layers, caption="Below 1: learned as an invariance; for lesions, the damage.")
+    for change in changes:
+        table.add_row(change, *(interval_text(at.get((layer, change))) or "–" for layer in layers))
+    console().print(table)
+
+
+def _print_brightness(found: Mapping[str, Any]) -> None:
+    table = Table("change", "of the brightness range", "share of views", "gamma or bias field could have made it")
+    alike = {one["name"]: one for one in found["intensity"]["likeness"]}
+    for one in (*found["intensity"]["views"], *found["intensity"]["lesions"]):
+        like = alike.get(one["change"])
+        said = f"{number_text(like['inside']['mean'], 2)} inside, " if like else ""
+        said += f"{number_text(like['with_surround']['mean'], 2)} with 8 mm around it" if like else ""
+        table.add_row(one["change"], interval_text(one["of_range"]), number_text(one["share"], 2), said)
+    console().print(table)
+
+
+def _print_sentences(found: Mapping[str, Any]) -> None:
+    for sentence in found["sentences"]:
+        print(sentence)
+
+
+VISIBILITY_VERBS: dict[str, tuple[Any, Callable[[Any], int]]] = {
+    "visibility": (VisibilityVerb, _visibility),
+    "visibility-before": (VisibilityBeforeVerb, _visibility_before),
+}
