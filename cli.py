@@ -20,8 +20,9 @@ import tyro
 from rich.table import Table
 
 from core import demo, evaluation, experiment
-from core.detectors import CATALOGUE, DESCRIPTIONS, AnyDetector, FeatureGaussian, make, recipe_json
+from core.detectors import CATALOGUE, DESCRIPTIONS, LAYERED, AnyDetector, PatchCore, make, recipe_json
 from core.export import export_maps
+from core.memory_bank.settings import BankSettings
 from core.progress import open_progress
 from core.recipes import as_json
 from core.simclr import SimclrSettings
@@ -30,6 +31,7 @@ from core.summary import layer_table, run_summary
 from data.errors import BadInput, EnvironmentProblem, IntegrityError, Interrupted
 from data.preprocessing import Preprocessing
 from verbs.diagnosis import DIAGNOSIS_VERBS
+from verbs.neighbours import NEIGHBOUR_VERBS
 from verbs.shared import (
     EXIT_BAD_INPUT,
     EXIT_BUG,
@@ -154,6 +156,8 @@ class FitVerb(_Scans):
     """How channels become fewer."""
     max_channels: int | None = None
     """Channels kept per layer when reduced."""
+    neighbourhood: int | None = None
+    """Edge of the cube of a layer's own cells whose mean makes a feature; 1: the cell alone."""
     form: Literal["auto", "dual", "primal"] | None = None
     """Form of the Gaussian; auto chooses by subjects and features."""
     covariance: Literal["full", "diagonal", "shared"] | None = None
@@ -162,6 +166,34 @@ class FitVerb(_Scans):
     """Shrinkage rule. It changes the ranking of voxels, not only the conditioning."""
     ridge: float | None = None
     """Added to the diagonal of the covariance (feature units squared)."""
+    subset: Literal["greedy", "random", "kmeans", "half", "all"] | None = None
+    """Which healthy patches a memory bank keeps."""
+    coreset_ratio: float | None = None
+    """Share of the training patches that a memory bank keeps."""
+    pool: int | None = None
+    """Patches at most that the selection sees."""
+    projection: int | None = None
+    """Dimensions of the random projection in which greedy selection measures."""
+    scaling: Literal["layer", "none"] | None = None
+    """Whether every layer of a memory bank is divided by its own spread, so that all count alike."""
+    position: Literal["anywhere", "weighted", "restricted"] | None = None
+    """Which entries of a memory bank count at a position."""
+    position_weight: float | None = None
+    """Feature distance per mm when position is weighted."""
+    radius_mm: float | None = None
+    """Reach of a restricted bank, mm."""
+    search: Literal["exact", "ivf", "hnsw"] | None = None
+    """How a memory bank is searched."""
+    nprobe: int | None = None
+    """Lists that an IVF search visits; a quarter of the breadth of an HNSW search."""
+    candidates: int | None = None
+    """Nearest entries that an approximate search measures exactly."""
+    neighbours: int | None = None
+    """Bank neighbours in the re-weighting of a scan's score; 1: none."""
+    precision: Literal["float32", "float16"] | None = None
+    """Of the stored patches."""
+    bank_seed: int | None = None
+    """Of the bank's pool, selection and index."""
     smoothing_mm: float | None = None
     """Standard deviation of the smoothing of score maps, mm."""
     median_voxels: int | None = None
@@ -531,6 +563,7 @@ VERBS: dict[str, tuple[Any, Callable[[Any], int]]] = {
     "evaluate": (EvaluateVerb, _evaluate),
     "compare-layers": (CompareLayersVerb, _compare_layers),
     **DIAGNOSIS_VERBS,
+    **NEIGHBOUR_VERBS,
     **VISIBILITY_VERBS,
     "plant": (PlantVerb, _plant),
     "runs": (RunsVerb, _runs),
@@ -558,12 +591,13 @@ def _source(arguments: _Scans) -> experiment.DataSource:
 
 def _detector(arguments: FitVerb) -> tuple[AnyDetector, Run | None]:
     detector = make(arguments.detector)
-    own = {"smoothing_mm": arguments.smoothing_mm, "median_voxels": arguments.median_voxels}
+    own: dict[str, Any] = {"smoothing_mm": arguments.smoothing_mm, "median_voxels": arguments.median_voxels}
     features = {
         "layers": arguments.layers or None,
         "grid": arguments.grid,
         "reduction": arguments.reduction,
         "max_channels": arguments.max_channels,
+        "neighbourhood": arguments.neighbourhood,
     }
     gaussian = {
         "form": arguments.form,
@@ -571,28 +605,79 @@ def _detector(arguments: FitVerb) -> tuple[AnyDetector, Run | None]:
         "shrinkage": arguments.shrinkage,
         "ridge": arguments.ridge,
     }
-    if not isinstance(detector, FeatureGaussian):
-        given = [k for k, v in {**features, **gaussian, "memory": arguments.memory}.items() if v is not None]
+    bank = {
+        "subset": arguments.subset,
+        "coreset_ratio": arguments.coreset_ratio,
+        "pool": arguments.pool,
+        "projection": arguments.projection,
+        "scaling": arguments.scaling,
+        "position": arguments.position,
+        "position_weight": arguments.position_weight,
+        "radius_mm": arguments.radius_mm,
+        "search": arguments.search,
+        "nprobe": arguments.nprobe,
+        "candidates": arguments.candidates,
+        "neighbours": arguments.neighbours,
+        "precision": arguments.precision,
+        "bank_seed": arguments.bank_seed,
+    }
+    if not isinstance(detector, LAYERED):
+        given = [*_set({**features, **gaussian, **bank, "memory": arguments.memory})]
         if given or arguments.encoder != "random":
             raise BadInput(
-                f"Detector {arguments.detector!r} has no features. Leave out: {', '.join(given) or 'encoder'}."
+                f"Detector {arguments.detector!r} has no features. Leave out: {_flag_names(given) or '--encoder'}."
             )
         return dataclasses.replace(detector, **_set(own)), None
+    banked = isinstance(detector, PatchCore)
+    if strange := [*_set(gaussian if banked else bank)]:
+        has, lacks = ("a memory bank", "Gaussian") if banked else ("a Gaussian", "memory bank")
+        raise BadInput(
+            f"Detector {arguments.detector!r} is {has} and has no {lacks}. Leave out: {_flag_names(strange)}. "
+            "The settings of each detector: python cli.py detectors --json"
+        )
     own |= {"memory_gb": arguments.memory}
     encoder = {"architecture": arguments.architecture, "width": arguments.width, "seed": arguments.seed}
     encoder |= {"in_channels": len(arguments.preprocessing.contrasts)}
-    detector = dataclasses.replace(
-        detector,
-        features=dataclasses.replace(detector.features, **_set(features)),
-        gaussian=dataclasses.replace(detector.gaussian, **_set(gaussian)),
-        encoder=dataclasses.replace(detector.encoder, **_set(encoder)),
-        **_set(own),
-    )
+    own |= {
+        "features": dataclasses.replace(detector.features, **_set(features)),
+        "encoder": dataclasses.replace(detector.encoder, **_set(encoder)),
+    }
+    if isinstance(detector, PatchCore):
+        bank["seed"] = bank.pop("bank_seed")
+        settings = dataclasses.replace(detector.bank, **_set(bank))
+        _refuse_idle(bank, settings)
+        detector = dataclasses.replace(detector, bank=settings, **_set(own))
+    else:
+        changed = dataclasses.replace(detector.gaussian, **_set(gaussian))
+        detector = dataclasses.replace(detector, gaussian=changed, **_set(own))
     if arguments.encoder == "random":
         return detector, None
     if Path(arguments.encoder).is_file():
         return dataclasses.replace(detector, weights=arguments.encoder), None
     return detector, open_run(arguments.runs, arguments.encoder, "encoder")
+
+
+def _refuse_idle(given: dict[str, Any], settings: BankSettings) -> None:
+    """A flag that nothing would read is a misunderstanding."""
+    needs = {
+        "radius_mm": ("position", settings.position, ("restricted",)),
+        "position_weight": ("position", settings.position, ("weighted",)),
+        "nprobe": ("search", settings.search, ("ivf", "hnsw")),
+        "candidates": ("search", settings.search, ("ivf", "hnsw")),
+        "coreset_ratio": ("subset", settings.subset, ("greedy", "random", "kmeans", "half")),
+        "pool": ("subset", settings.subset, ("greedy", "random", "kmeans", "half")),
+        "projection": ("subset", settings.subset, ("greedy", "half")),
+    }
+    for name, (other, value, allowed) in needs.items():
+        if given[name] is not None and value not in allowed:
+            raise BadInput(
+                f"{_flag_names([name])} says nothing with --{other} {value}. "
+                f"It belongs to --{other} {' or '.join(allowed)}; give that, or leave it out."
+            )
+
+
+def _flag_names(names: Sequence[str]) -> str:
+    return ", ".join(f"--{name.replace('_', '-')}" for name in names)
 
 
 def _set(values: dict[str, Any]) -> dict[str, Any]:

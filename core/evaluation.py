@@ -20,6 +20,7 @@ from core.progress import Progress
 from core.provenance import reset_peak_memory
 from core.run_scores import RunScores, Space, open_scores, set_id
 from core.store import Run, append_event, lock, open_run, peak_memory_mb, stage, update_run
+from core.subject_level import subject_level
 from core.types import ScoreMap
 from data.errors import BadInput
 from data.files import is_committed, read_json, verify_directory
@@ -62,6 +63,7 @@ def evaluate_run(
                 name: {"working": result["figures"], "native": native.get(name, {}).get("figures")}
                 for name, result in working.items()
             },
+            "subject_level": subject_level(scores, headline),
             "lesions": _lesion_figures(scores, headline, native[set_id(headline)]["figures"]),
         }
         with stage(run, "evaluation") as scratch:

@@ -13,7 +13,16 @@ from typing import Any, overload
 
 import numpy as np
 
-from core.detectors import AnyDetector, FeatureGaussian, detector_kind, from_recipe, recipe_json
+from core.detectors import (
+    LAYERED,
+    AnyDetector,
+    FeatureGaussian,
+    Layered,
+    PatchCore,
+    detector_kind,
+    from_recipe,
+    recipe_json,
+)
 from core.progress import Progress
 from core.provenance import reset_peak_memory
 from core.recipes import as_json, from_json
@@ -32,7 +41,7 @@ from core.store import (
 )
 from data.cohort import ROLES, Cohort, Split, Subject, check_healthy, split_by_roles
 from data.errors import BadInput, IntegrityError, Interrupted
-from data.files import committed_directory, is_committed, read_json, sha256_file, verify_directory
+from data.files import committed_directory, is_committed, read_json, sha256_file, verify_directory, write_json
 from data.layout import read_cohort
 from data.preprocessing import Prepared, PreparedCohort, Preprocessing, load_prepared, prepare_cohort
 from data.reading import refuse_leakage
@@ -41,6 +50,9 @@ from models.encoder import EncoderSettings, make_encoder
 
 CHUNK = 24
 """Subjects scored together where memory allows: more gain no speed."""
+
+SUBJECT_FILE = "subject.json"
+"""Beside a scan's distances: one score of the whole scan per layer set, where the detector gives one."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +109,11 @@ class PreparedVolumes(Sequence[Volume]):
 def cache_directory(runs: Path) -> Path:
     """Where prepared scans of a runs directory are kept."""
     return runs / ".cache" / "prepared"
+
+
+def index_cache(runs: Path) -> Path:
+    """Where search indexes of memory banks are kept: made anew from the bank when they are missing."""
+    return runs / ".cache" / "faiss"
 
 
 def prepare(runs: Path, source: DataSource, progress: Progress, workers: int = 2) -> Study:
@@ -166,7 +183,7 @@ def fit(
     encoder_run: Run | None = None,
 ) -> Run:
     """Fit a detector to the training split; `encoder_run` gives it that run's encoder."""
-    if isinstance(detector, FeatureGaussian):
+    if isinstance(detector, LAYERED):
         _check_layers(detector, encoder_run)
     study = prepare(runs, source, progress)
     if not study.split.calibration:
@@ -174,7 +191,7 @@ def fit(
     parents: dict[str, str] = {}
     if encoder_run is not None:
         detector, parents = _with_encoder(detector, encoder_run, study)
-    elif isinstance(detector, FeatureGaussian) and not detector.weights:
+    elif isinstance(detector, LAYERED) and not detector.weights:
         contrasts = len(source.preprocessing.contrasts)
         detector = replace(detector, encoder=replace(detector.encoder, in_channels=contrasts))
     recipe = recipe_json(detector)
@@ -192,25 +209,15 @@ def fit(
             def monitor(number: int, values: Mapping[str, float]) -> None:
                 nonlocal seen
                 if "planned_bytes" in values:
-                    progress.say(detector.plan_text_ if isinstance(detector, FeatureGaussian) else "")
-                advance(max(number - seen, 0), "")
+                    progress.say(detector.plan_text_ if isinstance(detector, LAYERED) else "")
+                advance(max(number - seen, 0), f"{values['chosen']:.0f} patches chosen" if "chosen" in values else "")
                 seen = max(number, seen)
 
             with stage(run, "detector") as scratch:
                 detector.fit(volumes, monitor)
                 _save(detector, recipe, scratch)
-        if isinstance(detector, FeatureGaussian) and detector.gaussian_ is not None:
-            fitted = detector.gaussian_
-            update_run(
-                run,
-                settings={
-                    "form": fitted.form,
-                    "n_subjects": fitted.n_subjects,
-                    "features": sum(fitted.channels.values()),
-                    "positions": fitted.n_positions,
-                    "bytes": fitted.n_bytes,
-                },
-            )
+        if isinstance(detector, LAYERED):
+            update_run(run, settings=_fitted_settings(detector))
     return run
 
 
@@ -247,7 +254,10 @@ def load_detector(run: Run) -> AnyDetector:
             f"Run {run.run_id} has no fitted detector. Finish it: python cli.py fit --run-id {run.run_id} ..."
         )
     verify_directory(run.directory / "detector")
-    return detector_kind(run.record["recipe"]["kind"]).load(run.directory / "detector")
+    detector = detector_kind(run.record["recipe"]["kind"]).load(run.directory / "detector")
+    if isinstance(detector, PatchCore):
+        detector.index_cache_ = index_cache(run.directory.parent)
+    return detector
 
 
 def scored_subjects(run: Run) -> list[dict[str, Any]]:
@@ -274,7 +284,7 @@ def _is_scored(run: Run, subject: Mapping[str, Any]) -> bool:
 
 
 def _scored_together(run: Run, detector: AnyDetector, memory_gb: float | None) -> Run:
-    if not isinstance(detector, FeatureGaussian) or "scored_together" in run.record["settings"]:
+    if not isinstance(detector, LAYERED) or "scored_together" in run.record["settings"]:
         return run
     together = detector.subjects_together(CHUNK, memory_gb)
     return update_run(run, settings={**run.record["settings"], "scored_together": together})
@@ -282,7 +292,12 @@ def _scored_together(run: Run, detector: AnyDetector, memory_gb: float | None) -
 
 def _score_chunk(run: Run, detector: AnyDetector, chunk: Sequence[Mapping[str, Any]]) -> None:
     volumes = [prepared_of(run, s["subject_id"]).volume for s in chunk]
-    if isinstance(detector, FeatureGaussian):
+    whole: dict[str, dict[str, float]] = {}
+    if isinstance(detector, PatchCore):
+        distances, subjects = detector.distances_and_subject_scores(volumes)
+        arrays = {v.subject_id: ("distances.npy", distances[:, n]) for n, v in enumerate(volumes)}
+        whole = {v.subject_id: {"+".join(s): value for s, value in subjects[n].items()} for n, v in enumerate(volumes)}
+    elif isinstance(detector, FeatureGaussian):
         distances = detector.distances(volumes)
         arrays = {v.subject_id: ("distances.npy", distances[:, n]) for n, v in enumerate(volumes)}
     else:
@@ -290,6 +305,8 @@ def _score_chunk(run: Run, detector: AnyDetector, chunk: Sequence[Mapping[str, A
     for subject_id, (name, array) in arrays.items():
         with committed_directory(run.directory / "scores" / subject_id) as scratch:
             np.save(scratch / name, np.ascontiguousarray(array, dtype=np.float32))
+            if subject_id in whole:
+                write_json(scratch / SUBJECT_FILE, {"scores": whole[subject_id]})
 
 
 def _split(cohort: Cohort, source: DataSource) -> Split:
@@ -345,8 +362,23 @@ def _check_called_healthy(cohort: Cohort, split: Split, prepared: PreparedCohort
             )
 
 
+def _fitted_settings(detector: Layered) -> dict[str, Any]:
+    """What came of a fit, for the run's record."""
+    if isinstance(detector, PatchCore):
+        return detector.fitted_settings()
+    fitted = detector.gaussian_
+    assert fitted is not None
+    return {
+        "form": fitted.form,
+        "n_subjects": fitted.n_subjects,
+        "features": sum(fitted.channels.values()),
+        "positions": fitted.n_positions,
+        "bytes": fitted.n_bytes,
+    }
+
+
 def _save(detector: AnyDetector, recipe: Mapping[str, Any], directory: Path) -> None:
-    if isinstance(detector, FeatureGaussian):
+    if isinstance(detector, LAYERED):
         detector.weights = recipe["weights"]
     detector.save(directory)
 
@@ -435,7 +467,7 @@ def preprocessing_of(run: Run) -> Preprocessing:
     return from_json(Preprocessing, run.record["preprocessing"])
 
 
-def _check_layers(detector: FeatureGaussian, encoder_run: Run | None) -> None:
+def _check_layers(detector: Layered, encoder_run: Run | None) -> None:
     """Unknown layers are refused before any scan is prepared."""
     settings = detector.encoder
     if encoder_run is not None:
@@ -457,7 +489,7 @@ def _check_encoder(settings: EncoderSettings) -> None:
 
 
 def _with_encoder(detector: AnyDetector, encoder_run: Run, study: Study) -> tuple[AnyDetector, dict[str, str]]:
-    if not isinstance(detector, FeatureGaussian):
+    if not isinstance(detector, LAYERED):
         raise BadInput(f"{type(detector).__name__} takes no encoder. Leave --encoder out.")
     if not stage_done(encoder_run, "encoder"):
         raise BadInput(

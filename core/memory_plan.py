@@ -113,7 +113,7 @@ def subjects_together(
 ) -> int:
     """How many subjects can be scored together, at most `most`; EnvironmentProblem when not even one can.
 
-    Beside the fitted Gaussian and `WORKING_BYTES`, each subject holds its features (4 bytes a value), its distances
+    Beside what was fitted and `WORKING_BYTES`, each subject holds its features (4 bytes a value), its distances
     under every layer set (4 bytes) and its scan (8 bytes a voxel). The encoder's own pass comes on top.
     """
     fixed = fitted_bytes + WORKING_BYTES
@@ -121,7 +121,7 @@ def subjects_together(
     number = min(most, int((limit_bytes - fixed) // each))
     if number < 1:
         raise EnvironmentProblem(
-            f"Scoring does not fit into memory: the Gaussian and its work take {_gigabytes(fixed)}, one subject "
+            f"Scoring does not fit into memory: what was fitted and its work take {_gigabytes(fixed)}, one subject "
             f"{_gigabytes(each)}. Allowed are {_gigabytes(limit_bytes)}. "
             "Raise the memory limit (--memory), or fit fewer or coarser layers."
         )

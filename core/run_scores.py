@@ -8,15 +8,15 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float32
 
-from core.detectors import AnyDetector, FeatureGaussian, LayerSet, from_recipe
-from core.experiment import prepared_of, subjects_of
+from core.detectors import LAYERED, AnyDetector, LayerSet, from_recipe
+from core.experiment import SUBJECT_FILE, prepared_of, subjects_of
 from core.features import load_layout
 from core.metrics import SubjectScores
 from core.scoring import to_score_map
 from core.store import Run, stage_done
 from core.types import FeatureLayout, ScoreMap
 from data.errors import BadInput
-from data.files import is_committed
+from data.files import is_committed, read_json
 from data.preprocessing import Prepared, to_native
 
 Space = Literal["native", "working"]
@@ -29,7 +29,7 @@ def set_id(layers: LayerSet) -> str:
 
 @dataclass(frozen=True, eq=False)
 class RunScores:
-    """The stored scores of one run. Cheap to open: neither encoder nor Gaussian is loaded."""
+    """The stored scores of one run. Cheap to open: neither the encoder nor what was fitted is loaded."""
 
     run: Run
     detector: AnyDetector
@@ -39,14 +39,14 @@ class RunScores:
     @property
     def layers(self) -> tuple[str, ...]:
         """The fitted layers; one pseudo-layer for detectors that have none."""
-        if isinstance(self.detector, FeatureGaussian):
+        if isinstance(self.detector, LAYERED):
             return self.detector.features.layers
         return (type(self.detector).__name__.lower(),)
 
     @property
     def layer_sets(self) -> tuple[LayerSet, ...]:
         """Every layer set that was scored, in the order of the stored arrays."""
-        return self.detector.layer_sets if isinstance(self.detector, FeatureGaussian) else (self.layers,)
+        return self.detector.layer_sets if isinstance(self.detector, LAYERED) else (self.layers,)
 
     @property
     def unit(self) -> str:
@@ -81,10 +81,15 @@ class RunScores:
         """Stored distances of every layer set, memory-mapped."""
         return self._stored(subject_id, "distances.npy")
 
+    def subject_scores(self, subject_id: str) -> dict[str, float]:
+        """The stored score of the whole scan by layer set; empty for detectors that give none."""
+        path = self.run.directory / "scores" / subject_id / SUBJECT_FILE
+        return dict(read_json(path)["scores"]) if path.is_file() else {}
+
     def score_map(self, subject_id: str, layers: LayerSet) -> ScoreMap:
         """Score map on the working grid, NaN outside the brain."""
         volume = self.prepared(subject_id).volume
-        if not isinstance(self.detector, FeatureGaussian):
+        if not isinstance(self.detector, LAYERED):
             return ScoreMap(self._stored(subject_id, "scores.npy"), volume.grid, subject_id, self.unit)
         assert self.layout is not None
         row = np.array(self.distances(subject_id)[self.layer_sets.index(layers)])
@@ -142,7 +147,7 @@ def open_scores(run: Run) -> RunScores:
     if not stage_done(run, "detector"):
         raise BadInput(f"Run {run.run_id} is not fitted yet ({run.status}). Look at its job on the Training page.")
     detector = from_recipe(run.record["recipe"])
-    layout = _layout(str(run.directory / "detector")) if isinstance(detector, FeatureGaussian) else None
+    layout = _layout(str(run.directory / "detector")) if isinstance(detector, LAYERED) else None
     return RunScores(run, detector, layout)
 
 

@@ -113,7 +113,18 @@ def _headline(metrics: Mapping[str, Any]) -> dict[str, Any]:
         "n_lesion_subjects": figures["n_lesion_subjects"],
         "n_healthy_subjects": figures["n_healthy_subjects"],
         "validation_mean_dice": figures.get("validation_mean_dice"),
+        "subject_level": _without_scores(metrics.get("subject_level")),
         **headline_numbers(figures),
+    }
+
+
+def _without_scores(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Healthy against ill test scans by each rule; None for an evaluation from before there was such a figure."""
+    if found is None:
+        return None
+    return {
+        rule: None if one is None else {key: value for key, value in one.items() if key != "scores"}
+        for rule, one in found.items()
     }
 
 

@@ -6,10 +6,14 @@ import pandas as pd
 import streamlit as st
 
 from core.figures import protocol_dots
+from core.subject_level import subject_level_text
 from core.summary import leading
 from pages._shared import dice_text, every_run, summary_of
 
-TOLD = ("run", "id", "Dice, healthy", "Dice, validation", "Dice, oracle", "AUPRC", "FP mL", "n", "layers")
+TOLD = (
+    *("run", "id", "Dice, healthy", "Dice, validation", "Dice, oracle"),
+    *("AUPRC", "FP mL", "n", "ill or healthy", "layers"),
+)
 COLUMNS = {
     "layers": st.column_config.TextColumn(help="The layer set whose numbers these are."),
     "Dice, healthy": st.column_config.TextColumn(help="At the threshold from healthy scans: no label is needed."),
@@ -22,6 +26,11 @@ COLUMNS = {
         format="%.2f", help="False positives per healthy test scan, mL, at the threshold from healthy scans."
     ),
     "n": st.column_config.NumberColumn(help="Test subjects with lesions."),
+    "ill or healthy": st.column_config.TextColumn(
+        help="How well the highest score in the brain tells ill test scans from healthy ones: AUROC over scans, with "
+        "its 95 % interval. After the slash, for memory banks: re-weighted as PatchCore does. With few healthy scans "
+        "it is coarse."
+    ),
 }
 
 
@@ -29,6 +38,16 @@ def label_of(row: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     """The name of a run, with its id where another has the same name."""
     twins = sum(other["name"] == row["name"] for other in rows)
     return str(row["name"]) if twins == 1 else f"{row['name']} · {row['run_id']}"
+
+
+def told_apart_text(found: dict[str, Any] | None) -> str | None:
+    """Healthy against ill test scans by the highest score, and by the re-weighted one of a memory bank."""
+    if found is None:
+        return None
+    texts = [subject_level_text(found["maximum"])]
+    if found["reweighted"] is not None:
+        texts.append(f"{found['reweighted']['auroc']:.2f}" if found["reweighted"]["auroc"] is not None else "–")
+    return " / ".join(texts)
 
 
 st.title("Overview")
@@ -103,6 +122,7 @@ if evaluated:
                     "AUPRC": row["auprc"],
                     "FP mL": (row["healthy_fp_ml"] or {}).get("healthy"),
                     "n": row["n_lesion_subjects"],
+                    "ill or healthy": told_apart_text(row.get("subject_level")),
                     "cohort": row["cohort"],
                 }
                 for row in evaluated

@@ -7,14 +7,20 @@ from typing import Any
 
 from core.detectors.feature_gaussian import FeatureGaussian
 from core.detectors.intensity import Intensity
+from core.detectors.patchcore import PatchCore
 from core.detectors.voxel_zscore import VoxelZScore
 from core.features import FeatureSettings, every_layer_set
+from core.memory_bank.settings import BankSettings
 from core.recipes import as_json, from_json
 from core.types import LayerSet
 from data.errors import BadInput
 from models.encoder import EncoderSettings
 
-AnyDetector = FeatureGaussian | Intensity | VoxelZScore
+Layered = FeatureGaussian | PatchCore
+AnyDetector = Layered | Intensity | VoxelZScore
+
+LAYERED = (FeatureGaussian, PatchCore)
+"""Detectors over the layers of an encoder: one fit gives distances for every combination of them."""
 
 CATALOGUE: Mapping[str, AnyDetector] = {
     "gaussian": FeatureGaussian(),
@@ -23,6 +29,8 @@ CATALOGUE: Mapping[str, AnyDetector] = {
         features=FeatureSettings(layers=("layer1", "layer2", "layer3"), reduction="draw", max_channels=100),
         smoothing_mm=4.0,
     ),
+    "patchcore": PatchCore(),
+    "patchcore-position": PatchCore(bank=BankSettings(subset="random", coreset_ratio=0.25, position="restricted")),
     "zscore": VoxelZScore(),
     "intensity-bright": Intensity(polarity="bright"),
     "intensity-dark": Intensity(polarity="dark"),
@@ -31,14 +39,32 @@ CATALOGUE: Mapping[str, AnyDetector] = {
 DESCRIPTIONS: Mapping[str, str] = {
     "gaussian": "Gaussian per voxel over the feature maps of a 3-D encoder (SimCLR-trained or random), every layer set",
     "padim": "PaDiM: Gaussian per voxel over 2-D ResNet-18 features of axial slices, seeded channel draw",
+    "patchcore": "PatchCore in 3-D: distance to the nearest healthy patch in a memory bank, greedy 1 % coreset",
+    "patchcore-position": "PatchCore that compares each place with healthy patches within 8 mm only; a quarter kept",
     "zscore": "|z| of the smoothed intensity against healthy scans at the same voxel; no features",
     "intensity-bright": "rank of the intensity inside the brain, bright is anomalous (lesions on FLAIR)",
     "intensity-dark": "rank of the intensity inside the brain, dark is anomalous (lesions on T1)",
 }
 
-_KINDS = {"FeatureGaussian": FeatureGaussian, "Intensity": Intensity, "VoxelZScore": VoxelZScore}
+_KINDS: Mapping[str, type[AnyDetector]] = {
+    "FeatureGaussian": FeatureGaussian,
+    "PatchCore": PatchCore,
+    "Intensity": Intensity,
+    "VoxelZScore": VoxelZScore,
+}
 
-__all__ = ["CATALOGUE", "DESCRIPTIONS", "AnyDetector", "FeatureGaussian", "LayerSet", "every_layer_set", "make"]
+__all__ = [
+    "CATALOGUE",
+    "DESCRIPTIONS",
+    "LAYERED",
+    "AnyDetector",
+    "FeatureGaussian",
+    "LayerSet",
+    "Layered",
+    "PatchCore",
+    "every_layer_set",
+    "make",
+]
 
 
 def make(name: str, changes: Mapping[str, Any] | None = None) -> AnyDetector:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
-from core.detectors import AnyDetector, FeatureGaussian, LayerSet
+from core.detectors import LAYERED, AnyDetector, LayerSet
 from core.diagnosis.cases import Case, cases
 from core.diagnosis.paired import N_BOOTSTRAP, ROLES, Scored, paired_evaluation, thresholds_of
 from core.diagnosis.variants import narrowed, rescored
@@ -54,7 +54,7 @@ class Bench:
     def detector(self) -> AnyDetector:
         """The run's fitted detector, reduced to the layer set."""
         detector = load_detector(self.run)
-        return narrowed(detector, self.layers) if isinstance(detector, FeatureGaussian) else detector
+        return narrowed(detector, self.layers) if isinstance(detector, LAYERED) else detector
 
     @functools.cached_property
     def again(self) -> dict[str, list[SubjectScores]]:

@@ -222,7 +222,7 @@ def _covariance(e: Evidence) -> Cause:
     title = "Fewer scans than features"
     if e.n_features is None or e.n_train is None:
         formula = "D(best covariance estimate) − D(as is), paired"
-        return Cause("R8", title, formula, "", missing="A detector with a covariance: only a Gaussian has this cause.")
+        return Cause("R8", title, formula, "", missing="A detector with a covariance; memory banks have none.")
     base = _what_if(e, "R8", title, ("covariance",))
     text = f"{e.n_train} training scans for {e.n_features} features"
     if e.n_train > e.n_features + 2:

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float32, Int32, Int64
 from scipy.ndimage import distance_transform_edt
 
 from core.calibration import QUANTILE, brain_scores, segment, threshold_at_fp_ml, threshold_at_quantile
-from core.detectors import AnyDetector, FeatureGaussian, LayerSet
+from core.detectors import LAYERED, AnyDetector, LayerSet
 from core.diagnosis.limit_tables import contrast_limits, sensitivity_cells, strength_cells
 from core.diagnosis.planted_lesions import (
     NEIGHBOURHOOD_MM,
@@ -175,8 +175,8 @@ def stored_detection_limits(run: Run, layer_set: str) -> dict[str, Any] | None:
 
 
 def scorer_of(detector: AnyDetector, layers: LayerSet) -> Scorer:
-    """The detector under one layer set; a FeatureGaussian takes several volumes, as each position is factored once."""
-    if not isinstance(detector, FeatureGaussian):
+    """The detector under one layer set; one with layers takes several volumes at once."""
+    if not isinstance(detector, LAYERED):
         return Scorer(lambda volumes: [detector.score(volume) for volume in volumes])
 
     def score(volumes: Sequence[Volume]) -> list[ScoreMap]:

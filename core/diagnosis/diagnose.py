@@ -7,7 +7,7 @@ jobs of their own, and whatever of them is stored is put in when the diagnosis i
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from core.detectors import LayerSet
+from core.detectors import FeatureGaussian, LayerSet
 from core.diagnosis.categories import CATEGORIES
 from core.diagnosis.causes import Evidence, causes
 from core.diagnosis.ceiling import layer_table, layers_of_run
@@ -221,8 +221,8 @@ def _in_order(subject: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _n_features(scores: RunScores, name: str) -> int | None:
-    if scores.layout is None:
-        return None
+    if scores.layout is None or not isinstance(scores.detector, FeatureGaussian):
+        return None  # only a Gaussian estimates a covariance of them
     return sum(scores.layout.channels[layer] for layer in name.split("+"))
 
 

@@ -26,7 +26,7 @@ from jaxtyping import Bool, Float32, Int64, UInt8
 from scipy.ndimage import distance_transform_cdt, distance_transform_edt
 
 from core.bootstrap import mean_interval, paired_difference
-from core.detectors import FeatureGaussian, LayerSet
+from core.detectors import LAYERED, LayerSet
 from core.diagnosis.cases import Case
 from core.evaluation import read_metrics
 from core.metrics import SubjectScores, best_common_threshold, healthy_rule
@@ -225,7 +225,7 @@ def recipe_changes(run: Run, settings: PostProcessing) -> dict[str, Any]:
     before = shipped_settings(scores)
     own = _own_filters(scores)
     names = ("smoothing_mm", "median_voxels")
-    sayable = isinstance(scores.detector, FeatureGaussian) or not any(own.values())
+    sayable = isinstance(scores.detector, LAYERED) or not any(own.values())
     fields = {n: getattr(settings, n) for n in names if sayable and getattr(settings, n) != own[n]}
     missing = {n: v for n, v in asdict(settings).items() if n not in (names if sayable else ()) and v}
     flags = [word for n, v in fields.items() for word in (f"--{n.replace('_', '-')}", f"{v:g}")]
@@ -241,7 +241,7 @@ def recipe_changes(run: Run, settings: PostProcessing) -> dict[str, Any]:
 
 def shipped_settings(scores: RunScores) -> PostProcessing:
     """What the run itself does. Detectors that store finished maps are taken as they are: all zeros."""
-    if not isinstance(scores.detector, FeatureGaussian):
+    if not isinstance(scores.detector, LAYERED):
         return PostProcessing()
     own = _own_filters(scores)
     return PostProcessing(float(own["smoothing_mm"]), int(own["median_voxels"]))
@@ -366,7 +366,7 @@ def _smoothed(
 ) -> Float32[np.ndarray, "x y z"]:
     """The score map with this smoothing and no median, exactly as the recipe's own field would make it."""
     detector = scores.detector
-    if not isinstance(detector, FeatureGaussian):
+    if not isinstance(detector, LAYERED):
         stored = scores.score_map(subject_id, layers).scores
         return masked_score_map(stored, volume, scores.unit, smoothing_mm=smoothing_mm).scores
     assert scores.layout is not None
@@ -636,7 +636,7 @@ def _notes(scores: RunScores, result: Mapping[str, Any], losses: Sequence[float]
         "the two do not leave out the same voxels."
     )
     notes.append("Healthy thresholds are taken before the component filter, so filtered maps lie below their target.")
-    if not isinstance(scores.detector, FeatureGaussian) and any(_own_filters(scores).values()):
+    if not isinstance(scores.detector, LAYERED) and any(_own_filters(scores).values()):
         notes.append("This detector stores maps that it has filtered itself; the settings come on top of that.")
     return notes
 

@@ -4,7 +4,7 @@ Each function changes one thing and leaves the rest; told to change nothing, it 
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from scipy.ndimage import (
     shift,
 )
 
-from core.detectors import AnyDetector, FeatureGaussian, LayerSet
+from core.detectors import LAYERED, AnyDetector, FeatureGaussian, Layered, LayerSet, PatchCore
 from core.diagnosis.cases import Case
 from core.distributed import device
 from core.gaussian import GaussianSettings, VoxelGaussian, fit_gaussian
@@ -180,8 +180,13 @@ def boundary_distance_mm(
     return float(distance[edges[0]].mean())
 
 
-def narrowed(detector: FeatureGaussian, layers: LayerSet) -> FeatureGaussian:
-    """The fitted detector reduced to some of its layers: the marginal Gaussian, and no stage that it does not need."""
+def narrowed(detector: Layered, layers: LayerSet) -> Layered:
+    """The fitted detector reduced to some of its layers, and no stage that it does not need.
+
+    The marginal Gaussian, exactly; or the same patches of the same memory bank, compared by these layers.
+    """
+    if isinstance(detector, PatchCore):
+        return detector.narrowed(layers)
     assert detector.extractor_ is not None
     assert detector.gaussian_ is not None
     features = dataclasses.replace(detector.features, layers=layers)
@@ -218,8 +223,12 @@ def reestimate(gaussian: VoxelGaussian, settings: GaussianSettings) -> VoxelGaus
 def refitted(detector: AnyDetector, volumes: Sequence[Volume], settings: GaussianSettings | None = None) -> AnyDetector:
     """The detector fitted to other training volumes (or by other Gaussian settings) at fixed features.
 
+    A memory bank is built anew by its own settings: the same share of fewer patches is fewer patches.
+
     The encoder, the layout and the channel reduction stay; EnvironmentProblem when the detector's memory is too small.
     """
+    if isinstance(detector, PatchCore):
+        return detector.rebuilt(volumes)
     if not isinstance(detector, FeatureGaussian):
         return dataclasses.replace(detector).fit(volumes)
     gaussian, extractor = detector.gaussian_, detector.extractor_
@@ -256,18 +265,29 @@ def rescored(
     """
     features = {
         id(extractor): [extractor(volume).rows for volume in volumes]
-        for extractor in {id(d.extractor_): d.extractor_ for d in detectors if isinstance(d, FeatureGaussian)}.values()
+        for extractor in {id(d.extractor_): d.extractor_ for d in detectors if isinstance(d, LAYERED)}.values()
         if extractor is not None
     }
     maps = []
     for detector in detectors:
-        if not isinstance(detector, FeatureGaussian):
+        if not isinstance(detector, LAYERED):
             maps.append([detector.score(volume).scores for volume in volumes])
             continue
-        assert detector.gaussian_ is not None
-        distances = detector.gaussian_.mahalanobis_subsets(features[id(detector.extractor_)], [layers])[0]
+        distances = _distances(detector, features[id(detector.extractor_)], layers)
         maps.append([detector.to_map(row, volume).scores for row, volume in zip(distances, volumes, strict=True)])
     return maps
+
+
+def _distances(
+    detector: Layered, rows: Sequence[Mapping[str, torch.Tensor]], layers: LayerSet
+) -> Float32[np.ndarray, "volumes positions"]:
+    if isinstance(detector, PatchCore):
+        distances = detector.distances_of(rows, [layers])
+    else:
+        assert detector.gaussian_ is not None
+        distances = detector.gaussian_.mahalanobis_subsets(rows, [layers])
+    first: np.ndarray = distances[0]
+    return first
 
 
 def _with_gaussian(detector: FeatureGaussian, source: FeatureGaussian, gaussian: VoxelGaussian) -> FeatureGaussian:

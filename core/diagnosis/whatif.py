@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core.detectors import FeatureGaussian, LayerSet, kind_of
+from core.detectors import FeatureGaussian, LayerSet, PatchCore, kind_of
 from core.diagnosis.bench import Bench, Outcome
 from core.diagnosis.paired import PROTOCOLS, paired_evaluation
 from core.diagnosis.whatif_fits import ages_of, covariance, fewer_scans, nearest_age
@@ -178,6 +178,8 @@ def _missing_for_renormalise(scores: RunScores) -> str | None:
 
 
 def _missing_for_covariance(scores: RunScores) -> str | None:
+    if isinstance(scores.detector, PatchCore):
+        return "a Gaussian over features: a memory bank keeps the healthy patches themselves and has no covariance"
     if not isinstance(scores.detector, FeatureGaussian):
         return f"a Gaussian over features: this detector is {kind_of(scores.detector)} and has no covariance"
     return None

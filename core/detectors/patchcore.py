@@ -1,0 +1,285 @@
+"""A memory bank of healthy patches over an encoder's features; the score is the distance to the nearest of them.
+
+PatchCore (Roth et al. 2022, arXiv:2106.08265) in 3-D, over any encoder, and position-aware if asked to be. One bank
+scores every combination of its layers.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from jaxtyping import Float32, Float64, Int64
+from torch import Tensor
+
+from core.distributed import device
+from core.features import (
+    FeatureExtractor,
+    FeatureSettings,
+    every_layer_set,
+    load_extractor,
+    make_extractor,
+    network_for,
+)
+from core.memory_bank.bank import MemoryBank
+from core.memory_bank.search import Found, Patches
+from core.memory_bank.settings import BankSettings
+from core.memory_plan import subjects_together
+from core.recipes import as_json, from_json
+from core.scoring import to_score_map
+from core.types import FeatureLayout, LayerSet, Monitor, ScoreMap, silent
+from data.errors import BadInput
+from data.files import read_json, write_json
+from data.volume import Volume
+from models.encoder import EncoderSettings, load_encoder, save_encoder
+
+_BLOCK_BYTES = 64e6
+
+
+@dataclass(eq=False)
+class PatchCore:
+    """Encoder features -> memory bank of healthy patches -> distance to the nearest one."""
+
+    score_unit: ClassVar[str] = "distance to the nearest healthy patch"
+
+    encoder: EncoderSettings = field(default_factory=EncoderSettings)
+    """Architecture and initialisation; ignored when `weights` is a saved encoder, which brings its own."""
+    weights: str = ""
+    """Directory of a pretrained encoder, or a safetensors file for `encoder`; empty: randomly initialised."""
+    features: FeatureSettings = field(
+        default_factory=lambda: FeatureSettings(layers=("stage1", "stage2"), neighbourhood=3)
+    )
+    """Taps, feature grid, channel reduction, and the neighbourhood whose mean is a patch."""
+    bank: BankSettings = field(default_factory=BankSettings)
+    """Which patches are kept, which of them count at a position, and how they are searched."""
+    smoothing_mm: float = 0.0
+    """Standard deviation of the Gaussian smoothing of the score map, mm."""
+    median_voxels: int = 0
+    """Edge of the median filter of the score map, working-grid voxels; 0: none."""
+    memory_gb: float = 6.0
+    """Peak memory that fitting and scoring may use, GB."""
+
+    plan_text_: str = field(default="", init=False, repr=False)
+    """What the last fit was expected to need, in words."""
+    index_cache_: Path | None = field(default=None, init=False, repr=False)
+    """Where search indexes are kept between processes; None: in memory only."""
+    extractor_: FeatureExtractor | None = field(default=None, init=False, repr=False)
+    bank_: MemoryBank | None = field(default=None, init=False, repr=False)
+    encoder_settings_: EncoderSettings | None = field(default=None, init=False, repr=False)
+
+    @property
+    def layout_(self) -> FeatureLayout:
+        """Where the distances live."""
+        return self._fitted()[0].layout
+
+    @property
+    def layer_sets(self) -> tuple[LayerSet, ...]:
+        """Every combination that one bank scores; the full set stands last."""
+        return every_layer_set(self.features.layers)
+
+    def fit(self, train: Sequence[Volume], monitor: Monitor = silent) -> Self:
+        """Build the bank from the patches of healthy volumes, which are read twice unless all patches are kept."""
+        if not train:
+            raise BadInput("No training volume. Give at least two healthy subjects.")
+        network, self.encoder_settings_ = network_for(self.encoder, self.weights, len(train[0].contrasts))
+        self.extractor_ = make_extractor(network, self.features, train, device())
+        self._build(train, monitor)
+        return self
+
+    def rebuilt(self, train: Sequence[Volume]) -> "PatchCore":
+        """The detector with a bank of other volumes, at the same features and by the same settings."""
+        changed = self._sharing(self.features)
+        changed._build(train, silent)
+        return changed
+
+    def narrowed(self, layers: LayerSet) -> "PatchCore":
+        """The fitted detector reduced to some of its layers: the same patches, and no stage that is not needed."""
+        changed = self._sharing(replace(self.features, layers=layers))
+        changed.bank_ = self._fitted()[1]
+        return changed
+
+    def distances(
+        self, volumes: Sequence[Volume], layer_sets: Sequence[LayerSet] | None = None
+    ) -> Float32[np.ndarray, "layer_sets volumes positions"]:
+        """Distance of each position to the nearest healthy patch for each layer set, all from the one bank."""
+        extractor, _ = self._fitted()
+        return self.distances_of([extractor(volume).rows for volume in volumes], layer_sets)
+
+    def distances_of(
+        self, rows: Sequence[Mapping[str, Tensor]], layer_sets: Sequence[LayerSet] | None = None
+    ) -> Float32[np.ndarray, "layer_sets volumes positions"]:
+        """`distances` of volumes whose features are there already."""
+        return self._fitted()[1].distances(rows, layer_sets or self.layer_sets)
+
+    def distances_and_subject_scores(
+        self, volumes: Sequence[Volume]
+    ) -> tuple[Float32[np.ndarray, "layer_sets volumes positions"], list[dict[LayerSet, float]]]:
+        """`distances` for every layer set, and per volume the score of the whole scan under each.
+
+        The largest distance in the brain, times 1 - softmax of it among the distances to the `neighbours` entries
+        around its nearest one (Roth et al. 2022, eq. 7): far from a lonely entry counts less than far from a common.
+        """
+        extractor, bank = self._fitted()
+        rows = [extractor(volume).rows for volume in volumes]
+        found = bank.search(rows, self.layer_sets)
+        scores = [self._subject_scores(found, n, volume, rows[n]) for n, volume in enumerate(volumes)]
+        return found.distance, scores
+
+    def subjects_together(self, most: int, memory_gb: float | None = None) -> int:
+        """How many volumes `distances` can take at once within the memory limit, at most `most`."""
+        extractor, bank = self._fitted()
+        layout = extractor.layout
+        return subjects_together(
+            bank.n_bytes,
+            2 * sum(len(layout.layer_positions[layer]) * n for layer, n in layout.channels.items()),
+            4 * len(self.layer_sets) * len(layout.positions),
+            int(np.prod(layout.working_grid.shape)),
+            self._limit_bytes if memory_gb is None else memory_gb * 1e9,
+            most,
+        )
+
+    def score(self, volume: Volume) -> ScoreMap:
+        """Distance over all fitted layers on the working grid, NaN outside the brain."""
+        distances = self.distances([volume], [self.features.layers])[0, 0]
+        return self.to_map(distances, volume)
+
+    def to_map(self, distances: Float32[np.ndarray, " positions"], volume: Volume) -> ScoreMap:
+        """Distances of one volume as a score map: linear interpolation, smoothing, median, brain mask."""
+        return to_score_map(
+            distances,
+            self.layout_,
+            volume,
+            self.score_unit,
+            smoothing_mm=self.smoothing_mm,
+            median_voxels=self.median_voxels,
+        )
+
+    def fitted_settings(self) -> dict[str, Any]:
+        """What came of a fit, for the run's record."""
+        extractor, bank = self._fitted()
+        return {
+            "entries": len(bank),
+            "bytes": bank.n_bytes,
+            "n_subjects": len(bank.subject_ids),
+            "features": sum(bank.channels.values()),
+            "positions": len(extractor.layout.positions),
+            "subset": self.bank.subset,
+            "position": self.bank.position,
+            "search": self.bank.search,
+        }
+
+    def save(self, directory: Path) -> None:
+        """Encoder, feature layout and bank; everything that `load` needs. No search index: it is made from the bank."""
+        extractor, bank = self._fitted()
+        assert self.encoder_settings_ is not None
+        save_encoder(extractor.encoder, self.encoder_settings_, directory / "encoder")
+        extractor.save(directory)
+        bank.save(directory / "bank")
+        write_json(directory / "detector.json", {"recipe": as_json(self)})
+
+    @classmethod
+    def load(cls, directory: Path) -> Self:
+        """Read what `save` wrote."""
+        detector = from_json(cls, read_json(directory / "detector.json")["recipe"])
+        network, detector.encoder_settings_ = load_encoder(directory / "encoder")
+        detector.extractor_ = load_extractor(directory, network, detector.features, device())
+        detector.bank_ = MemoryBank.load(directory / "bank", device=str(device()), memory_bytes=detector._limit_bytes)
+        return detector
+
+    @property
+    def _limit_bytes(self) -> int:
+        return int(self.memory_gb * 1e9)
+
+    def _build(self, train: Sequence[Volume], monitor: Monitor) -> None:
+        assert self.extractor_ is not None
+        layout = self.extractor_.layout
+        self.bank_ = MemoryBank.build(
+            self._feature_rows(train),
+            [volume.subject_id for volume in train],
+            layout,
+            self.bank,
+            limit_bytes=self._limit_bytes,
+            device=str(device()),
+            monitor=lambda number, values: monitor(*_step(number, values, len(train))),
+        )
+
+    def _feature_rows(self, volumes: Sequence[Volume]) -> Iterator[Mapping[str, Tensor]]:
+        assert self.extractor_ is not None
+        for volume in volumes:
+            yield self.extractor_(volume).rows
+
+    def _sharing(self, features: FeatureSettings) -> "PatchCore":
+        """The same recipe with the same encoder, and no bank yet."""
+        extractor, _ = self._fitted()
+        changed = replace(self, features=features)
+        changed.encoder_settings_, changed.index_cache_ = self.encoder_settings_, self.index_cache_
+        same = features.layers == extractor.settings.layers
+        changed.extractor_ = extractor if same else replace(extractor, settings=features)
+        return changed
+
+    def _subject_scores(
+        self, found: Found, number: int, volume: Volume, rows: Mapping[str, Tensor]
+    ) -> dict[LayerSet, float]:
+        inside = _in_brain(self.layout_, volume)
+        scores = {}
+        for n, layers in enumerate(self.layer_sets):
+            position = int(inside[found.distance[n, number, inside].argmax()])
+            entry = int(found.entry[n, number, position])
+            scores[layers] = reweighted(self._fitted()[1], rows, position, entry, layers)
+        return scores
+
+    def _fitted(self) -> tuple[FeatureExtractor, MemoryBank]:
+        if self.extractor_ is None or self.bank_ is None:
+            raise RuntimeError("This PatchCore is not fitted. Call fit(train), or load one from a run.")
+        return self.extractor_, self.bank_
+
+
+def reweighted(bank: MemoryBank, rows: Mapping[str, Tensor], position: int, entry: int, layers: LayerSet) -> float:
+    """A patch's distance to its nearest `entry`, times 1 - exp(d) / sum of exp(d') over the entries around that one.
+
+    The sum goes over the `neighbours` entries nearest to `entry`, itself among them, d' being the patch's own distance
+    to each; a restricted bank takes them among the entries in reach. Roth et al. 2022, arXiv:2106.08265, eq. 7.
+    """
+    patches = bank.patches(layers)
+    queries = bank.queries([rows], layers)
+    mine = {
+        layer: values[int(queries.lookup[layer][position]) if layer in queries.lookup else position]
+        for layer, values in queries.rows[0].items()
+    }
+    nearest = {layer: patches.layer_rows(layer, np.array([entry]), bank.device)[0] for layer in mine}
+    restricted = bank.settings.position == "restricted"
+    numbers = bank.reach.entries(position) if restricted else np.arange(len(bank))
+    around = numbers[np.argsort(_squared(patches, nearest, numbers, bank), kind="stable")[: bank.settings.neighbours]]
+    distance = float(np.sqrt(_squared(patches, mine, np.array([entry]), bank)[0]))
+    if len(around) < 2:
+        return distance
+    others = np.sqrt(_squared(patches, mine, around, bank))
+    return distance * float(1 - np.exp(distance - others.max()) / np.exp(others - others.max()).sum())
+
+
+def _step(number: int, values: Mapping[str, float], volumes: int) -> tuple[int, Mapping[str, float]]:
+    """A step of the build in volumes: once all are read, the patches chosen so far come as a value."""
+    return (number, values) if "total" in values else (volumes, {**values, "chosen": float(number)})
+
+
+def _squared(
+    patches: Patches, query: Mapping[str, Tensor], numbers: Int64[np.ndarray, " n"], bank: MemoryBank
+) -> Float64[np.ndarray, " n"]:
+    """Squared distances of one scaled patch to some entries, float64."""
+    step = max(1, int(_BLOCK_BYTES / patches.bytes_per_entry))
+    squared = np.zeros(len(numbers))
+    for start in range(0, len(numbers), step):
+        here = numbers[start : start + step]
+        for layer, row in query.items():
+            apart = (patches.layer_rows(layer, here, bank.device) - row).double()
+            squared[start : start + step] += apart.square().sum(1).cpu().numpy()
+    return squared
+
+
+def _in_brain(layout: FeatureLayout, volume: Volume) -> Int64[np.ndarray, " inside"]:
+    """Positions whose own voxel is brain of this volume; all when there is none."""
+    steps = np.rint(np.array(layout.feature_grid.spacing_mm) / layout.working_grid.spacing_mm).astype(np.int64)
+    x, y, z = (layout.positions * steps).T
+    inside = np.flatnonzero(volume.brain_mask[x, y, z])
+    return inside if len(inside) else np.arange(len(layout.positions))
