@@ -175,50 +175,6 @@ def dice_over_prevalence(
     return finish(figure, height=330)
 
 
-def monitor_curves(
-    steps: Sequence[int],
-    values: Mapping[str, Sequence[float | None]],
-    means: Mapping[str, Sequence[float | None]],
-    lines: Sequence[tuple[str, float, str]],
-    *,
-    axis: Mapping[str, Any] | None = None,
-) -> go.Figure:
-    """Values of a training over its steps, faint, under their running means; labelled lines are (text, level, colour).
-
-    `axis` holds settings of the vertical axis: title, range.
-    """
-    figure = go.Figure()
-    palette = (HEALTHY, VALIDATION, ANOMALOUS, "#2a9d8f")
-    for (name, column), colour in zip(values.items(), palette, strict=False):
-        shared = {"x": list(steps), "mode": "lines", "legendgroup": name}
-        figure.add_scatter(
-            **shared,
-            y=list(column),
-            line={"color": colour, "width": 1},
-            opacity=0.3,
-            showlegend=False,
-            hoverinfo="skip",
-        )
-        figure.add_scatter(
-            **shared,
-            y=list(means[name]),
-            name=name,
-            line={"color": colour, "width": 2.5},
-            showlegend=len(values) > 1,
-            hovertemplate=f"step %{{x}}<br>{name} %{{y:.4g}}<extra></extra>",
-        )
-    for text, level, colour in lines:
-        figure.add_hline(
-            y=level,
-            line={"color": colour, "dash": "dot", "width": 2},
-            annotation={"text": text, "font": {"color": colour}},
-            annotation_position="top right",
-        )
-    figure.update_xaxes(title="step", rangemode="tozero")
-    figure.update_yaxes(**(axis or {}))
-    return finish(figure, height=260)
-
-
 def finish(figure: go.Figure, height: int) -> go.Figure:
     """Margins, legend and ink that all figures share."""
     figure.update_layout(

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float64
 
 from core.jobs import Job
 from core.store import Run, current_status, read_events
-from core.verdict import Verdict, verdict
+from core.verdict import Verdict, candidates_of, verdict
+from core.verdict_advice import kind_of
 
 DRAWN_POINTS = 400
 """Points per curve: more cannot be told apart on a screen."""
@@ -18,8 +20,22 @@ SPEED_STEPS = 20
 """Steps over which the speed is measured."""
 SERIES = (
     "loss", "top1", "alignment", "uniformity", "embedding_std", "effective_rank", "gradient_norm", "lr",
-    "examples_per_s",
+    "examples_per_s", "chance", "candidates", "chance_top1", "positive_similarity", "negative_similarity", "hardness",
+    "queue_fill", "queue_age", "contrastive_loss", "class_loss", "class_accuracy", "shift_similarity", "shift_share",
 )  # fmt: skip
+HISTOGRAM_COLUMNS = 120
+"""Columns per heat map of cosines."""
+NEGATIVES_READ: Mapping[str, tuple[str, ...]] = {
+    "in-batch": (),
+    "queue": ("bank_size",),
+    "slots": ("bank_size", "slot_momentum"),
+    "moco": ("bank_size", "key_momentum"),
+    "hard": ("bank_size", "key_momentum", "hardest", "positive_prior"),
+    "ccd": ("shifts", "class_weight"),
+    "dense": ("layer", "positions", "apart_mm", "other_subjects"),
+    "dense-shift": ("layer", "positions", "apart_mm", "other_subjects", "blob_strength", "blob_mm"),
+}
+"""Which settings each kind of negatives reads; the others change nothing."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +46,31 @@ class Curves:
     values: Mapping[str, tuple[float | None, ...]]
     means: Mapping[str, tuple[float | None, ...]]
     """Each point is the mean of the steps before it, over a twenty-fifth of the run and at least five."""
+
+    def has(self, name: str) -> bool:
+        """Whether any drawn step logged it."""
+        return any(value is not None for value in self.values.get(name, ()))
+
+
+@dataclass(frozen=True, eq=False)
+class Similarities:
+    """Histograms of cosines over steps, as shares of their pairs; the bins are equal, from −1 to 1."""
+
+    steps: tuple[int, ...]
+    positive: Float64[np.ndarray, "steps bins"]
+    """Cosines of partners."""
+    negative: Float64[np.ndarray, "steps bins"]
+    """Cosines with everything a partner must be told from."""
+
+    @property
+    def edges(self) -> Float64[np.ndarray, " edges"]:
+        """Of the bins, one more than bins."""
+        return np.linspace(-1, 1, self.positive.shape[1] + 1)
+
+    @property
+    def overlap(self) -> float:
+        """How much of the latest two histograms is shared: 0 when one cosine parts them, 1 when they are the same."""
+        return float(np.minimum(self.positive[-1], self.negative[-1]).sum())
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +97,14 @@ class TrainingView:
     batch: int
     verdict: Verdict
     curves: Curves
+    similarities: Similarities | None
+    """None when no histogram was logged."""
+    kind: str
+    """Of the negatives."""
+    shifts: int
+    """Classes of shifted copies, with a class head."""
+    epoch: float | None
+    """Steps after which every training subject was seen once."""
 
     @property
     def share(self) -> float:
@@ -64,18 +113,24 @@ class TrainingView:
 
     @property
     def candidates(self) -> int:
-        """2N − 1: the views among which a view must find its partner."""
-        return 2 * self.batch - 1
+        """Among how many a partner must be found, itself counted, at the last step; 2N − 1 when it is not logged."""
+        logged = self._last("candidates")
+        return 2 * self.batch - 1 if logged is None else round(logged)
 
     @property
     def chance(self) -> float:
-        """ln(2N − 1), the loss of an embedding that tells nothing apart."""
-        return math.log(self.candidates) if self.candidates > 0 else 0.0
+        """The loss of an embedding that tells nothing apart, at the last step; ln(2N − 1) when it is not logged."""
+        logged = self._last("chance")
+        return math.log(max(self.candidates, 1)) if logged is None else logged
 
     @property
     def chance_top1(self) -> float:
         """How often a partner is found by guessing."""
         return 1 / self.candidates if self.candidates > 0 else 0.0
+
+    def _last(self, name: str) -> float | None:
+        column = self.curves.values.get(name, ())
+        return column[-1] if column else None
 
 
 def read_on(run: Run, known: Journal | None = None) -> Journal:
@@ -102,6 +157,7 @@ def read_training(run: Run, journal: Journal | None = None) -> TrainingView:
     """The state of an encoder run as its journal has it now, or as `journal` was read; also before the first step."""
     events = (journal or read_on(run)).steps
     settings = run.record["recipe"]
+    batch, subjects = int(settings.get("batch", 0)), len(run.record["split"].get("train", []))
     total = int(settings.get("steps", 0))
     step = int(events[-1]["step"]) if events else 0
     seconds = [float(e["seconds"]) for e in events[-SPEED_STEPS:] if e.get("seconds")]
@@ -111,10 +167,29 @@ def read_training(run: Run, journal: Journal | None = None) -> TrainingView:
         total=total,
         latest={name: _recent(events, name) for name in SERIES if events and name in events[-1]},
         seconds_left=left,
-        batch=int(settings.get("batch", 0)),
-        verdict=verdict(events),
+        batch=batch,
+        verdict=verdict(events, settings, subjects),
         curves=thinned(events),
+        similarities=similarities_of(events),
+        kind=kind_of(settings),
+        shifts=int((settings.get("negatives") or {}).get("shifts", 0)),
+        epoch=subjects / batch if subjects and batch else None,
     )
+
+
+def similarities_of(events: Sequence[Mapping[str, Any]], columns: int = HISTOGRAM_COLUMNS) -> Similarities | None:
+    """The logged histograms, at most `columns` of them, evenly spread, always with the last one."""
+    logged = [e for e in events if e.get("positive_histogram") and e.get("negative_histogram")]
+    if not logged:
+        return None
+    chosen = [
+        logged[i] for i in np.unique(np.linspace(0, len(logged) - 1, min(columns, len(logged))).round()).astype(int)
+    ]
+    shares = []
+    for name in ("positive_histogram", "negative_histogram"):
+        counts = np.array([event[name] for event in chosen], dtype=np.float64)
+        shares.append(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1))
+    return Similarities(tuple(int(event["step"]) for event in chosen), shares[0], shares[1])
 
 
 def thinned(events: Sequence[Mapping[str, Any]], points: int = DRAWN_POINTS) -> Curves:
@@ -125,7 +200,7 @@ def thinned(events: Sequence[Mapping[str, Any]], points: int = DRAWN_POINTS) -> 
     window = max(5, len(events) // 25)
     values, means = {}, {}
     for name in SERIES:
-        column = np.array([_number(event.get(name)) for event in events])
+        column = np.array([_logged(event, name) for event in events])
         values[name] = tuple(_plain(v) for v in column[chosen])
         means[name] = tuple(_plain(v) for v in _running_mean(column, window)[chosen])
     return Curves(tuple(int(events[i]["step"]) for i in chosen), values, means)
@@ -150,16 +225,19 @@ def next_advice(view: TrainingView, status: str, fitted: bool = False) -> str:
 
 
 def settings_groups(run: Run) -> dict[str, list[tuple[str, str]]]:
-    """What determined an encoder run, as (setting, value) in four groups."""
+    """What determined an encoder run, as (setting, value) in five groups; of the negatives what their kind reads."""
     record, recipe = run.record, run.record["recipe"]
     cohort, preparation = record["cohort"], record["preprocessing"]
-    encoder, views = recipe.get("encoder", {}), recipe.get("views", {})
-    rest = {key: value for key, value in recipe.items() if key not in ("kind", "encoder", "views")}
+    encoder, views, negatives = recipe.get("encoder", {}), recipe.get("views", {}), recipe.get("negatives") or {}
+    rest = {key: value for key, value in recipe.items() if key not in ("kind", "encoder", "views", "negatives")}
+    kind = kind_of(recipe)
+    read = {key: negatives[key] for key in NEGATIVES_READ.get(kind, tuple(negatives)) if key in negatives}
     groups: dict[str, Mapping[str, Any]] = {
         "Scans": {"cohort": cohort.get("name"), "training subjects": len(record["split"].get("train", []))}
         | preparation,
         "Encoder": encoder,
         "Views": views,
+        "Negatives": {"variant": kind} | read,
         "Training": rest,
     }
     return {name: [(key.replace("_", " "), in_words(value)) for key, value in g.items()] for name, g in groups.items()}
@@ -257,7 +335,11 @@ def _running_mean(column: np.ndarray, window: int) -> np.ndarray:
     return np.where(number > 0, (total[ends] - total[begins]) / np.maximum(number, 1), np.nan)
 
 
-def _number(value: Any) -> float:
+def _logged(event: Mapping[str, Any], name: str) -> float:
+    if name in ("candidates", "chance_top1") and "chance" in event:
+        found = candidates_of(event)
+        return found if name == "candidates" else 1 / found
+    value = event.get(name)
     return float(value) if isinstance(value, (int, float)) else float("nan")
 
 

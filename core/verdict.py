@@ -7,28 +7,75 @@ from typing import Any, Literal
 
 import numpy as np
 
+from core.verdict_advice import when_collapsed, when_stale, when_too_easy, when_too_hard
+
 MINIMUM_STEPS = 50
 """Before this step nothing is judged: an untrained encoder embeds all brains nearly alike."""
+PATIENCE_STEPS = 100
+"""Before this step a loss at chance is no finding: an embedding spreads first, then finds partners."""
+NO_SPREAD = 0.1
+"""Embedding std × √dim of a spread embedding is 1; below a tenth of that, cosines differ by less than about 0.01."""
+LEAST_RANK = 2.0
+"""Fewer effective directions than two lie on a line: the embedding orders brains, it does not tell them apart."""
+AT_CHANCE = 0.95
+"""Loss as a share of chance: within 5 %, what random embeddings of one batch reach by themselves."""
+FOUND_BY_LUCK = 2.0
+"""Top-1 in multiples of guessing."""
+ALMOST_NEVER = 0.02
+"""Top-1 below one in fifty is near chance whatever the number of candidates: among 1000, two lucky hits are noise."""
+SOLVED = 0.98
+"""Top-1: the rest may be errors of single scans."""
+SOLVED_LOSS = 0.05
+"""Loss as a share of chance at which the gradient has all but vanished."""
+SAME_TASK = 0.5
+"""A bank that fills makes the task harder: steps with fewer than this share of today's candidates do not count."""
+
+State = Literal["too early", "collapsed", "too easy", "learning", "too hard"]
 
 
 @dataclass(frozen=True)
 class Verdict:
     """The state of a run, the numbers that say so, and what to do."""
 
-    state: Literal["too early", "collapsed", "too easy", "learning"]
+    state: State
     reason: str
     advice: str
 
 
-def verdict(events: Sequence[Mapping[str, Any]]) -> Verdict:
-    """Judge a run by the mean of its last tenth (at least five logged steps).
+@dataclass(frozen=True)
+class _Recent:
+    """Means over the last tenth of the logged steps."""
 
-    too early   fewer than 50 steps.
-    collapsed   embedding std < 0.1, or effective rank < 2 (half of N − 1 when the batch is below 5), or loss within
-                5 % of chance ln(2N − 1) while top-1 is below twice its own chance 1/(2N − 1).
-    too easy    top-1 above 0.98 already within the first third of the run, or loss below 0.05 of chance: the pairs
-                can be told apart by a shortcut, and the features learn nothing more.
+    loss: float
+    chance: float
+    top1: float
+    candidates: float
+    embedding_std: float
+    effective_rank: float
+    anchors: float
+    queue_age: float
+
+
+def verdict(
+    events: Sequence[Mapping[str, Any]], settings: Mapping[str, Any] | None = None, subjects: int | None = None
+) -> Verdict:
+    """Judge a run by the mean of its last tenth (at least five logged steps); the first rule that holds is the state.
+
+    too early   fewer than 50 steps; fewer than 100 while the rule of "too hard" holds.
+    collapsed   embedding std < 0.1, or effective rank < 2 (half of N − 1 when that is less, N pairs per step).
+    too easy    top-1 above 0.98 over a twentieth of the steps (at least five) within the first third of the run and
+                with at least half of today's candidates, or loss below 0.05 of chance: the pairs can be told apart by
+                a shortcut, and the features learn nothing more.
+    too hard    loss above 0.95 of chance and top-1 below twice guessing 1/K (or below 0.02, when K is large), though
+                the embedding is spread: nothing it spreads by is shared by the two views.
     learning    otherwise.
+
+    K is the logged number of candidates, e^chance in older journals; chance is the variant's own. With a class head
+    (ccd) loss and chance are those of the contrastive part, ln K: a head that knows its classes solves no pair. The
+    reason for each threshold stands at its constant.
+
+    `settings`, a run's recipe, makes the advice one for its negatives and views; with `subjects`, the number that
+    trains, a queue that outlives an epoch is called stale.
     """
     steps = [event for event in events if "loss" in event and "step" in event]
     if not steps or steps[-1]["step"] < MINIMUM_STEPS:
@@ -36,60 +83,112 @@ def verdict(events: Sequence[Mapping[str, Any]]) -> Verdict:
         return Verdict(
             "too early", f"{reached} of the first {MINIMUM_STEPS} steps are done.", "Wait; the first steps say little."
         )
-    tail = steps[-max(5, len(steps) // 10) :]
-    last = {key: _mean(tail, key) for key in ("loss", "chance", "top1", "embedding_std", "effective_rank")}
-    return _collapsed(last) or _too_easy(steps, last) or _learning(last)
+    last = _recent(steps)
+    found = _collapsed(last, settings) or _too_easy(steps, last, settings) or _too_hard(steps, last, settings)
+    found = found or _learning(last)
+    stale = "" if found.state in ("too early", "collapsed") else when_stale(last.queue_age, settings, subjects)
+    if not stale:
+        return found
+    return Verdict(found.state, found.reason, f"{stale} {found.advice}")
 
 
-def _collapsed(last: Mapping[str, float]) -> Verdict | None:
-    candidates = math.exp(last["chance"])
-    rank_floor = min(2.0, ((candidates + 1) / 2 - 1) / 2)
+def candidates_of(event: Mapping[str, Any]) -> float:
+    """Among how many a partner was to be found at a logged step; older journals tell it by their chance loss."""
+    return float(event["candidates"]) if event.get("candidates") else math.exp(event["chance"])
+
+
+def _collapsed(last: _Recent, settings: Mapping[str, Any] | None) -> Verdict | None:
+    rank_floor = min(LEAST_RANK, (last.anchors / 2 - 1) / 2)
     reasons = []
-    if last["embedding_std"] < 0.1:
-        reasons.append(f"the embedding std is {last['embedding_std']:.3f} (spread 1, alarm below 0.1)")
-    if last["effective_rank"] < rank_floor:
-        reasons.append(f"the effective rank is {last['effective_rank']:.1f} (alarm below {rank_floor:.1f})")
-    if last["loss"] > 0.95 * last["chance"] and last["top1"] < 2 / candidates:
-        reasons.append(
-            f"the loss {last['loss']:.3f} is at chance ({last['chance']:.3f}) and top-1 is {last['top1']:.2f} "
-            f"(chance {1 / candidates:.2f})"
-        )
+    if last.embedding_std < NO_SPREAD:
+        reasons.append(f"the embedding std is {last.embedding_std:.3f} (spread 1, alarm below {NO_SPREAD:g})")
+    if last.effective_rank < rank_floor:
+        reasons.append(f"the effective rank is {last.effective_rank:.1f} (alarm below {rank_floor:.1f})")
     if not reasons:
         return None
-    return Verdict(
-        "collapsed",
-        "All brains embed alike: " + "; ".join(reasons) + ".",
-        "Lower the learning rate, raise the temperature or the batch, or weaken the views; then train anew.",
-    )
+    if _at_chance(last):
+        reasons.append(_chance_words(last))
+    return Verdict("collapsed", "Everything embeds alike: " + "; ".join(reasons) + ".", when_collapsed(settings))
 
 
-def _too_easy(steps: Sequence[Mapping[str, Any]], last: Mapping[str, float]) -> Verdict | None:
+def _too_easy(steps: Sequence[Mapping[str, Any]], last: _Recent, settings: Mapping[str, Any] | None) -> Verdict | None:
     total = max(int(steps[-1].get("total", 0)), int(steps[-1]["step"]))
-    early = [event for event in steps if event["step"] <= total / 3]
+    early = [e for e in steps if e["step"] <= total / 3 and candidates_of(e) >= SAME_TASK * last.candidates]
     window = max(5, len(steps) // 20)
     sums = np.concatenate([[0.0], np.cumsum([event["top1"] for event in early], dtype=np.float64)])
     means = (sums[window:] - sums[:-window]) / window  # empty when there are fewer steps than that
-    solved = early[int(np.argmax(means > 0.98)) + window - 1]["step"] if (means > 0.98).any() else None
-    if solved is None and last["loss"] >= 0.05 * last["chance"]:
+    solved = early[int(np.argmax(means > SOLVED)) + window - 1]["step"] if (means > SOLVED).any() else None
+    if solved is None and last.loss >= SOLVED_LOSS * last.chance:
         return None
     reason = (
-        f"top-1 passed 0.98 at step {solved} of {total}"
+        f"top-1 among {last.candidates:,.0f} passed {SOLVED:g} at step {solved} of {total}"
         if solved is not None
-        else f"the loss {last['loss']:.4f} is below 0.05 of chance ({last['chance']:.3f})"
+        else f"the loss {last.loss:.4f} is below {SOLVED_LOSS:g} of chance ({last.chance:.3f})"
     )
     return Verdict(
         "too easy",
         f"The pairs are solved: {reason}. A shortcut such as head size may be enough to tell them apart.",
-        "Strengthen the views or enlarge the batch. A low loss says nothing about where lesions are.",
+        when_too_easy(settings),
     )
 
 
-def _learning(last: Mapping[str, float]) -> Verdict:
+def _too_hard(steps: Sequence[Mapping[str, Any]], last: _Recent, settings: Mapping[str, Any] | None) -> Verdict | None:
+    if not _at_chance(last):
+        return None
+    reached = int(steps[-1]["step"])
+    if reached < PATIENCE_STEPS:
+        return Verdict(
+            "too early",
+            f"{reached} steps are done and {_chance_words(last)}; up to {PATIENCE_STEPS} steps that is usual.",
+            "Wait; an embedding spreads before it finds partners.",
+        )
+    return Verdict(
+        "too hard",
+        f"Partners are not found: after {reached:,} steps {_chance_words(last)}, though the embedding is spread "
+        f"(std {last.embedding_std:.2f}, effective rank {last.effective_rank:.1f}).",
+        when_too_hard(settings),
+    )
+
+
+def _learning(last: _Recent) -> Verdict:
     return Verdict(
         "learning",
-        f"Loss {last['loss']:.3f} of chance {last['chance']:.3f}, top-1 {last['top1']:.2f}, embedding std "
-        f"{last['embedding_std']:.2f}, effective rank {last['effective_rank']:.1f}.",
+        f"Loss {last.loss:.3f} of chance {last.chance:.3f}, top-1 {last.top1:.2f} among {last.candidates:,.0f}, "
+        f"embedding std {last.embedding_std:.2f}, effective rank {last.effective_rank:.1f}.",
         "Let it run.",
+    )
+
+
+def _at_chance(last: _Recent) -> bool:
+    luck = max(FOUND_BY_LUCK / last.candidates, ALMOST_NEVER)
+    return last.loss > AT_CHANCE * last.chance and last.top1 < luck
+
+
+def _chance_words(last: _Recent) -> str:
+    return (
+        f"the loss {last.loss:.3f} is at chance ({last.chance:.3f}) and top-1 is {_share(last.top1)} "
+        f"(chance {_share(1 / last.candidates)})"
+    )
+
+
+def _share(value: float) -> str:
+    return f"{value:.2f}" if value >= 0.1 or value == 0 else f"{value:.2g}"
+
+
+def _recent(steps: Sequence[Mapping[str, Any]]) -> _Recent:
+    tail = steps[-max(5, len(steps) // 10) :]
+    candidates = float(np.mean([candidates_of(event) for event in tail]))
+    classes = all("contrastive_loss" in event for event in tail)
+    counted = [sum(event["positive_histogram"]) for event in steps if event.get("positive_histogram")]
+    return _Recent(
+        loss=_mean(tail, "contrastive_loss" if classes else "loss"),
+        chance=math.log(candidates) if classes else _mean(tail, "chance"),
+        top1=_mean(tail, "top1"),
+        candidates=candidates,
+        embedding_std=_mean(tail, "embedding_std"),
+        effective_rank=_mean(tail, "effective_rank"),
+        anchors=float(counted[-1]) if counted else candidates + 1,  # 2N views, of which 2N − 1 are candidates
+        queue_age=float(np.mean([event.get("queue_age", 0.0) for event in tail])),
     )
 
 

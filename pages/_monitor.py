@@ -1,5 +1,7 @@
 """What the Training page shows of a run: head, numbers, curves, settings, the next step, the jobs."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +9,18 @@ import pandas as pd
 import streamlit as st
 
 from core.commands import in_shell, next_step, resume_argv, start_once
-from core.figures import ANOMALOUS, ORACLE, monitor_curves
+from core.figures import ANOMALOUS, ORACLE
+from core.figures_training import (
+    HARDEST,
+    OTHERS,
+    PALETTE,
+    PARTNERS,
+    Line,
+    latest_similarities,
+    monitor_curves,
+    most_share,
+    similarity_map,
+)
 from core.jobs import Job, list_jobs, log_tail, read_job, stop_job
 from core.store import Run, open_run
 from core.training_view import (
@@ -40,8 +53,25 @@ VERDICTS = {
     "learning": (st.success, ":material/trending_down:"),
     "too early": (st.info, ":material/hourglass_empty:"),
     "too easy": (st.warning, ":material/sentiment_very_satisfied:"),
+    "too hard": (st.warning, ":material/sentiment_very_dissatisfied:"),
     "collapsed": (st.error, ":material/compress:"),
 }
+CHANCE_WORDS = {"in-batch": "chance ln(2N−1)", "ccd": "chance, pairs and classes"}
+"""How the chance level of a loss is written; for the others it is ln(1 + negatives)."""
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One chart of values over steps."""
+
+    title: str
+    series: Mapping[str, str]
+    """Name in the legend of each logged value."""
+    lines: Sequence[Line] = ()
+    axis: Mapping[str, Any] = field(default_factory=lambda: {"rangemode": "tozero"})
+    colours: Sequence[str] = PALETTE
+    words: str | None = None
+    """What it tells, for the question mark beside the title."""
 
 
 def start(argv: list[str], show: str | None = None) -> None:
@@ -100,13 +130,14 @@ def show_numbers(view: TrainingView, state: str) -> None:
     left = f" · about {duration(view.seconds_left)} left" if state == "running" and view.seconds_left else ""
     st.progress(view.share, text=f"Step {view.step:,} of {view.total:,}{left}")
     latest, columns = view.latest, st.columns(6)
+    most = 2 * view.batch - 1 if view.kind != "ccd" and "dense" not in view.kind else None
     texts = [
         ("Loss", "loss", "{:.3f}", f"chance {view.chance:.3f}"),
-        ("Top-1", "top1", "{:.0%}", f"chance {view.chance_top1:.0%}"),
+        ("Top-1", "top1", "{:.0%}", f"of {view.candidates:,}, chance {_percent(view.chance_top1)}"),
         ("Alignment", "alignment", "{:.3f}", "0 is best"),
         ("Uniformity", "uniformity", "{:.2f}", "−4 best, 0 worst"),
         ("Embedding std", "embedding_std", "{:.2f}", "1 best, 0 collapsed"),
-        ("Effective rank", "effective_rank", "{:.1f}", f"at most {view.candidates}"),
+        ("Effective rank", "effective_rank", "{:.1f}", f"at most {most}" if most else "2 is a line"),
     ]
     for column, (label, name, form, beside) in zip(columns, texts, strict=True):
         column.metric(label, form.format(latest[name]) if name in latest else "–")
@@ -114,30 +145,152 @@ def show_numbers(view: TrainingView, state: str) -> None:
 
 
 def show_curves(view: TrainingView) -> None:
-    """Four charts: is the loss below chance, are partners found, do views lie together, is space used."""
+    """How hard the task is; what its negatives do, where they are more than a batch; how the embedding is spread."""
+    st.subheader("How hard it is", anchor=False)
+    _draw_row(view, difficulty_charts(view))
+    _show_similarities(view)
+    own = own_charts(view)
+    if own:
+        st.subheader(f"What belongs to {view.kind}", anchor=False)
+        _draw_row(view, own)
+    st.subheader("How the embedding is spread", anchor=False)
+    _draw_row(view, spread_charts())
+    with st.expander("How the optimiser goes", icon=":material/speed:"):
+        _draw_row(view, optimiser_charts())
+
+
+def difficulty_charts(view: TrainingView) -> list[Chart]:
+    """Is the loss below chance, are partners found, and how far are they from what they are told from."""
+    chance = CHANCE_WORDS.get(view.kind, "chance ln(1 + negatives)")
+    cosines = {"positive_similarity": "partner", "negative_similarity": "others", "hardness": "hardest other"}
+    return [
+        Chart(
+            "Loss",
+            {"loss": "loss"},
+            [(chance, view.curves.values["chance"], ORACLE)],
+            words="Chance is what an embedding that tells nothing apart would reach. It rises while a bank fills.",
+        ),
+        Chart(
+            f"Top-1 among {view.candidates:,}",
+            {"top1": "top-1"},
+            [("chance 1/K", view.curves.values["chance_top1"], ORACLE)],
+            {"range": [-0.02, 1.1], "tickformat": ".0%"},
+            words="How often the partner is the most similar of all K candidates.",
+        ),
+        Chart(
+            "Similarity (cosine)",
+            {name: text for name, text in cosines.items() if view.curves.has(name)},
+            axis={},
+            colours=(PARTNERS, OTHERS, HARDEST),
+            words="Means over a step: of partners, of all the others, and of the most similar other of each. The task "
+            "is hard while the hardest other is as similar as the partner.",
+        ),
+    ]
+
+
+def own_charts(view: TrainingView) -> list[Chart]:
+    """What only a bank, a class head or changed copies have."""
+    epoch = [(f"one epoch, {view.epoch:.0f} steps", view.epoch, ORACLE)] if view.epoch else []
+    share = {"range": [-0.02, 1.1], "tickformat": ".0%"}
     charts = [
-        ("Loss (NT-Xent)", ("loss",), [("chance ln(2N−1)", view.chance, ORACLE)], {"rangemode": "tozero"}),
-        ("Top-1: nearest view is the partner", ("top1",), [("chance", view.chance_top1, ORACLE)],
-         {"range": [-0.02, 1.05], "tickformat": ".0%"}),
-        ("Alignment and uniformity", ("alignment", "uniformity"), [], {}),
-        ("Embedding std × √dim", ("embedding_std",), [("collapse below 0.1", 0.1, ANOMALOUS)], {"rangemode": "tozero"}),
-        ("Effective rank", ("effective_rank",), [("collapse below 2", 2.0, ANOMALOUS)], {"rangemode": "tozero"}),
-        ("Examples per second", ("examples_per_s",), [], {"rangemode": "tozero"}),
-    ]  # fmt: skip
-    for row in (charts[:3], charts[3:]):
-        for column, (title, names, lines, axis) in zip(st.columns(3), row, strict=True):
-            column.markdown(f"**{title}**")
-            column.plotly_chart(
-                monitor_curves(
-                    view.curves.steps,
-                    {name: view.curves.values[name] for name in names},
-                    {name: view.curves.means[name] for name in names},
-                    lines,
-                    axis=axis,
-                ),
-                key=f"curve-{names[0]}",
-                alt=f"{title} over training steps",
-            )
+        Chart("Bank: share that is filled", {"queue_fill": "filled"}, (), share),
+        Chart(
+            "Bank: mean age of its entries, steps",
+            {"queue_age": "age"},
+            epoch,
+            words="Entries older than an epoch were made by another encoder. With moco and hard that is meant, for "
+            "the key encoder is slow; with queue and slots they are stale.",
+        ),
+        Chart(
+            "Classes of shifted copies: accuracy",
+            {"class_accuracy": "accuracy"},
+            [(f"chance 1/{view.shifts}", 1 / view.shifts, ORACLE)] if view.shifts else [],
+            share,
+            words="How often the class head tells how a copy was shifted. Its loss is added to that of the pairs.",
+        ),
+        Chart("Loss of pairs and of classes", {"contrastive_loss": "pairs", "class_loss": "classes"}),
+        Chart(
+            "Cosine with the changed copy",
+            {"shift_similarity": "changed copy", "positive_similarity": "partner"},
+            axis={},
+            colours=(HARDEST, PARTNERS),
+            words="The same position, its intensity changed by a blob: lower than the partner means that the encoder "
+            "sees the change.",
+        ),
+        Chart("Positions with a changed copy", {"shift_share": "share"}, (), share),
+    ]
+    return [chart for chart in charts if view.curves.has(next(iter(chart.series)))]
+
+
+def spread_charts() -> list[Chart]:
+    """Do partners lie together, is the space used."""
+    return [
+        Chart(
+            "Alignment and uniformity",
+            {"alignment": "alignment", "uniformity": "uniformity"},
+            axis={},
+            words="Alignment: mean squared distance of partners, 0 is best. Uniformity: how evenly all the others are "
+            "spread on the sphere, −4 is best and 0 collapsed.",
+        ),
+        Chart("Embedding std × √dim", {"embedding_std": "std"}, [("collapse below 0.1", 0.1, ANOMALOUS)]),
+        Chart("Effective rank", {"effective_rank": "rank"}, [("collapse below 2", 2.0, ANOMALOUS)]),
+    ]
+
+
+def optimiser_charts() -> list[Chart]:
+    """Is the step size sane, is the machine busy."""
+    return [
+        Chart("Gradient norm", {"gradient_norm": "norm"}),
+        Chart("Learning rate", {"lr": "rate"}),
+        Chart("Subjects per second", {"examples_per_s": "speed"}),
+    ]
+
+
+def _show_similarities(view: TrainingView) -> None:
+    found = view.similarities
+    if found is None:
+        return
+    most = most_share(found)
+    partners, others, latest = st.columns(3)
+    partners.markdown("**Partners: cosine over steps**")
+    partners.plotly_chart(
+        similarity_map(found, True, most), key="map-positive", alt="Histograms of partners' cosines over training steps"
+    )
+    others.markdown("**Others: cosine over steps**")
+    others.plotly_chart(
+        similarity_map(found, False, most),
+        key="map-negative",
+        alt="Histograms of the cosines with what a partner must be told from, over training steps",
+    )
+    latest.markdown(
+        f"**Both at step {found.steps[-1]:,}: {found.overlap:.0%} overlap**",
+        help="Overlap 0 %: one cosine parts partners from others, the task is solved. 100 %: they look alike.",
+    )
+    latest.plotly_chart(
+        latest_similarities(found), key="similarities-latest", alt="The latest cosines of partners and of the others"
+    )
+
+
+def _draw_row(view: TrainingView, charts: Sequence[Chart]) -> None:
+    drawn = [chart for chart in charts if any(view.curves.has(name) for name in chart.series)]
+    for column, chart in zip(st.columns(max(len(drawn), 1)), drawn, strict=False):
+        column.markdown(f"**{chart.title}**", help=chart.words)
+        column.plotly_chart(
+            monitor_curves(
+                view.curves.steps,
+                {text: view.curves.values[name] for name, text in chart.series.items()},
+                {text: view.curves.means[name] for name, text in chart.series.items()},
+                chart.lines,
+                colours=chart.colours,
+                axis=chart.axis,
+            ),
+            key=f"curve-{next(iter(chart.series))}",
+            alt=f"{chart.title} over training steps",
+        )
+
+
+def _percent(share: float) -> str:
+    return f"{share:.0%}" if share >= 0.01 else f"{100 * share:.1g}%"
 
 
 def journal_of(run: Run) -> Journal:
@@ -173,7 +326,7 @@ def show_run(run_id: str) -> None:
             show_curves(view)
             st.caption(
                 "Faint: every logged step; bold: running mean. A low loss says that brains are told apart, not that "
-                "lesions are found. Chance is what an embedding that tells nothing apart would reach."
+                "lesions are found. Histograms stand at step 1 and every tenth."
             )
     elif job is not None and job.active:
         st.info("Scans are being read and prepared; the first steps follow.", icon=ICONS["preparing"])
@@ -201,7 +354,7 @@ def watch_run(run_id: str, active: bool, begun: bool) -> None:
 
 
 def show_settings(run: Run) -> None:
-    """What determined the run, in four columns."""
+    """What determined the run, one column per group."""
     st.subheader("Settings", anchor=False)
     groups = settings_groups(run)
     for column, (title, rows) in zip(st.columns(len(groups)), groups.items(), strict=True):

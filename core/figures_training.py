@@ -1,0 +1,140 @@
+"""Plotly figures of a training: values over its steps against chance, and cosines of partners and of the others.
+
+Partners are teal and the others violet, in every figure; grey is chance; magenta is the alarm of a collapse. Both are
+to be seen on white and on near-black. Shares are in cividis, as on the map of detection limits.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+
+from core.figures import ANOMALOUS, HEALTHY, INK, VALIDATION, finish
+from core.figures_limits import SCALE
+from core.training_view import Similarities
+
+PARTNERS, OTHERS, HARDEST = "#2a9d8f", "#8a5fbf", "#c98a1b"
+PALETTE = (HEALTHY, VALIDATION, ANOMALOUS, PARTNERS)
+Level = float | Sequence[float | None]
+Line = tuple[str, Level, str]
+
+
+def monitor_curves(
+    steps: Sequence[int],
+    values: Mapping[str, Sequence[float | None]],
+    means: Mapping[str, Sequence[float | None]],
+    lines: Sequence[Line] = (),
+    *,
+    colours: Sequence[str] = PALETTE,
+    axis: Mapping[str, Any] | None = None,
+) -> go.Figure:
+    """Values of a training over its steps, faint, under their running means.
+
+    `lines` are (text, level, colour), dotted: a level is a number, or one number per step where it changes as a bank
+    fills. `axis` holds settings of the vertical axis: title, range.
+    """
+    figure = go.Figure()
+    for (name, column), colour in zip(values.items(), colours, strict=False):
+        shared = {"x": list(steps), "mode": "lines", "legendgroup": name}
+        figure.add_scatter(
+            **shared,
+            y=list(column),
+            line={"color": colour, "width": 1},
+            opacity=0.3,
+            showlegend=False,
+            hoverinfo="skip",
+        )
+        figure.add_scatter(
+            **shared,
+            y=list(means[name]),
+            name=name,
+            line={"color": colour, "width": 2.5},
+            showlegend=len(values) > 1,
+            hovertemplate=f"step %{{x}}<br>{name} %{{y:.4g}}<extra></extra>",
+        )
+    for line in lines:
+        _draw_line(figure, steps, *line)
+    figure.update_xaxes(title="step", rangemode="tozero")
+    figure.update_yaxes(**(axis or {}))
+    return finish(figure, height=260)
+
+
+def similarity_map(similarities: Similarities, positive: bool, most: float) -> go.Figure:
+    """Cosines (y) over steps (x): each column is one histogram, coloured by the share of its pairs, 0 to `most`."""
+    shares = similarities.positive if positive else similarities.negative
+    low, high = _range(similarities)
+    edges = similarities.edges
+    figure = go.Figure(
+        go.Heatmap(
+            x=list(similarities.steps),
+            y=(edges[:-1] + edges[1:]) / 2,
+            z=100 * shares.T,
+            zmin=0,
+            zmax=100 * most,
+            colorscale=[[place, f"rgb{colour}"] for place, colour in SCALE],
+            colorbar={
+                "title": {"text": "pairs, %", "font": {"color": INK}},
+                "thickness": 10,
+                "tickfont": {"color": INK},
+            },
+            hovertemplate="step %{x}<br>cosine about %{y:.3f}<br>%{z:.1f} % of the pairs<extra></extra>",
+        )
+    )
+    figure.update_xaxes(title="step")
+    figure.update_yaxes(title="cosine", range=[low, high])
+    return finish(figure, height=260)
+
+
+def latest_similarities(similarities: Similarities) -> go.Figure:
+    """The last logged histograms, one over the other: where they overlap, partners and others look alike."""
+    figure = go.Figure()
+    edges = similarities.edges
+    for shares, name, colour in (
+        (similarities.negative[-1], "others", OTHERS),
+        (similarities.positive[-1], "partners", PARTNERS),
+    ):
+        figure.add_bar(
+            x=(edges[:-1] + edges[1:]) / 2,
+            y=100 * shares,
+            width=np.diff(edges),
+            name=name,
+            marker={"color": colour, "opacity": 0.65, "line": {"width": 0}},
+            hovertemplate=f"{name}<br>cosine about %{{x:.3f}}<br>%{{y:.1f}} % of the pairs<extra></extra>",
+        )
+    figure.update_layout(barmode="overlay")
+    figure.update_xaxes(title="cosine", range=list(_range(similarities)))
+    figure.update_yaxes(title="pairs, %", rangemode="tozero")
+    return finish(figure, height=260)
+
+
+def most_share(similarities: Similarities) -> float:
+    """Top of the colour scale of both maps: the 98th percentile of what is not empty, so one full bin hides nothing."""
+    both = np.concatenate([similarities.positive, similarities.negative], axis=None)
+    return float(np.quantile(both[both > 0], 0.98))
+
+
+def _range(similarities: Similarities) -> tuple[float, float]:
+    """Cosines from the lowest bin that was ever filled up to 1."""
+    filled = (similarities.positive + similarities.negative).any(axis=0)
+    return float(similarities.edges[int(np.argmax(filled))]), 1.0
+
+
+def _draw_line(figure: go.Figure, steps: Sequence[int], text: str, level: Level, colour: str) -> None:
+    style = {"color": colour, "dash": "dot", "width": 2}
+    label = {"text": text, "font": {"color": colour}, "showarrow": False}
+    if isinstance(level, (int, float)):
+        figure.add_hline(y=level, line=style, annotation=label, annotation_position="top right")
+        return
+    figure.add_scatter(
+        x=list(steps),
+        y=list(level),
+        mode="lines",
+        line=style,
+        name=text,
+        showlegend=False,
+        hovertemplate=f"step %{{x}}<br>{text} %{{y:.4g}}<extra></extra>",
+    )
+    known = [value for value in level if value is not None]
+    if known:
+        figure.add_annotation(label, x=1, xref="paper", xanchor="right", y=known[-1], yanchor="bottom", yshift=1)
