@@ -51,7 +51,7 @@ demo jobs training_view commands cohort_view thumbnails
 report_parts report_parts.markup report_parts.style report_parts.words report_parts.source report_parts.charts
 report_parts.pictures report_parts.commands report_parts.about report_parts.results report_parts.limits
 report_parts.explained report_parts.cases report
-figures figures_diagnosis figures_limits
+figures figures_diagnosis figures_limits figures_visibility
 """.split()  # noqa: SIM905
 """Each module of core imports only modules that stand before it here. A new module gets its place in this list."""
 

@@ -243,9 +243,14 @@ def _medians(
                 moved = _moved(features[tap.name], reference[tap.name], spreads[tap.name], tap, window, change)
                 values[tap.name].setdefault(change.name, []).append(moved)
     return {
-        layer: {name: float(np.median(pool)) for name, parts in by_name.items() if (pool := np.concatenate(parts)).size}
-        for layer, by_name in values.items()
+        layer: {n: _median(parts) for n, parts in named.items() if any(map(len, parts))}
+        for layer, named in values.items()
     }
+
+
+def _median(parts: Sequence[np.ndarray]) -> float:
+    moved = float(np.median(np.concatenate(parts)))
+    return moved if moved >= STILL else 0.0
 
 
 def _moved(
