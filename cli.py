@@ -32,6 +32,7 @@ from data.errors import BadInput, EnvironmentProblem, IntegrityError, Interrupte
 from data.preprocessing import Preprocessing
 from verbs.diagnosis import DIAGNOSIS_VERBS
 from verbs.neighbours import NEIGHBOUR_VERBS
+from verbs.pretraining import PRETRAINING_VERBS
 from verbs.shared import (
     EXIT_BAD_INPUT,
     EXIT_BUG,
@@ -562,6 +563,7 @@ VERBS: dict[str, tuple[Any, Callable[[Any], int]]] = {
     "score": (ScoreVerb, _score),
     "evaluate": (EvaluateVerb, _evaluate),
     "compare-layers": (CompareLayersVerb, _compare_layers),
+    **PRETRAINING_VERBS,
     **DIAGNOSIS_VERBS,
     **NEIGHBOUR_VERBS,
     **VISIBILITY_VERBS,

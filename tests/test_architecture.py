@@ -41,6 +41,7 @@ diagnosis diagnosis.cases diagnosis.reference diagnosis.shapley diagnosis.catego
 visibility visibility.changes visibility.measure visibility.intensity visibility.trained visibility.words
 visibility.runs
 packed evaluation summary export
+two_level pooled_counts pretraining_table pretraining_comparison
 diagnosis.placement diagnosis.ceiling diagnosis.lesion_table diagnosis.ladder diagnosis.likelihood
 diagnosis.variants diagnosis.paired diagnosis.bench diagnosis.whatif_maps diagnosis.whatif_scans diagnosis.whatif_fits
 diagnosis.whatif diagnosis.postprocessing diagnosis.applied
@@ -51,7 +52,7 @@ demo jobs training_view commands cohort_view thumbnails
 report_parts report_parts.markup report_parts.style report_parts.words report_parts.source report_parts.charts
 report_parts.pictures report_parts.commands report_parts.about report_parts.results report_parts.limits
 report_parts.explained report_parts.cases report
-figures figures_diagnosis figures_limits figures_visibility
+figures figures_diagnosis figures_limits figures_comparison figures_visibility
 """.split()  # noqa: SIM905
 """Each module of core imports only modules that stand before it here. A new module gets its place in this list."""
 

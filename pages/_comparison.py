@@ -1,0 +1,127 @@
+"""Finished comparisons of trainings, as a section of the Training page: verdict, table, and one figure."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from core.figures_comparison import TRAINING_TITLES, training_against_dice
+from core.pretraining_comparison import list_comparisons, read_comparison
+from core.pretraining_table import CHOICE_TITLES, CHOICES, FIGURE_TITLES, FIGURES
+from pages._shared import in_words, runs_directory
+
+AXES = {"top1": "top-1", "loss_share": "loss / chance"}
+
+
+def show_comparison() -> None:
+    """What `compare-pretraining` found; how to make one when there is none yet."""
+    names = list_comparisons(runs_directory())
+    st.subheader("Ways of training compared", anchor=False)
+    if not names:
+        st.caption(
+            "A low loss need not mean that lesions are found. To compare ways of training under one detector: "
+            "`python cli.py compare-pretraining COHORT --variants in-batch moco --views geometric strong --seeds 0 1`"
+        )
+        return
+    name = names[0]
+    if len(names) > 1:
+        name = str(st.selectbox("Comparison", names, key="comparison", help="Newest first."))
+    with in_words():
+        found = read_comparison(runs_directory(), name)
+    _verdict(found)
+    choice, figure, training = _pickers(found)
+    st.plotly_chart(
+        training_against_dice(
+            found["rows"],
+            found["controls"],
+            training="top1" if training == "top1" else "loss_share",
+            figure=figure,
+            title=FIGURE_TITLES[figure],
+            choice=choice,
+        ),
+        key="comparison-figure",
+    )
+    said = [c["text"] for c in found["correlation"] if c["training"] == training and c["figure"] == figure]
+    st.caption(f"{TRAINING_TITLES[training]}. {' '.join(said)}")
+    st.dataframe(pd.DataFrame(_rows(found, choice)), hide_index=True, key="comparison-table")
+    st.caption(_legend(found, choice))
+    with st.expander("One layer at a time"):
+        st.dataframe(pd.DataFrame(_layer_rows(found)), hide_index=True, key="comparison-layers")
+        st.caption("⌈Dice⌉ (pooled oracle) of a single layer; in brackets the difference to the untrained encoder.")
+
+
+def _verdict(found: Mapping[str, Any]) -> None:
+    say = st.success if found["verdict"]["won"] else st.info
+    say(found["verdict"]["text"], icon=":material/balance:")
+    for failure in found["failed"]:
+        st.warning(f"{failure['variant']}, views {failure['views']}, seed {failure['seed']}: {failure['error']}")
+
+
+def _pickers(found: Mapping[str, Any]) -> tuple[str, str, str]:
+    figures = [f for f in FIGURES if found["controls"][0]["choices"]["headline"]["figures"][f]]
+    columns = st.columns(3)
+    choice = columns[0].selectbox("Layers", CHOICES, format_func=CHOICE_TITLES.__getitem__, key="comparison-choice")
+    opening = figures.index("validation") if "validation" in figures else 0
+    figure = columns[1].selectbox(
+        "Figure", figures, index=opening, format_func=FIGURE_TITLES.__getitem__, key="comparison-measure"
+    )
+    training = columns[2].selectbox("Against", list(AXES), format_func=AXES.__getitem__, key="comparison-axis")
+    return str(choice), str(figure), str(training)
+
+
+def _rows(found: Mapping[str, Any], choice: str) -> list[dict[str, Any]]:
+    rows = []
+    for row in (*found["rows"], *found["controls"]):
+        end, own = row["contrastive"] or {}, row["choices"][choice]
+        rows.append(
+            {
+                "encoder": row["title"],
+                "seeds": len(row["seeds"]) or None,
+                "loss / chance": _number(end.get("loss_share"), 2),
+                "top-1": _number(end.get("top1"), 2),
+                "among": _number(end.get("candidates"), 0),
+                "visibility": _number((row["visibility"] or {}).get("trained"), 2),
+                **{FIGURE_TITLES[f]: _span(own["figures"][f]) for f in FIGURES},
+                "minus untrained (validation)": _span(own["minus_untrained"].get("validation"), signed=True),
+                "minus |z| (validation)": _span(own["minus_zscore"].get("validation"), signed=True),
+                "SD between seeds (validation)": _number((own["figures"]["validation"] or {}).get("seed_sd"), 3),
+            }
+        )
+    return rows
+
+
+def _layer_rows(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    rows = []
+    for row in (found["controls"][0], *found["rows"]):
+        cells = {}
+        for layer, own in row["layers"].items():
+            gain = _span(own["minus_untrained"], signed=True)
+            cells[layer] = _number(own["ceil_dice"]["mean"], 3) + (f" ({gain})" if gain else "")
+        rows.append({"encoder": row["title"], **cells})
+    return rows
+
+
+def _legend(found: Mapping[str, Any], choice: str) -> str:
+    seeds = found["plan"]["seeds"]
+    return (
+        f"Scans' own space, {CHOICE_TITLES[choice]}. Mean over {len(seeds)} seed{'s' if len(seeds) > 1 else ''}; 95 % "
+        f"interval over {found['n_subjects']} lesion-bearing test subjects"
+        f"{' and over seeds' if len(seeds) > 1 else '; one seed says nothing about another training'}. Healthy "
+        f"threshold: the {found['quantile']:g} quantile of healthy calibration voxels. Differences are paired, against "
+        "the untrained encoder of the same seed. Oracle columns chose their threshold on test labels. `among`: "
+        "candidates of which one is the positive. Visibility: movement of the features under planted lesions divided "
+        "by that under the run's own views."
+    )
+
+
+def _number(value: float | None, decimals: int) -> str:
+    return "" if value is None else f"{value:.{decimals}f}"
+
+
+def _span(interval: Mapping[str, Any] | None, *, signed: bool = False) -> str:
+    if not interval:
+        return ""
+    sign = "+" if signed else ""
+    text = f"{interval['mean']:{sign}.3f}"
+    return text if interval["low"] is None else f"{text} [{interval['low']:{sign}.3f}, {interval['high']:{sign}.3f}]"
