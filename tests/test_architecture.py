@@ -29,12 +29,12 @@ NEVER = {
 }
 ORDER: list[str] = """
 types distributed randomness shrinkage recipes progress provenance journal lock store
-bootstrap curves calibration decision lesions metrics distributions verdict
+bootstrap curves calibration decision lesions metrics distributions verdict_advice verdict
 views contrastive training
 simclr.settings simclr.scans simclr.parts simclr.banks simclr.whole simclr.ccd simclr.blobs simclr.dense simclr
 memory_plan gaussian_dual gaussian_primal gaussian_files gaussian_conditional gaussian_block gaussian features scoring
 memory_bank.coreset memory_bank.settings memory_bank.walk memory_bank.search memory_bank.restricted memory_bank.pool
-memory_bank.files memory_bank.bank memory_bank
+memory_bank.plan memory_bank.files memory_bank.bank memory_bank
 detectors.intensity detectors.voxel_zscore detectors.feature_gaussian detectors.patchcore detectors
 experiment run_scores subject_level
 diagnosis diagnosis.cases diagnosis.reference diagnosis.shapley diagnosis.categories diagnosis.error_map
@@ -48,11 +48,11 @@ diagnosis.whatif diagnosis.postprocessing diagnosis.applied
 diagnosis.planted_lesions diagnosis.limit_tables diagnosis.detection_limits
 diagnosis.verdict diagnosis.causes diagnosis.subject_facts diagnosis.strata
 diagnosis.diagnose diagnosis_view
-demo jobs training_view commands cohort_view thumbnails
+demo jobs training_view commands cohort_view thumbnails patch_pictures neighbours
 report_parts report_parts.markup report_parts.style report_parts.words report_parts.source report_parts.charts
 report_parts.pictures report_parts.commands report_parts.about report_parts.results report_parts.limits
 report_parts.explained report_parts.cases report
-figures figures_diagnosis figures_limits figures_comparison figures_visibility
+figures figures_diagnosis figures_limits figures_comparison figures_visibility figures_training
 """.split()  # noqa: SIM905
 """Each module of core imports only modules that stand before it here. A new module gets its place in this list."""
 

@@ -8,10 +8,11 @@ import torch
 
 from core.features import every_layer_set, feature_layout
 from core.memory_bank.bank import MemoryBank
+from core.memory_bank.plan import plan_bank
 from core.memory_bank.search import Blocks
 from core.memory_bank.settings import BankSettings
 from core.types import FeatureLayout
-from data.errors import BadInput, IntegrityError
+from data.errors import BadInput, EnvironmentProblem, IntegrityError
 from data.volume import Grid
 
 Rows = dict[str, torch.Tensor]
@@ -322,3 +323,49 @@ def test_what_does_not_fit_is_refused_in_words() -> None:
 def test_settings_out_of_range_are_refused(wrong: dict) -> None:
     with pytest.raises(BadInput):
         BankSettings(**wrong)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_subject_score_is_the_re_weighted_largest_distance(mode: dict) -> None:
+    """Equation 7 of PatchCore, written down plainly."""
+    layers = ("fine", "middle")
+    bank = build(**mode, neighbours=4)
+    queries, entries = reference(bank, TEST[:1], layers)[0], reference(bank, TRAIN, layers)
+    position = int(queries.min(1).argmax())
+    nearest = int(queries[position].argmin())
+    from_nearest = entries[bank.subject_of[nearest], bank.position_of[nearest]]
+    around = np.argsort(from_nearest, kind="stable")[:4]
+    around = around[np.isfinite(from_nearest[around])]
+    unrestricted = bank.settings.position != "restricted"
+    assert not unrestricted or nearest in around
+    plain = build(**{**mode, "position": "anywhere"}) if not unrestricted else bank
+    apart = reference(plain, TEST[:1], layers)[0, position, around]
+    expected = (1 - np.exp(apart[around == nearest][0]) / np.exp(apart).sum()) * queries[position, nearest]
+    assert bank.subject_score(TEST[0], layers) == pytest.approx(expected, rel=1e-5)
+    assert build(**mode, neighbours=1).subject_score(TEST[0], layers) == pytest.approx(queries[position, nearest])
+
+
+def test_a_subject_score_of_far_patches_does_not_overflow() -> None:
+    far = {layer: values + 1e5 for layer, values in TEST[0].items()}
+    assert np.isfinite(build().subject_score(far, ("fine",)))
+
+
+def test_the_plan_says_bytes_and_seconds_and_refuses_what_does_not_fit() -> None:
+    bank = build()
+    plan = plan_bank(4, LAYOUT, bank.settings, 1e9)
+    assert plan.entries == len(bank)
+    assert plan.candidates == 4 * len(MM)
+    rows = sum(values.numel() * 4 for values in bank.rows.values())
+    assert rows <= plan.stored_bytes <= 1.5 * rows + 48 * len(bank)
+    assert "random draw" in plan.text
+    assert "per volume" in plan.text
+    everything = plan_bank(4, LAYOUT, BankSettings(subset="all"), 1e9)
+    assert everything.entries == 4 * len(MM)
+    with pytest.raises(EnvironmentProblem, match="Keep a part of the patches"):
+        plan_bank(4, LAYOUT, BankSettings(subset="all"), 1e6)
+    with pytest.raises(EnvironmentProblem, match="No pool is small enough"):
+        MemoryBank.build(TRAIN, SUBJECTS, LAYOUT, BankSettings(), limit_bytes=1e6)
+    large = BankSettings(pool=400_000)
+    needed = plan_bank(40_000, LAYOUT, large, 1e12).peak_bytes
+    with pytest.raises(EnvironmentProblem, match="A pool of 200000 patches would fit"):
+        plan_bank(40_000, LAYOUT, large, needed * 0.9)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from core.memory_bank.coreset import select_coreset
 from core.memory_bank.files import Described, read_bank, write_bank
+from core.memory_bank.plan import plan_bank
 from core.memory_bank.pool import Pool, checked_rows, draw_pool
 from core.memory_bank.restricted import Reach, search_within
 from core.memory_bank.search import Blocks, Found, Patches, Queries, search_everywhere
@@ -97,6 +98,7 @@ class MemoryBank:
         """
         if not subject_ids:
             raise BadInput("No subject. Give at least one healthy volume and its id.")
+        plan_bank(len(subject_ids), layout, settings, limit_bytes)
         pool = draw_pool(rows_of_subjects, subject_ids, layout, settings, monitor)
         divisors = _divisors(pool.spreads, settings)
         for layer, values in pool.rows.items():
@@ -186,7 +188,7 @@ class MemoryBank:
             )
         restricted = self.settings.position == "restricted"
         numbers = self.reach.entries(position_index) if restricted else np.arange(len(self))
-        squared = self._squared(self.queries([rows], chosen), position_index, numbers)
+        squared = self._squared(self._one(rows, position_index, chosen), numbers)
         best = np.argsort(squared, kind="stable")[:k]
         entry = numbers[best]
         positions = self.position_of[entry].astype(np.int64)
@@ -197,6 +199,36 @@ class MemoryBank:
             entry,
             np.linalg.norm(self.positions_mm[positions] - self.positions_mm[position_index], axis=1),
         )
+
+    def subject_score(self, rows: Rows, layers: Sequence[str]) -> float:
+        """How anomalous the subject is: the largest patch distance, re-weighted (arXiv:2106.08265, eq. 7).
+
+        With q the patch that is farthest from its nearest entry m, and N the `neighbours` entries nearest to m (itself
+        among them): (1 − exp|q − m| / Σ_{n∈N} exp|q − n|) · |q − m|. A patch whose nearest entry is rare itself, far
+        from the rest of the bank, counts more. `neighbours` 1: the largest distance alone.
+        """
+        chosen = self.ordered(layers)
+        found = self.search([rows], [chosen])
+        position = int(found.distance[0, 0].argmax())
+        return self.reweighted(rows, position, int(found.entry[0, 0, position]), chosen)
+
+    def reweighted(self, rows: Rows, position_index: int, entry: int, layers: Sequence[str]) -> float:
+        """The re-weighted distance of one patch to its nearest entry, as in `subject_score`."""
+        chosen = self.ordered(layers)
+        patches, number = self.patches(chosen), np.array([entry])
+        if self.settings.position == "restricted":
+            others = self.reach.entries(int(self.position_of[entry]))
+        else:
+            others = np.arange(len(self))
+        itself = {layer: patches.layer_rows(layer, number, self.device)[0] for layer in patches.rows}
+        nearest = others[np.argsort(self._squared(itself, others), kind="stable")[: self.settings.neighbours]]
+        one = self._one(rows, position_index, chosen)
+        distance = float(np.sqrt(self._squared(one, number)[0]))
+        if self.settings.neighbours == 1:
+            return distance
+        apart = np.sqrt(self._squared(one, nearest))
+        # exp of differences: a large distance overflows, and the ratio does not change.
+        return float(1 - 1 / np.exp(apart - distance).sum()) * distance
 
     def save(self, directory: Path) -> None:
         """Write bank.safetensors and bank.json into the directory."""
@@ -267,16 +299,23 @@ class MemoryBank:
             )
         return tuple(layer for layer in self.layers if layer in layers)
 
-    def _squared(self, queries: Queries, position: int, numbers: Int64[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
-        """Squared distances of one query to some entries, from the differences, in float64."""
-        patches = self.patches(tuple(queries.lookup))
+    def _one(self, rows: Rows, position: int, layers: LayerSet) -> dict[str, Tensor]:
+        """One patch in the bank's scale, layer by layer."""
+        queries = self.queries([rows], layers)
+        return {
+            layer: values[position if layer == POSITION else int(queries.lookup[layer][position])]
+            for layer, values in queries.rows[0].items()
+        }
+
+    def _squared(self, one: Rows, numbers: Int64[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
+        """Squared distances of one patch to some entries, from the differences, in float64."""
+        patches = self.patches(tuple(layer for layer in one if layer != POSITION))
         squared = np.empty(len(numbers))
         step = max(1, int(_NEAREST_BYTES / patches.bytes_per_entry))
         for start in range(0, len(numbers), step):
             here = numbers[start : start + step]
             total = torch.zeros(len(here), dtype=torch.float64, device=self.device)
-            for layer, values in queries.rows[0].items():
-                mine = values[position if layer == POSITION else int(queries.lookup[layer][position])]
+            for layer, mine in one.items():
                 total += (patches.layer_rows(layer, here, self.device) - mine).double().square().sum(1)
             squared[start : start + step] = total.cpu().numpy()
         return squared

@@ -25,6 +25,7 @@ from core.memory_bank.search import (
     look_at,
     measure,
     nothing_yet,
+    runs,
 )
 from core.memory_bank.walk import POSITION, Room, query_block, tree_of
 from core.types import LayerSet, Monitor, silent
@@ -108,10 +109,9 @@ def search_within(
         numbers, which = reach.numbers(chosen)
         wide = torch.from_numpy(np.tile(penalty.astype(np.float32), (block.volumes, 1))).to(device)
         best, own, room = nothing_yet(tree, block, device), distinct_rows(tree, queries, block), Room(device)
-        for start in range(0, len(numbers), blocks.entries):
-            here = slice(start, start + blocks.entries)
+        for here in runs(len(numbers), blocks.entries):
             entries = patches.entries(numbers[here], device)
-            extra: dict[str, Tensor] = {POSITION: wide[:, torch.from_numpy(which[here]).to(device)]}
+            extra: dict[str, Tensor] = {POSITION: wide.index_select(1, torch.from_numpy(which[here]).to(device))}
             look_at(tree, block, own, entries, best, room, extra)
         measure(tree, block, queries, patches, best, found)
         done += len(positions)

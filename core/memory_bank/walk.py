@@ -135,7 +135,7 @@ def _sum(parent: Tensor, own: Tensor, step: Step, sums: Tensor) -> Tensor:
         assert step.from_layer is not None
         return torch.index_select(own, 0, step.from_layer, out=sums).add_(parent)
     torch.index_select(parent, 0, step.from_parent, out=sums)
-    return sums.add_(own if step.from_layer is None else own[step.from_layer])
+    return sums.add_(own if step.from_layer is None else own.index_select(0, step.from_layer))
 
 
 def _tiled(index: np.ndarray, size: int, volumes: int, device: torch.device) -> Tensor | None:
