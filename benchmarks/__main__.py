@@ -21,6 +21,7 @@ import torch
 
 from benchmarks import (
     bench_ceiling,
+    bench_coreset,
     bench_error_map,
     bench_gaussian,
     bench_layers,
@@ -48,6 +49,7 @@ FULL: dict[str, Callable[[], Result]] = {
     "error_map_vs_plain": bench_error_map.error_map_vs_plain,
     "ceilings_vs_plain": bench_ceiling.ceilings_vs_plain,
     "post_processing_vs_naive": bench_postprocessing.post_processing_vs_naive,
+    "coreset_vs_plain_greedy": bench_coreset.coreset_vs_plain_greedy,
 }
 
 FEW = ("input", "stage0", "stage2")
@@ -66,6 +68,7 @@ QUICK: dict[str, Callable[[], Result]] = {
     "error_map_vs_plain": lambda: bench_error_map.error_map_vs_plain(4, 1, spacing_mm=4.0, distinct=2),
     "ceilings_vs_plain": lambda: bench_ceiling.ceilings_vs_plain(3, (40, 48, 40), 2, 1),
     "post_processing_vs_naive": lambda: bench_postprocessing.post_processing_vs_naive(8.0, 1),
+    "coreset_vs_plain_greedy": lambda: bench_coreset.coreset_vs_plain_greedy(4000, 200, 1, 1),
 }
 
 
