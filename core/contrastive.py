@@ -151,9 +151,10 @@ def _counts(cosines: Tensor) -> list[int]:
 
 
 def _similarities(z1: Tensor, z2: Tensor) -> Float[Tensor, "views views"]:
-    """Cosines of all pairs of views; −∞ with itself."""
-    z = functional.normalize(torch.cat([z1, z2]).float(), dim=1)
-    return (z @ z.T).masked_fill(torch.eye(len(z), dtype=torch.bool, device=z.device), -math.inf)
+    """Cosines of all pairs of views; −∞ with itself. In float32 whatever the autocast."""
+    with torch.autocast(z1.device.type, enabled=False):
+        z = functional.normalize(torch.cat([z1, z2]).float(), dim=1)
+        return (z @ z.T).masked_fill(torch.eye(len(z), dtype=torch.bool, device=z.device), -math.inf)
 
 
 def _partners(n: int, device: torch.device) -> Tensor:

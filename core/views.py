@@ -130,31 +130,21 @@ def draw_view(
 
 
 def apply_view(volume: Float[Tensor, "channels x y z"], draw: ViewDraw) -> Float[Tensor, "channels i j k"]:
-    """The view of one volume, on the volume's device; exactly a crop of the input when nothing was drawn."""
-    generator = torch.Generator().manual_seed(draw.field_seed)
-    low = volume.amin(dim=(1, 2, 3), keepdim=True)
-    range_ = (volume.amax(dim=(1, 2, 3), keepdim=True) - low).clamp_min(1e-6)
-    view = _deformed(volume, draw, generator)
-    if draw.ghost > 0:
-        view = _ghosted(view, draw)
-    if draw.gamma != 1:
-        view = low + range_ * ((view - low) / range_).clamp(0, 1) ** draw.gamma
-    if draw.noise_std > 0:
-        noise = torch.Generator(view.device).manual_seed(draw.field_seed)
-        view = view + draw.noise_std * range_ * torch.randn(view.shape, generator=noise, device=view.device)
-    if draw.bias > 0:
-        view = low + (view - low) * _bias_field(_shape(view), draw.bias, generator, view.device)
-    if draw.blur_voxels > 0:
-        view = _blurred(view, draw.blur_voxels)
-    return _swapped(view, draw.swaps, generator) if draw.swaps else view
+    """The view of one volume, on the volume's device; exactly a crop of the input when nothing was drawn.
+
+    Computed in the volume's precision whatever the autocast: coordinates in bfloat16 would be voxels off.
+    """
+    with torch.autocast(volume.device.type, enabled=False):
+        return _applied(volume, draw)
 
 
 def view_coordinates(
     draw: ViewDraw, shape: tuple[int, int, int], device: torch.device | None = None
 ) -> Float[Tensor, "i j k 3"]:
     """Where each voxel of a view was read in the volume of `shape`, in voxel indices; may lie outside of it."""
-    generator = torch.Generator().manual_seed(draw.field_seed)
-    return _read_points(shape, draw, _matrix(draw), generator, device or torch.device("cpu"))
+    generator, device = torch.Generator().manual_seed(draw.field_seed), device or torch.device("cpu")
+    with torch.autocast(device.type, enabled=False):
+        return _read_points(shape, draw, _matrix(draw), generator, device)
 
 
 def places_in_view(
@@ -196,6 +186,25 @@ def trilinear(
             values.float(), normalised, mode="bilinear", padding_mode="border", align_corners=True
         )
     return read[..., 0, 0].transpose(1, 2)
+
+
+def _applied(volume: Tensor, draw: ViewDraw) -> Tensor:
+    generator = torch.Generator().manual_seed(draw.field_seed)
+    low = volume.amin(dim=(1, 2, 3), keepdim=True)
+    range_ = (volume.amax(dim=(1, 2, 3), keepdim=True) - low).clamp_min(1e-6)
+    view = _deformed(volume, draw, generator)
+    if draw.ghost > 0:
+        view = _ghosted(view, draw)
+    if draw.gamma != 1:
+        view = low + range_ * ((view - low) / range_).clamp(0, 1) ** draw.gamma
+    if draw.noise_std > 0:
+        noise = torch.Generator(view.device).manual_seed(draw.field_seed)
+        view = view + draw.noise_std * range_ * torch.randn(view.shape, generator=noise, device=view.device)
+    if draw.bias > 0:
+        view = low + (view - low) * _bias_field(_shape(view), draw.bias, generator, view.device)
+    if draw.blur_voxels > 0:
+        view = _blurred(view, draw.blur_voxels)
+    return _swapped(view, draw.swaps, generator) if draw.swaps else view
 
 
 def _crop(

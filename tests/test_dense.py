@@ -105,7 +105,7 @@ def test_places_lie_in_the_brain_inside_the_crop_and_between_cells_of_the_layer(
     draws = tuple(draw_view(settings.views, SHAPE, 0, 2, 0, view) for view in (0, 1))
     found = common_places(ball(), (draws[0], draws[1]), Tap("deep", 8, (4, 4, 4)), 30, setup(settings), 2, 0)
     assert 0 < len(found.anatomy) <= 30
-    assert len(found.anatomy.unique(dim=0)) == len(found.anatomy)
+    assert len(np.unique(found.anatomy.numpy(), axis=0)) == len(found.anatomy)
     assert float(found.in_view.min()) >= 0
     assert float(found.in_view.max()) <= 12  # cells lie on voxels 0, 4, 8, 12
 

@@ -346,6 +346,17 @@ def test_an_interrupted_run_ends_with_the_bits_of_one_that_was_not(kind: Kind, t
     assert isinstance(lines[0][5]["candidates"], int)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_variant_trains_in_bfloat16_with_a_float32_loss(kind: Kind, tmp_path: Path) -> None:
+    settings = replace(of(kind), precision="bfloat16", steps=4, views=ViewSettings(first_view_clean=False))
+    pretrain_encoder(_volumes(), settings, tmp_path / "half")
+    pretrain_encoder(_volumes(), replace(settings, precision="float32"), tmp_path / "full")
+    half, full = (read_events(tmp_path / name / "events.jsonl")[0] for name in ("half", "full"))
+    assert half["loss"] == pytest.approx(full["loss"], rel=0.03)
+    assert half["chance"] == full["chance"]
+    assert half["hardness"] == pytest.approx(full["hardness"], abs=0.02)
+
+
 def test_what_a_variant_does_not_read_changes_nothing_but_its_kind_does(tmp_path: Path) -> None:
     made = [
         pretrain_encoder(_volumes(), settings, tmp_path / str(number))

@@ -19,7 +19,7 @@ from core.contrastive import chance_loss, diagnostics, nt_xent
 from core.simclr import SimclrSettings, batch_indices, pretrain_encoder
 from core.training import VOLATILE, read_events
 from core.verdict import verdict
-from core.views import ViewDraw, ViewSettings, apply_view, draw_view
+from core.views import ViewDraw, ViewSettings, apply_view, draw_view, view_coordinates
 from data.errors import BadInput
 from data.volume import Grid, Volume
 from models.encoder import EncoderSettings, load_encoder, make_encoder
@@ -121,6 +121,18 @@ def test_a_view_is_a_function_of_its_draw() -> None:
         blur_voxels=0.7, swaps=3, field_seed=11,
     )  # fmt: skip
     assert torch.equal(apply_view(volume, draw), apply_view(volume.clone(), draw))
+
+
+def test_a_view_keeps_its_bits_under_autocast() -> None:
+    volume = torch.rand(1, *SHAPE)
+    draw = ViewDraw(
+        (0, 0, 0), SHAPE, scale=(1.1, 0.9, 1.0), rotation_degrees=(3.0, 4.0, 5.0), elastic_voxels=1.0, ghost=0.2,
+        gamma=1.3, noise_std=0.03, bias=0.4, blur_voxels=0.7, swaps=3, field_seed=11,
+    )  # fmt: skip
+    plain = apply_view(volume, draw), view_coordinates(draw, SHAPE)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(apply_view(volume, draw), plain[0])
+        assert torch.equal(view_coordinates(draw, SHAPE), plain[1])
 
 
 def test_one_strength_leaves_the_draws_of_the_other_family_alone() -> None:

@@ -49,7 +49,8 @@ def shifted(
         torch.exp(-0.5 * ((torch.arange(n, device=view.device) - centres[:, axis, None]) / spread[:, axis, None]) ** 2)
         for axis, n in enumerate(view.shape[1:])
     ]
-    field = torch.einsum("bi,bj,bk->ijk", change[:, None] * profiles[0], profiles[1], profiles[2]) * within
+    with torch.autocast(view.device.type, enabled=False):
+        field = torch.einsum("bi,bj,bk->ijk", change[:, None] * profiles[0], profiles[1], profiles[2]) * within
     result = torch.minimum(torch.maximum(view + field * (high - low), low), high)
     i, j, k = centres.round().long().unbind(1)
     moved = ((result - view) / (high - low).clamp_min(1e-6))[:, i, j, k].abs().amax(0)

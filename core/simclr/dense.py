@@ -18,8 +18,8 @@ from data.errors import BadInput
 from models.projection import projection_head
 from models.taps import Tap
 
-SPARE = 4
-"""Candidates drawn per position wanted: some leave one of the views."""
+SPARE = 16
+"""Candidates drawn per position wanted: of a crop that both views deform, most may leave one of them."""
 
 
 @dataclass(frozen=True, eq=False)
