@@ -74,15 +74,12 @@ class Chart:
     """What it tells, for the question mark beside the title."""
 
 
-def start(argv: list[str], show: str | None = None) -> None:
-    """Start a command once; say what stands in the way. `show` is the encoder run to look at afterwards."""
+def start(argv: list[str]) -> None:
+    """Start a command once; what stands in the way is left in the session for the page to say."""
     try:
         start_once(runs_directory(), argv)
     except (BadInput, EnvironmentProblem) as problem:
         st.session_state["training_problem"] = str(problem)
-        return
-    if show is not None:
-        st.session_state["encoder_run"] = show
 
 
 def stop(job_id: str) -> None:

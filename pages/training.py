@@ -8,6 +8,7 @@ from core.training_view import asked_name, asked_run_id, job_of_run
 from pages._monitor import show_next, show_settings, watch_jobs, watch_run
 from pages._pretrain import pretrain_form
 from pages._shared import every_run, runs_directory, tell_in_full
+from pages._visibility import show_visibility
 
 
 def pick_encoder(encoders: dict[str, Run], jobs: list[Job]) -> str | None:
@@ -20,6 +21,8 @@ def pick_encoder(encoders: dict[str, Run], jobs: list[Job]) -> str | None:
     if st.session_state.get("encoder_run", ids[0]) not in ids:
         del st.session_state["encoder_run"]
     busy = [i for job in jobs if job.active and (i := asked_run_id(job)) in ids]
+    if "encoder_begun" in st.session_state:
+        st.session_state["encoder_run"] = st.session_state.pop("encoder_begun")
     opening = (busy or list(encoders) or ids)[0]
     chosen = st.sidebar.selectbox(
         "Encoder run",
@@ -54,6 +57,7 @@ else:
     if run is not None:
         if stage_done(run, "encoder"):
             show_next(run)
+            show_visibility(run)
         show_settings(run)
 
 st.subheader("Train a new encoder", anchor=False)
