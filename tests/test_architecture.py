@@ -34,7 +34,7 @@ views contrastive training
 simclr.settings simclr.scans simclr.parts simclr.banks simclr.whole simclr.ccd simclr.blobs simclr.dense simclr
 memory_plan gaussian_dual gaussian_primal gaussian_files gaussian_conditional gaussian_block gaussian features scoring
 memory_bank.coreset memory_bank.settings memory_bank.walk memory_bank.search memory_bank.restricted memory_bank.pool
-memory_bank.plan memory_bank.files memory_bank.bank memory_bank
+memory_bank.plan memory_bank.files memory_bank.index memory_bank.bank memory_bank
 detectors.intensity detectors.voxel_zscore detectors.feature_gaussian detectors.patchcore detectors
 experiment run_scores subject_level
 diagnosis diagnosis.cases diagnosis.reference diagnosis.shapley diagnosis.categories diagnosis.error_map

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from core.memory_bank.coreset import select_coreset
 from core.memory_bank.files import Described, read_bank, write_bank
+from core.memory_bank.index import BankIndex, open_index, search_index
 from core.memory_bank.plan import plan_bank
 from core.memory_bank.pool import Pool, checked_rows, draw_pool
 from core.memory_bank.restricted import Reach, search_within
@@ -77,6 +78,7 @@ class MemoryBank:
         self.subject_of, self.position_of, self.device = subject_of, position_of, torch.device(device)
         self.positions_mm: Float64[np.ndarray, "positions 3"] = grid_positions @ affine[:3, :3].T + affine[:3, 3]
         self._reach: Reach | None = None
+        self.index: BankIndex | None = None
 
     @classmethod
     def build(
@@ -166,14 +168,32 @@ class MemoryBank:
         blocks: Blocks | None = None,
         monitor: Monitor = silent,
     ) -> Found:
-        """`distances`, and which entry each is to."""
+        """`distances`, and which entry each is to.
+
+        With settings.search 'ivf' or 'hnsw', candidates come from the index (`open_index`, else one is built) and the
+        distances to them are exact: never too small, too large where the nearest entry is missed.
+        """
         chosen = [self.ordered(layers) for layers in layer_sets]
+        if self.settings.search != "exact":
+            found = search_index(
+                self.index or self.open_index(), self.queries(volumes, self.layers), self.patches(self.layers), chosen
+            )
+            monitor(len(self), {"entries": float(len(self))})
+            return found
         queries, patches = self.queries(volumes, self._used(chosen)), self.patches(self._used(chosen))
         if self.settings.position == "restricted":
             return search_within(
                 queries, patches, self.reach, chosen, cube_mm=self._cube_mm, blocks=blocks, monitor=monitor
             )
         return search_everywhere(queries, patches, chosen, blocks=blocks, monitor=monitor)
+
+    def open_index(self, directory: Path | None = None, *, monitor: Monitor = silent) -> BankIndex:
+        """Use the index cached in `directory`, made anew where it is not that of this bank; None: only in memory.
+
+        Its `note` says what was done, its `audit` how often it finds the nearest patch.
+        """
+        self.index = open_index(self.patches(self.layers), self.settings, directory, monitor=monitor)
+        return self.index
 
     def nearest(self, rows: Rows, position_index: int, layers: Sequence[str], k: int) -> Neighbours:
         """The k nearest healthy patches of one patch of a volume, under the bank's position mode, exact.
