@@ -2,7 +2,10 @@
 
 import streamlit as st
 
+from core.detectors import PatchCore
+from core.neighbours import start_voxel
 from core.run_scores import set_id
+from pages._neighbours import show_neighbours
 from pages._shared import (
     PROTOCOL_LABELS,
     evaluation_version,
@@ -25,7 +28,12 @@ subject_id = pick_subject(run, order, labels, opening_subject(metrics))
 layers = pick_layers(scores, metrics["headline"])
 name = set_id(layers)
 
-remember(viewer(view_data(run, scores, metrics, subject_id, [name], evaluation_version(run)), key="slices"))
+data = view_data(run, scores, metrics, subject_id, [name], evaluation_version(run))
+banked = isinstance(scores.detector, PatchCore)
+if banked:  # what stands below needs a place before the first click
+    data["state"] = dict(zip("xyz", start_voxel(scores.prepared(subject_id)), strict=True)) | data["state"]
+view = viewer(data, key="slices")
+remember(view)
 
 figures = metrics["sets"][name]["working"]
 rows = {
@@ -45,3 +53,8 @@ st.caption(
     "positives appear first. Edges of the brain and ventricles speak of alignment, whole slices of intensity, "
     "scattered dots of noise."
 )
+if banked:
+    place = data["state"] | (view or {})
+    show_neighbours(
+        run, scores, subject_id, layers, [place[axis] for axis in "xyz"], place.get("convention", "radiological")
+    )

@@ -1,0 +1,101 @@
+"""Pictures of a place in a scan: an axial, a coronal and a sagittal cut-out around one voxel, the place marked.
+
+Radiological convention unless asked otherwise: the subject's left is on the right of the axial and coronal cut-out;
+the sagittal one looks to the left.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+from PIL import Image
+
+from data.errors import BadInput
+from data.volume import Volume
+
+EDGE_MM = 48.0
+"""Edge of a cut-out: wide enough to recognise the place, small enough to see the patch."""
+PIXELS = 240
+"""Edge of a cut-out on the picture."""
+MARK_RGB = (255, 214, 76)
+_GAP = 6
+_TICK, _OPEN = 0.10, 0.09
+"""Length of each arm of the cross, and the distance of its inner end from the centre, as shares of the edge."""
+
+Convention = Literal["radiological", "neurological"]
+
+
+def patch_picture(
+    volume: Volume,
+    voxel: Sequence[int],
+    brightest: float,
+    *,
+    edge_mm: float = EDGE_MM,
+    convention: Convention = "radiological",
+    contrast: int = 0,
+) -> UInt8[np.ndarray, "rows columns 3"]:
+    """Three cut-outs side by side, grey from 0 to `brightest`, an open cross around the voxel at each one's centre.
+
+    What lies beyond the scan is black. Voxels run to the right, front and top (RAS), as on every working grid.
+    """
+    refuse_outside(volume, voxel)
+    panels = []
+    for axis in (2, 1, 0):
+        plane = cut_out(volume.voxels[contrast], voxel, axis, volume.grid.spacing_mm, edge_mm)
+        flipped = convention == "neurological" and axis != 0
+        panels.append(_marked(_enlarged(plane[:, ::-1] if flipped else plane, brightest)))
+    gap = np.zeros((PIXELS, _GAP, 3), dtype=np.uint8)
+    return np.concatenate([panels[0], gap, panels[1], gap, panels[2]], axis=1)
+
+
+def cut_out(
+    voxels: Float32[np.ndarray, "x y z"],
+    voxel: Sequence[int],
+    axis: int,
+    spacing_mm: Sequence[float],
+    edge_mm: float = EDGE_MM,
+) -> Float32[np.ndarray, "rows columns"]:
+    """The plane through a voxel across `axis`, as it stands on the screen: the voxel is the middle one of both edges.
+
+    Rows from top (or front) to bottom, columns from the subject's right to left (axis 0: from front to back).
+    """
+    reach = [0 if k == axis else max(1, round(edge_mm / 2 / spacing_mm[k])) for k in range(3)]
+    low = [max(0, int(v) - r) for v, r in zip(voxel, reach, strict=True)]
+    high = [min(n, int(v) + r + 1) for v, r, n in zip(voxel, reach, voxels.shape, strict=True)]
+    there = np.asarray(voxels[low[0] : high[0], low[1] : high[1], low[2] : high[2]], dtype=np.float32)
+    missing = [(r - (int(v) - a), r - (b - 1 - int(v))) for v, r, a, b in zip(voxel, reach, low, high, strict=True)]
+    plane: np.ndarray = np.pad(there, missing).squeeze(axis)
+    return plane.T[::-1, ::-1]
+
+
+def brightest_of(volume: Volume, contrast: int = 0) -> float:
+    """End of the grey window: the 99.5th percentile of the brain's values."""
+    inside = volume.voxels[contrast][volume.brain_mask]
+    return float(np.percentile(inside, 99.5)) or 1.0 if inside.size else 1.0
+
+
+def refuse_outside(volume: Volume, voxel: Sequence[int]) -> None:
+    """BadInput unless the voxel lies on the volume's grid."""
+    shape = volume.grid.shape
+    if len(voxel) != 3 or not all(0 <= v < n for v, n in zip(voxel, shape, strict=True)):
+        raise BadInput(
+            f"Voxel {tuple(voxel)} is not on the working grid of {volume.subject_id!r}. Allowed: 0 0 0 to "
+            f"{' '.join(str(n - 1) for n in shape)}."
+        )
+
+
+def _enlarged(plane: Float32[np.ndarray, "rows columns"], brightest: float) -> UInt8[np.ndarray, "pixels pixels"]:
+    grey = np.clip(np.asarray(plane) / brightest, 0.0, 1.0).astype(np.float32)
+    big = np.asarray(Image.fromarray(grey).resize((PIXELS, PIXELS), Image.Resampling.BILINEAR))
+    return np.round(255 * big).astype(np.uint8)
+
+
+def _marked(grey: UInt8[np.ndarray, "pixels pixels"]) -> UInt8[np.ndarray, "pixels pixels 3"]:
+    rgb = np.repeat(grey[..., None], 3, axis=2)
+    middle, inner = PIXELS // 2, round(_OPEN * PIXELS)
+    outer, thick = inner + round(_TICK * PIXELS), slice(middle - 1, middle + 1)
+    for arm in (slice(middle - outer, middle - inner), slice(middle + inner, middle + outer)):
+        rgb[arm, thick] = MARK_RGB
+        rgb[thick, arm] = MARK_RGB
+    return rgb

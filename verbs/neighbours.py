@@ -1,0 +1,98 @@
+"""The verb behind the picture: which healthy patches of a memory bank are nearest to one place of a scan."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+from rich.markup import escape
+from rich.table import Table
+
+from core.store import open_run
+from data.errors import BadInput
+from verbs.shared import EXIT_OK, RUNS, console, print_json
+
+
+@dataclass(frozen=True)
+class NeighboursVerb:
+    """The healthy patches that are nearest to one place of a scan: whose, where, how far. Runs with a memory bank.
+
+    Example: python cli.py neighbours latest sub-007 --voxel 40 52 38
+    """
+
+    run: tyro.conf.Positional[str]
+    """Run id, the beginning of one, a path, or latest."""
+    subject: tyro.conf.Positional[str]
+    """Subject of the run."""
+    voxel: tuple[int, int, int] | None = None
+    """Place on the working grid, as the Slices page shows it; the middle of the largest lesion when not given."""
+    layers: str = ""
+    """Layer set, joined by +; all layers when not given."""
+    count: int = 3
+    """Neighbours to list."""
+    picture: Path | None = None
+    """PNG to write: the place and its neighbours, below each other, in three planes each."""
+    runs: Path = RUNS
+    """Directory that holds the runs."""
+    json: bool = False
+    """Print JSON."""
+
+
+def _neighbours(arguments: NeighboursVerb) -> int:
+    from core.experiment import prepared_of
+    from core.neighbours import open_bank, refuse_no_bank, save_sheet, sentences, start_voxel
+    from core.recipes import as_json
+
+    if arguments.count < 1:
+        raise BadInput(f"--count is {arguments.count}. Allowed: 1 or more.")
+    run = open_run(arguments.runs, arguments.run, "detector")
+    refuse_no_bank(run)
+    prepared = prepared_of(run, arguments.subject)
+    search = open_bank(run)
+    layers = tuple(arguments.layers.split("+")) if arguments.layers else search.bank.layers
+    voxel = arguments.voxel or start_voxel(prepared)
+    view = search.at(prepared.volume, search.features(prepared.volume), voxel, layers, arguments.count)
+    if arguments.picture is not None:
+        save_sheet(arguments.picture, run, view)
+    if arguments.json:
+        print_json(as_json(view))
+        return EXIT_OK
+    console().print(_table(view))
+    for line in sentences(view):
+        print(line)
+    return EXIT_OK
+
+
+def _table(view: Any) -> Table:
+    from core.neighbours import apart_text, distance_text, mm_text, share_text
+
+    x, y, z = view.voxel
+    table = Table(
+        "",
+        "subject",
+        "distance",
+        "how far",
+        "position",
+        "voxel",
+        "layers",
+        title=f"{escape(view.subject_id)}, voxel ({x}, {y}, {z}), {mm_text(view.position_mm)}, {'+'.join(view.layers)}",
+        caption=f"Distance: {view.unit}. Layers: what each makes up of the squared distance.",
+    )
+    rows = [(str(n), one) for n, one in enumerate(view.nearest, start=1)]
+    if view.other is not None:
+        rows.append(("anywhere" if view.other_radius_mm is None else f"within {view.other_radius_mm:g} mm", view.other))
+    for title, one in rows:
+        table.add_row(
+            title,
+            escape(one.subject_id),
+            distance_text(one.distance),
+            apart_text(one.apart_mm),
+            mm_text(one.position_mm),
+            " ".join(map(str, one.voxel)),
+            share_text(one.shares),
+        )
+    return table
+
+
+NEIGHBOUR_VERBS: dict[str, tuple[Any, Callable[[Any], int]]] = {"neighbours": (NeighboursVerb, _neighbours)}
