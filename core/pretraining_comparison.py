@@ -44,6 +44,8 @@ class ComparisonPlan:
     """Kinds of negatives."""
     views: tuple[str, ...] = ("strong",)
     """Named sets of views; each variant is trained with each."""
+    also: tuple[str, ...] = ()
+    """Further pairs, as variant/views: in-batch/geometric."""
     seeds: tuple[int, ...] = (0,)
     """Training seeds: initial weights, order of subjects, views. The untrained encoder of a seed starts alike."""
     simclr: SimclrSettings = field(default_factory=SimclrSettings)
@@ -52,6 +54,11 @@ class ComparisonPlan:
     """Layers and feature grid of the Gaussian, the same on every encoder."""
     memory_gb: float = 6.0
     """Peak memory of fitting and scoring, GB."""
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """Every variant with every set of views, then the further pairs; each once."""
+        crossed = [(variant, views) for variant in self.variants for views in self.views]
+        return list(dict.fromkeys([*crossed, *((a, b) for a, _, b in (one.partition("/") for one in self.also))]))
 
     def settings(self, variant: str, views: str, seed: int) -> SimclrSettings:
         """One training of the plan."""
@@ -84,7 +91,7 @@ def compare_pretraining(
     study = _Study(runs, source, plan, progress, workers)
     untrained = Entry("untrained", "Gaussian, untrained encoder", {seed: study.untrained(seed) for seed in plan.seeds})
     controls = [Entry(name, title, {_NO_SEED: study.control(name)}) for name, title in CONTROLS.items()]
-    todo = [(variant, views, seed) for seed in plan.seeds for variant in plan.variants for views in plan.views]
+    todo = [(variant, views, seed) for seed in plan.seeds for variant, views in plan.pairs()]
     made: dict[tuple[str, str], dict[int, tuple[Run, Run]]] = {}
     failed = []
     for number, (variant, views, seed) in enumerate(todo, 1):
@@ -212,6 +219,13 @@ def _check(plan: ComparisonPlan) -> None:
         raise BadInput(f"{plan.name!r} cannot name a comparison. Use up to 40 letters, digits and '-'.")
     _check_list("variants", plan.variants, VARIANTS)
     _check_list("views", plan.views, tuple(VIEW_SETS))
+    for pair in plan.also:
+        variant, _, views = pair.partition("/")
+        if variant not in VARIANTS or views not in VIEW_SETS:
+            raise BadInput(
+                f"{pair!r} is no pair to train. Give VARIANT/VIEWS, such as in-batch/geometric. "
+                f"Variants: {', '.join(VARIANTS)}. Views: {', '.join(VIEW_SETS)}."
+            )
     if not plan.seeds or len(set(plan.seeds)) < len(plan.seeds) or min(plan.seeds) < 0:
         raise BadInput(f"seeds are {plan.seeds}. Give whole numbers of 0 and above, each once: --seeds 0 1")
     set_here = {

@@ -1,6 +1,7 @@
 """Ways of training compared: one budget, one detector, paired intervals over subjects and seeds, computed sentences."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,13 @@ from scipy.stats import spearmanr
 from streamlit.testing.v1 import AppTest
 
 import cli
+from benchmarks.pretraining_report import write_report
 from core.bootstrap import mean_interval
 from core.evaluation import read_metrics
 from core.figures_comparison import training_against_dice
 from core.metrics import SubjectScores, exact_curve, pooled_dice_at
 from core.pooled_counts import count
-from core.pretraining_comparison import list_comparisons, read_comparison
+from core.pretraining_comparison import ComparisonPlan, list_comparisons, read_comparison
 from core.pretraining_table import contrastive_end, judge_pretraining, spearman
 from core.store import list_runs, open_run
 from core.two_level import Figure, Resamples, over_seeds, paired_over_seeds, said
@@ -154,6 +156,11 @@ def test_every_encoder_and_detector_is_a_run_with_a_speaking_id(compared: TinySt
     assert not any(run_id.startswith(".") for run_id in runs)
 
 
+def test_a_plan_trains_every_pair_once() -> None:
+    plan = ComparisonPlan(variants=("moco", "dense"), views=("mild", "none"), also=("ccd/both", "moco/none"))
+    assert plan.pairs() == [("moco", "mild"), ("moco", "none"), ("dense", "mild"), ("dense", "none"), ("ccd", "both")]
+
+
 def test_all_trainings_have_one_budget(found: dict[str, Any]) -> None:
     assert {row["contrastive"]["steps"] for row in found["rows"]} == {6}
     assert found["plan"]["simclr"]["batch"] == 2
@@ -282,6 +289,7 @@ def test_another_budget_under_the_same_name_is_refused(compared: TinyStudy, caps
         (("--views", "strong", "strong"), "each once"),
         (("--seeds", "0", "0"), "each once"),
         (("--name", "../x"), "cannot name a comparison"),
+        (("--also", "moco-strong"), "no pair to train"),
         (("--simclr.seed", "4"), "simclr.seed cannot be given"),
         (("--simclr.views.photometric", "0.2"), "simclr.views"),
     ],
@@ -412,3 +420,21 @@ def test_without_a_comparison_the_section_says_how_to_make_one(tmp_path: Path, m
     page = AppTest.from_function(section, default_timeout=30).run()
     assert not page.exception
     assert "cli.py compare-pretraining" in page.caption[0].value
+
+
+def test_the_report_tables_every_row_and_states_budget_and_command(found: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "report.md"
+    write_report(path, found, "python -m benchmarks.pretraining_study --steps 6")
+    text = path.read_text()
+    assert "Made by `python -m benchmarks.pretraining_study --steps 6`" in text
+    assert "6 steps of 2 heads, crops of [32, 32, 32] voxels" in text
+    assert found["verdict"]["text"].replace("|", "\\|") in text
+    for line in found["rows"] + found["controls"]:
+        assert text.count("| " + line["title"].replace("|", "\\|") + " |") >= 2
+    tables = [line for line in text.splitlines() if line.startswith("|")]
+    widths = [len(re.findall(r"(?<!\\)\|", line)) for line in tables]
+    heads = [w for line, w in zip(tables, widths, strict=True) if line.startswith("| ---")]
+    assert set(widths) == set(heads)
+    assert len(heads) == 6
+    gain = found["rows"][0]["choices"]["all"]["minus_untrained"]["validation"]
+    assert f"{gain['mean']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}]" in text

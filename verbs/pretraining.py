@@ -34,7 +34,9 @@ class ComparePretrainingVerb:
     variants: tuple[str, ...] = ("in-batch",)
     """Kinds of negatives: in-batch, queue, slots, moco, hard, ccd, dense, dense-shift."""
     views: tuple[str, ...] = ("strong",)
-    """Sets of views: none, geometric, toneless, mild, strong, both."""
+    """Sets of views: none, geometric, toneless, mild, strong, both; every variant is trained with each."""
+    also: tuple[str, ...] = ()
+    """Further pairs to train, such as in-batch/geometric."""
     seeds: tuple[int, ...] = (0,)
     """Training seeds; with several, intervals include the spread between trainings."""
     simclr: SimclrSettings = field(default_factory=SimclrSettings)
@@ -69,6 +71,7 @@ def _compare_pretraining(arguments: ComparePretrainingVerb) -> int:
         name=arguments.name,
         variants=arguments.variants,
         views=arguments.views,
+        also=arguments.also,
         seeds=arguments.seeds,
         simclr=arguments.simclr,
         features=FeatureSettings(layers=arguments.layers, grid=arguments.grid),
