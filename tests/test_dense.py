@@ -265,6 +265,17 @@ def test_a_local_shift_adds_one_negative_where_it_changed_the_position() -> None
     assert sum(shift_logs["negative_histogram"]) == negatives + changed
 
 
+def test_the_shifted_copy_is_compared_at_the_same_position_of_the_second_view() -> None:
+    volumes = _volumes()[:3]
+    scans, brains = [torch.tensor(v.voxels) for v in volumes], [torch.tensor(v.brain_mask) for v in volumes]
+    # Small blobs of next to nothing: the copy is the second view.
+    settings = dense("dense-shift", blob_strength=(1e-4, 1e-4), blob_mm=(1.0, 1.5))
+    _, logs = Dense(setup(settings, (16, 14, 12))).loss_of(Batch(1, (0, 1, 2), scans, brains))
+    assert logs["shift_share"] > 0.9
+    assert logs["positive_similarity"] < 0.95
+    assert logs["shift_similarity"] == pytest.approx((logs["positive_similarity"] + 1) / 2, abs=0.02)
+
+
 def test_training_with_local_shifts_makes_features_see_them(tmp_path: Path) -> None:
     found: dict[str, Mapping[str, float]] = {}
 

@@ -177,6 +177,29 @@ def test_the_slot_loss_equals_a_loop_over_its_definition() -> None:
     assert logs["candidates"] == 10
 
 
+def test_the_momentum_loss_equals_a_loop_over_its_definition() -> None:
+    given = variant("moco", key_momentum=0.5)
+    assert isinstance(given, Moco)
+    earlier = units(5, 64, seed=3)
+    given.bank.put(earlier, torch.tensor([0, 1, 2, 3, 4]), 1)
+    with torch.no_grad():
+        list(given.key_head.parameters())[2].neg_()  # so that queries and keys of a view differ
+    queries: list[Tensor] = []
+    keys: list[Tensor] = []
+    given.head.register_forward_hook(lambda _, __, out: queries.append(out.detach()))
+    given.key_head.register_forward_hook(lambda _, __, out: keys.append(out.detach()))
+    loss, logs = given.loss_of(batch(2))
+    q, k = (functional.normalize(found[0].double(), dim=1) for found in (queries, keys))
+    total = 0.0
+    for i in range(6):
+        own = math.exp(float(q[i] @ k[(i + 3) % 6]) / 0.1)
+        others = sum(math.exp(float(q[i] @ k[j]) / 0.1) for j in range(6) if j % 3 != i % 3)
+        others += sum(math.exp(float(q[i] @ b) / 0.1) for s, b in enumerate(earlier.double()) if s != i % 3)
+        total -= math.log(own / (own + others))
+    assert float(loss.detach()) == pytest.approx(total / 6, rel=1e-4)
+    assert logs["candidates"] == 9
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_constant_embedding_has_the_loss_that_the_log_calls_chance(kind: Kind) -> None:
     given = variant(kind, positive_prior=0.1)

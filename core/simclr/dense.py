@@ -51,7 +51,7 @@ class Dense:
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
-        self.tap = _tap(setup)
+        self.tap = tap_of(setup)
         self.head = projection_head(self.tap.channels, seed=setup.settings.seed).to(setup.device).train()
         self.modules: Mapping[str, nn.Module] = {"encoder": setup.encoder, "head": self.head}
 
@@ -78,7 +78,7 @@ class Dense:
         z, other = rows[: 2 * total], rows[2 * total :]
         positive, negative = self._compare(z, places)
         if changed is not None:
-            own = nn.functional.cosine_similarity(z.unflatten(0, (2, -1)), other[None], dim=2)
+            own = nn.functional.cosine_similarity(z.reshape(2, total, -1), other[None], dim=2)
             negative = torch.cat([negative, own.masked_fill(~changed, -math.inf).reshape(-1, 1)], dim=1)
         loss = info_nce(positive, negative, setup.settings.temperature)
         logs = self._logs(z.detach(), positive.detach(), negative.detach(), batch.step)
@@ -194,7 +194,8 @@ def _shift_logs(own: Float[Tensor, "2 places"], changed: Bool[Tensor, " places"]
     return {"shift_share": share, "shift_similarity": float(own[:, changed].double().mean()) if share else 0.0}
 
 
-def _tap(setup: Setup) -> Tap:
+def tap_of(setup: Setup) -> Tap:
+    """The layer whose positions are compared. BadInput, with the encoder's layers, when it has no such one."""
     layer = setup.settings.negatives.layer
     for tap in setup.encoder.taps:
         if tap.name == layer:
