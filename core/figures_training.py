@@ -73,11 +73,7 @@ def similarity_map(similarities: Similarities, positive: bool, most: float) -> g
             zmin=0,
             zmax=100 * most,
             colorscale=[[place, f"rgb{colour}"] for place, colour in SCALE],
-            colorbar={
-                "title": {"text": "pairs, %", "font": {"color": INK}},
-                "thickness": 10,
-                "tickfont": {"color": INK},
-            },
+            colorbar={"ticksuffix": " %", "thickness": 8, "xpad": 4, "nticks": 4, "tickfont": {"color": INK}},
             hovertemplate="step %{x}<br>cosine about %{y:.3f}<br>%{z:.1f} % of the pairs<extra></extra>",
         )
     )

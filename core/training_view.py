@@ -34,6 +34,8 @@ NEGATIVES_READ: Mapping[str, tuple[str, ...]] = {
     "ccd": ("shifts", "class_weight"),
     "dense": ("layer", "positions", "apart_mm", "other_subjects"),
     "dense-shift": ("layer", "positions", "apart_mm", "other_subjects", "blob_strength", "blob_mm"),
+    "atlas": ("layer", "positions", "apart_mm"),
+    "atlas-shift": ("layer", "positions", "apart_mm", "blob_strength", "blob_mm"),
 }
 """Which settings each kind of negatives reads; the others change nothing."""
 

@@ -89,7 +89,7 @@ def verdict(
     stale = "" if found.state in ("too early", "collapsed") else when_stale(last.queue_age, settings, subjects)
     if not stale:
         return found
-    return Verdict(found.state, found.reason, f"{stale} {found.advice}")
+    return Verdict(found.state, f"{found.reason} {stale}", found.advice)
 
 
 def candidates_of(event: Mapping[str, Any]) -> float:

@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-BANKS = ("queue", "slots", "moco", "hard")
-DENSE = ("dense", "dense-shift")
 BLIND = "A low loss says nothing about where lesions are."
 
 COLLAPSED = "Lower the learning rate, raise the temperature or the batch, or weaken the views; then train anew."
@@ -16,6 +14,8 @@ COLLAPSED_TOO: Mapping[str, str] = {
     "ccd": "A lower class weight leaves the pairs more say.",
     "dense": "More positions per subject help too.",
     "dense-shift": "More positions per subject help too.",
+    "atlas": "More positions per subject help too.",
+    "atlas-shift": "More positions per subject help too.",
 }
 EASIER_THAN_IT_SHOULD_BE: Mapping[str, str] = {
     "in-batch": "take negatives from memory (queue, moco, hard), or compare positions instead of brains (dense)",
@@ -26,6 +26,8 @@ EASIER_THAN_IT_SHOULD_BE: Mapping[str, str] = {
     "ccd": "raise the number of shifts, or compare positions instead of brains (dense)",
     "dense": "let nearer positions count as negatives (a smaller distance apart), or take dense-shift",
     "dense-shift": "weaken the local changes, or let nearer positions count as negatives (a smaller distance apart)",
+    "atlas": "let nearer positions count as negatives (a smaller distance apart), or take atlas-shift",
+    "atlas-shift": "weaken the local changes, or let nearer positions count as negatives (a smaller distance apart)",
 }
 HARDER_THAN_IT_SHOULD_BE: Mapping[str, str] = {
     "in-batch": "lower the batch",
@@ -37,6 +39,8 @@ HARDER_THAN_IT_SHOULD_BE: Mapping[str, str] = {
     "dense": "raise the distance apart, leave near places of other subjects out (other subjects: apart), or draw fewer "
     "positions",
     "dense-shift": "strengthen the local changes, raise the distance apart, or draw fewer positions",
+    "atlas": "raise the distance apart, draw fewer positions, or see that the scans are registered",
+    "atlas-shift": "strengthen the local changes, raise the distance apart, or see that the scans are registered",
 }
 
 

@@ -58,6 +58,7 @@ VERDICTS = {
 }
 CHANCE_WORDS = {"in-batch": "chance ln(2N−1)", "ccd": "chance, pairs and classes"}
 """How the chance level of a loss is written; for the others it is ln(1 + negatives)."""
+OWN_WORDS = {"ccd": "The shifted copies", "dense-shift": "The changed copies", "atlas-shift": "The changed copies"}
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ def show_numbers(view: TrainingView, state: str) -> None:
     left = f" · about {duration(view.seconds_left)} left" if state == "running" and view.seconds_left else ""
     st.progress(view.share, text=f"Step {view.step:,} of {view.total:,}{left}")
     latest, columns = view.latest, st.columns(6)
-    most = 2 * view.batch - 1 if view.kind != "ccd" and "dense" not in view.kind else None
+    most = 2 * view.batch - 1 if view.kind in ("in-batch", "queue", "slots", "moco", "hard") else None
     texts = [
         ("Loss", "loss", "{:.3f}", f"chance {view.chance:.3f}"),
         ("Top-1", "top1", "{:.0%}", f"of {view.candidates:,}, chance {_percent(view.chance_top1)}"),
@@ -148,7 +149,7 @@ def show_curves(view: TrainingView) -> None:
     _show_similarities(view)
     own = own_charts(view)
     if own:
-        st.subheader(f"What belongs to {view.kind}", anchor=False)
+        st.subheader(OWN_WORDS.get(view.kind, "The bank of negatives"), anchor=False)
         _draw_row(view, own)
     st.subheader("How the embedding is spread", anchor=False)
     _draw_row(view, spread_charts())
@@ -351,17 +352,20 @@ def watch_run(run_id: str, active: bool, begun: bool) -> None:
 
 
 def show_settings(run: Run) -> None:
-    """What determined the run, one column per group."""
+    """What determined the run, in four columns."""
     st.subheader("Settings", anchor=False)
     groups = settings_groups(run)
-    for column, (title, rows) in zip(st.columns(len(groups)), groups.items(), strict=True):
-        column.markdown(f"**{title}**")
-        column.dataframe(
-            pd.DataFrame(rows, columns=["setting", "value"]),
-            hide_index=True,
-            row_height=28,
-            alt=f"{title} settings of the run",
-        )
+    for column, titles in zip(
+        st.columns(4), (("Scans",), ("Encoder",), ("Negatives", "Views"), ("Training",)), strict=True
+    ):
+        for title in titles:
+            column.markdown(f"**{title}**")
+            column.dataframe(
+                pd.DataFrame(groups[title], columns=["setting", "value"]),
+                hide_index=True,
+                row_height=28,
+                alt=f"{title} settings of the run",
+            )
 
 
 def show_next(run: Run) -> None:

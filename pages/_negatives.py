@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 import streamlit as st
 
 from core.simclr import NegativesSettings
+from core.simclr.settings import Kind
 from core.training_view import NEGATIVES_READ
 
 KINDS: Mapping[str, tuple[str, str]] = {
@@ -49,6 +50,16 @@ KINDS: Mapping[str, tuple[str, str]] = {
     "dense-shift": (
         "other places, and a local change",
         "As dense, and the same place under a local change of brightness is a negative too, so the encoder is not "
+        "taught to ignore such a change. Its blobs resemble planted lesions: judge it on real ones.",
+    ),
+    "atlas": (
+        "other places, the same in all brains",
+        "Positive: the same anatomical place in every brain of the step. Negatives: places far from it in any brain. "
+        "Good before a Gaussian per place, which asks how brains differ there; needs registered scans.",
+    ),
+    "atlas-shift": (
+        "as atlas, and a local change",
+        "As atlas, and the same place under a local change of brightness is a negative too, so the encoder is not "
         "taught to ignore such a change. Its blobs resemble planted lesions: judge it on real ones.",
     ),
 }
@@ -97,10 +108,11 @@ def ask_negatives(
 ) -> NegativesSettings:
     """The picker with its sentence, and the settings that the picked kind reads; the others keep their defaults."""
     picked, told = st.columns([1, 2], vertical_alignment="center")
+    kinds = [kind for kind in KINDS if kind in get_args(Kind)]
     kind = picked.selectbox(
         "Negatives",
-        list(KINDS),
-        list(KINDS).index(given.kind),
+        kinds,
+        kinds.index(given.kind),
         format_func=lambda name: f"{name}: {KINDS[name][0]}",
         key=key("kind"),
         help="What a view must tell its partner from.",
