@@ -29,7 +29,7 @@ from core.visibility.intensity import explained_share, intensity_effects
 from core.visibility.measure import Network, Visibility, measure_visibility, ratio_interval, windows_of
 from core.visibility.runs import stored_visibility, visibility_before, visibility_of_run
 from core.visibility.trained import compare_training, damage, taught_away
-from core.visibility.words import before_sentences
+from core.visibility.words import before_sentences, trained_sentences
 from data.errors import BadInput
 from models.encoder import EncoderSettings, make_encoder
 from models.taps import Tap
@@ -251,7 +251,13 @@ def test_an_encoder_made_blind_to_brightness_is_named_as_having_learned_gamma_an
     assert {"gamma", "noise"} <= {one.change for one in taught_away(trained, "deep")}
     assert damage(trained, "deep").fell
     assert damage(trained, "deep").ratio.mean == pytest.approx(0.1, rel=0.1)
+    said = " ".join(trained_sentences(found["before"], found["after"], trained, settings))
+    assert "Learned as invariances at deep" in said
+    assert "Lesions went with them at deep" in said
     same = compare_training(found["before"], found["before"])
+    unchanged = " ".join(trained_sentences(found["before"], found["before"], same, settings))
+    assert "nothing was learned as an invariance" in unchanged
+    assert "Lesions move no layer less than before training" in unchanged
     assert taught_away(same, "deep") == []
     assert not damage(same, "deep").fell
 
@@ -305,7 +311,7 @@ def test_both_verbs_speak_json(own_study: TinyStudy, capsys: pytest.CaptureFixtu
     runs = ["--runs", str(own_study.runs)]
     assert cli.main(["visibility", "tiny-encoder", *runs, "--scans", "1", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["sentences"]
+    assert "One scan gives no interval" in found["sentences"][1]
     assert cli.main(["visibility", "tiny-encoder", *runs, "--scans", "1"]) == 0
     assert found["sentences"][0] in capsys.readouterr().out
     words = ["visibility-before", str(own_study.table), *runs, *SCAN_FLAGS, "--scans", "1", "--width", "4"]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from core.bootstrap import Interval
-from core.visibility.changes import VisibilitySettings
+from core.visibility.changes import LOCAL, VisibilitySettings
 from core.visibility.intensity import TONE, IntensityChange, IntensityEffects
 from core.visibility.measure import LayerVisibility, Visibility
 from core.visibility.trained import Trained, damage, taught_away
@@ -47,7 +47,10 @@ def before_sentences(
         )
     others = [v for v in effects.views if v.change not in TONE and not _is_small(v, lesion)]
     if others:
-        listed = ", ".join(f"{FAMILY_WORDS[v.change]} {_number(v.of_range.mean)}" for v in others)
+        listed = ", ".join(
+            f"{FAMILY_WORDS[v.change]} {_number(v.of_range.mean)}{' where they are' if v.change in LOCAL else ''}"
+            for v in others
+        )
         said.append(f"Other views move brightness as far, in another way than lesions do: {listed}.")
     if untrained is not None:
         said.append(_span_sentence(untrained, "Before training"))
@@ -59,6 +62,9 @@ def trained_sentences(
 ) -> tuple[str, ...]:
     """What training did: where lesions are seen best, what was learned as an invariance, what became of lesions."""
     said = [_span_sentence(after, "After training")]
+    last = (_net_sentence(before, after), _example_sentence(after, settings))
+    if len(after.subjects) < 2:
+        return (*said, "One scan gives no interval, so nothing is said of what training changed.", *last)
     deepest = after.layers[-1].layer
     gone = taught_away(trained, deepest)
     if gone:
@@ -79,7 +85,7 @@ def trained_sentences(
         )
     else:
         said.append("Lesions move no layer less than before training: the invariances did not cost their signal.")
-    return (*said, _net_sentence(before, after), _example_sentence(after, settings))
+    return (*said, *last)
 
 
 def interval_words(found: Interval, decimals: int = 2) -> str:
