@@ -12,6 +12,7 @@ from scipy.stats import spearmanr
 from streamlit.testing.v1 import AppTest
 
 import cli
+from benchmarks import pretraining_study
 from benchmarks.pretraining_report import write_report
 from core.bootstrap import mean_interval
 from core.evaluation import read_metrics
@@ -23,7 +24,7 @@ from core.pretraining_table import contrastive_end, judge_pretraining, spearman
 from core.store import list_runs, open_run
 from core.two_level import Figure, Resamples, over_seeds, paired_over_seeds, said
 from data.errors import BadInput, IntegrityError
-from tests.study import SCAN_FLAGS, SIMCLR_FLAGS, TinyStudy
+from tests.study import PREPROCESSING, SCAN_FLAGS, SIMCLR_FLAGS, TinyStudy
 
 VARIANTS, VIEWS, SEEDS = ("in-batch", "queue"), ("geometric",), ("0", "1")
 FIT = ("--layers", "stage1", "stage2", "--grid", "8mm")
@@ -438,3 +439,38 @@ def test_the_report_tables_every_row_and_states_budget_and_command(found: dict[s
     assert len(heads) == 6
     gain = found["rows"][0]["choices"]["all"]["minus_untrained"]["validation"]
     assert f"{gain['mean']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}]" in text
+
+
+def test_the_study_trains_on_fewer_heads_and_writes_its_report(
+    compared: TinyStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs, report = tmp_path / "runs", tmp_path / "report.md"
+    monkeypatch.setattr(pretraining_study, "build_tables", lambda scans, runs: (compared.table, compared.table))
+    monkeypatch.setattr(pretraining_study, "PREPROCESSING", PREPROCESSING)
+    argv = [
+        "--scans",
+        "/a/machine",
+        "--name",
+        "few",
+        "--variants",
+        "in-batch",
+        "--seeds",
+        "0",
+        "--steps",
+        "2",
+        "--batch",
+        "2",
+        "--width",
+        "4",
+        "--crop",
+        "32",
+    ]
+    argv += ["--train", "3", "--layers", "stage2", "--runs", str(runs), "--report", str(report), "--workers", "1"]
+    monkeypatch.setattr("sys.argv", ["pretraining_study", *argv])
+    pretraining_study.main()
+    run = open_run(runs, "cmp-few-in-batch-strong-s0")
+    assert run.record["split"]["train"] == ["train01", "train02", "train03"]
+    assert len(run.record["split"]["test"]) == 4
+    text = report.read_text()
+    assert "3 heads train encoders and Gaussians" in text
+    assert "--scans SCANS --name few" in text
