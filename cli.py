@@ -31,6 +31,7 @@ from core.summary import layer_table, run_summary
 from data.errors import BadInput, EnvironmentProblem, IntegrityError, Interrupted
 from data.preprocessing import Preprocessing
 from verbs.diagnosis import DIAGNOSIS_VERBS
+from verbs.gate import GATE_VERBS
 from verbs.neighbours import NEIGHBOUR_VERBS
 from verbs.pretraining import PRETRAINING_VERBS
 from verbs.shared import (
@@ -563,6 +564,7 @@ VERBS: dict[str, tuple[Any, Callable[[Any], int]]] = {
     "score": (ScoreVerb, _score),
     "evaluate": (EvaluateVerb, _evaluate),
     "compare-layers": (CompareLayersVerb, _compare_layers),
+    **GATE_VERBS,
     **PRETRAINING_VERBS,
     **DIAGNOSIS_VERBS,
     **NEIGHBOUR_VERBS,

@@ -6,12 +6,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
-from core.detectors import LayerSet
+from core.detectors import Gated, LayerSet
 from core.randomness import stream
 from core.run_scores import RunScores, set_id
 
 MAXIMUM = "largest score in the brain, on the working grid"
 REWEIGHTED = "largest patch distance, re-weighted by the neighbours of its nearest entry (PatchCore, eq. 7)"
+OF_THE_GATE = "of the gate, which decides for the pipeline whether a scan is ill: "
 _RESAMPLES = 10_000
 
 
@@ -20,16 +21,22 @@ def subject_level(scores: RunScores, layers: LayerSet) -> dict[str, Any]:
 
     `maximum` is there for every detector, so that runs compare; `reweighted` where every test scan of a memory bank
     was scored with it, else None. Ill is who is not healthy by the cohort, with or without a lesion mask.
+    Both are the gate's in a gated run, whose map is 0 wherever its gate found nothing.
     """
     test = scores.subjects("test")
-    largest = {i: float(np.nanmax(scores.score_map(i, layers).scores)) for i in test}
-    stored = {i: scores.subject_scores(i).get(set_id(layers)) for i in test}
+    whole = {i: scores.subject_scores(i) for i in test}
+    if isinstance(scores.detector, Gated):
+        of, largest = OF_THE_GATE, {i: whole[i]["maximum"] for i in test if "maximum" in whole[i]}
+        stored = {i: whole[i].get("reweighted") for i in test}
+    else:
+        of, largest = "", {i: float(np.nanmax(scores.score_map(i, layers).scores)) for i in test}
+        stored = {i: whole[i].get(set_id(layers)) for i in test}
     reweighted = {i: value for i, value in stored.items() if value is not None}
     healthy = {i: scores.is_healthy(i) for i in test}
     complete = bool(test) and len(reweighted) == len(test)
     return {
-        "maximum": {"rule": MAXIMUM, **told_apart(largest, healthy)},
-        "reweighted": {"rule": REWEIGHTED, **told_apart(reweighted, healthy)} if complete else None,
+        "maximum": {"rule": of + MAXIMUM, **told_apart(largest, healthy)},
+        "reweighted": {"rule": of + REWEIGHTED, **told_apart(reweighted, healthy)} if complete else None,
     }
 
 

@@ -33,14 +33,15 @@ bootstrap curves calibration decision lesions metrics distributions verdict_advi
 views contrastive training
 simclr.settings simclr.scans simclr.parts simclr.banks simclr.whole simclr.ccd simclr.blobs simclr.dense simclr
 memory_plan gaussian_dual gaussian_primal gaussian_files gaussian_conditional gaussian_block gaussian features scoring
-memory_bank.coreset memory_bank.settings memory_bank.walk memory_bank.search memory_bank.restricted memory_bank.pool
+memory_bank.coreset memory_bank.settings memory_bank.walk memory_bank.search memory_bank.restricted
+memory_bank.registered memory_bank.pool
 memory_bank.plan memory_bank.files memory_bank.index memory_bank.bank memory_bank
-detectors.intensity detectors.voxel_zscore detectors.feature_gaussian detectors.patchcore detectors
+detectors.intensity detectors.voxel_zscore detectors.feature_gaussian detectors.patchcore detectors.gated detectors
 experiment run_scores subject_level
 diagnosis diagnosis.cases diagnosis.reference diagnosis.shapley diagnosis.categories diagnosis.error_map
 visibility visibility.changes visibility.measure visibility.intensity visibility.trained visibility.words
 visibility.runs
-packed evaluation summary export
+packed evaluation gating summary export
 two_level pooled_counts pretraining_table pretraining_comparison
 diagnosis.placement diagnosis.ceiling diagnosis.lesion_table diagnosis.ladder diagnosis.likelihood
 diagnosis.variants diagnosis.paired diagnosis.bench diagnosis.whatif_maps diagnosis.whatif_scans diagnosis.whatif_fits

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from core.detectors.feature_gaussian import FeatureGaussian
+from core.detectors.gated import Gated
 from core.detectors.intensity import Intensity
 from core.detectors.patchcore import PatchCore
 from core.detectors.voxel_zscore import VoxelZScore
@@ -17,7 +18,7 @@ from data.errors import BadInput
 from models.encoder import EncoderSettings
 
 Layered = FeatureGaussian | PatchCore
-AnyDetector = Layered | Intensity | VoxelZScore
+AnyDetector = Layered | Intensity | VoxelZScore | Gated
 
 LAYERED = (FeatureGaussian, PatchCore)
 """Detectors over the layers of an encoder: one fit gives distances for every combination of them."""
@@ -51,7 +52,9 @@ _KINDS: Mapping[str, type[AnyDetector]] = {
     "PatchCore": PatchCore,
     "Intensity": Intensity,
     "VoxelZScore": VoxelZScore,
+    "Gated": Gated,
 }
+Gated.kinds = _KINDS
 
 __all__ = [
     "CATALOGUE",
@@ -59,6 +62,7 @@ __all__ = [
     "LAYERED",
     "AnyDetector",
     "FeatureGaussian",
+    "Gated",
     "LayerSet",
     "Layered",
     "PatchCore",

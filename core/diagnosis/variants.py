@@ -18,7 +18,7 @@ from scipy.ndimage import (
     shift,
 )
 
-from core.detectors import LAYERED, AnyDetector, FeatureGaussian, Layered, LayerSet, PatchCore
+from core.detectors import LAYERED, AnyDetector, FeatureGaussian, Gated, Layered, LayerSet, PatchCore
 from core.diagnosis.cases import Case
 from core.distributed import device
 from core.gaussian import GaussianSettings, VoxelGaussian, fit_gaussian
@@ -229,6 +229,9 @@ def refitted(detector: AnyDetector, volumes: Sequence[Volume], settings: Gaussia
     """
     if isinstance(detector, PatchCore):
         return detector.rebuilt(volumes)
+    if isinstance(detector, Gated):
+        gate, second = (refitted(part, volumes) for part in (detector.gate_, detector.second_))
+        return dataclasses.replace(detector).with_parts(gate, second)
     if not isinstance(detector, FeatureGaussian):
         return dataclasses.replace(detector).fit(volumes)
     gaussian, extractor = detector.gaussian_, detector.extractor_

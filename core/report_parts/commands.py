@@ -1,5 +1,6 @@
 """The commands that made a run, as they would be typed: no path of the machine they ran on."""
 
+import contextlib
 import dataclasses
 import json
 import shlex
@@ -52,10 +53,7 @@ def commands_of(run: Run, metrics: Mapping[str, Any], diagnosis: Mapping[str, An
     """Words of each command, in order: pretrain (when the encoder's run is here), fit, score, evaluate, and what the
     diagnosis has stored."""
     where = _where(run)
-    encoder = _encoder(run)
-    made = [] if encoder is None else [_pretrain(encoder, where)]
-    made.append(_fit(run, encoder, where))
-    made.append(["score", run.run_id, *where])
+    made = _making(run, where)
     made.append(["evaluate", run.run_id, *where, *_rule(metrics)])
     if diagnosis is not None:
         made += [[*words, *where] for words in _explorations(run, diagnosis)]
@@ -63,6 +61,32 @@ def commands_of(run: Run, metrics: Mapping[str, Any], diagnosis: Mapping[str, An
         made.append(["diagnose", run.run_id, *where, *asked])
         return [*made, ["report", run.run_id, *where, *asked]]
     return [*made, ["report", run.run_id, *where]]
+
+
+def _making(run: Run, where: list[str]) -> list[list[str]]:
+    """From the scans to the scores; of a gated run first its two parts, as far as their runs are here."""
+    if run.record["recipe"]["kind"] == "Gated":
+        return [*_parts(run, where), _gate(run, where)]
+    encoder = _encoder(run)
+    made = [] if encoder is None else [_pretrain(encoder, where)]
+    return [*made, _fit(run, encoder, where), ["score", run.run_id, *where]]
+
+
+def _parts(run: Run, where: list[str]) -> list[list[str]]:
+    made: list[list[str]] = []
+    for which in dict.fromkeys((run.record["parents"]["gate"], run.record["parents"]["second"])):
+        with contextlib.suppress(BadInput, IntegrityError):
+            part = open_run(run.directory.parent, which)
+            made += [*_making(part, where), ["evaluate", part.run_id, *where]]
+    return [words for n, words in enumerate(made) if words not in made[:n]]
+
+
+def _gate(run: Run, where: list[str]) -> list[str]:
+    recipe, parents = run.record["recipe"], run.record["parents"]
+    words = ["gate", parents["gate"], parents["second"], *where]
+    for flag, layers in (("--layers", recipe["gate_layers"]), ("--second-layers", recipe["second_layers"])):
+        words += [flag, "+".join(layers)] if layers else []
+    return [*words, f"--name={run.name}", "--run-id", run.run_id]
 
 
 def in_words(run: Run, metrics: Mapping[str, Any], diagnosis: Mapping[str, Any] | None) -> list[str]:

@@ -1,0 +1,197 @@
+"""A gated run out of two evaluated ones: the second's stored maps inside the first's segmentation, then evaluated.
+
+Nothing is fitted or scored again. The gate's threshold is the one that its evaluation chose on labelled validation
+subjects, on the working grid where the gate is applied; without those, its label-free healthy one. Test labels choose
+nothing. Whether a scan is ill is decided by the gate: subject-level figures of a gated run are those of its gate run.
+"""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from core.calibration import QUANTILE
+from core.detectors import Gated, recipe_json
+from core.evaluation import evaluate_run, read_metrics
+from core.experiment import SUBJECT_FILE, scored_subjects
+from core.progress import Progress
+from core.run_scores import RunScores, open_scores, set_id
+from core.store import Run, check_same, create_run, list_runs, lock, stage, stage_done, update_run
+from core.types import LayerSet
+from data.errors import BadInput, Interrupted
+from data.files import MANIFEST, committed_directory, is_committed, verify_directory, write_json
+
+ROUNDING = 1e-5
+"""A threshold chosen on validation is the score of one of its voxels; it is lowered by this fraction, so that the
+same maps computed again, equal up to rounding, have the same gate."""
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One of the two evaluated runs, and which of its layer sets is used."""
+
+    scores: RunScores
+    layers: LayerSet
+    metrics: Mapping[str, Any]
+
+    @property
+    def run(self) -> Run:
+        """The run itself."""
+        return self.scores.run
+
+    @property
+    def fitted_layers(self) -> LayerSet:
+        """The layers, for a detector that has some."""
+        return self.layers if self.scores.layout is not None else ()
+
+
+def make_gated(
+    runs: Path,
+    gate: Run,
+    second: Run,
+    progress: Progress,
+    *,
+    layers: str = "",
+    second_layers: str = "",
+    name: str = "",
+    run_id: str | None = None,
+    quantile: float = QUANTILE,
+    fp_ml_per_scan: float | None = None,
+    workers: int = 2,
+) -> Run:
+    """Make, score and evaluate the run; the same `run_id` and parts resume a stopped one.
+
+    `layers` and `second_layers` name layer sets of the two runs; not given, each run's headline set, which validation
+    chose. BadInput when the two do not share scans, split and preparation, or one is not evaluated.
+    """
+    parts = (_part(gate, layers), _part(second, second_layers))
+    _check_alike(gate, second)
+    detector = gated_detector(*parts)
+    run = _open_or_create(runs, detector, parts, name or f"{second.name} gated by {gate.name}", run_id)
+    with lock(run) as run, _outcome(run):
+        if not stage_done(run, "detector"):
+            update_run(run, status="running")
+            with stage(run, "detector") as scratch:
+                for folder, part in zip(("gate", "second"), parts, strict=True):
+                    _link_tree(part.run.directory / "detector", scratch / folder)
+                detector.save_recipe(scratch)
+        _combine_all(run, detector, parts, progress)
+    if not stage_done(run, "evaluation"):
+        evaluate_run(run, progress, quantile=quantile, fp_ml_per_scan=fp_ml_per_scan, workers=workers)
+    return run
+
+
+def gated_detector(gate: Part, second: Part) -> Gated:
+    """The recipe: both parts', the layer sets, and the threshold with where it is from."""
+    value, source, rule = gate_threshold(gate)
+    return Gated(
+        gate=gate.run.record["recipe"],
+        second=second.run.record["recipe"],
+        gate_threshold=value,
+        gate_rule=f"{rule}, read from the evaluation of run {gate.run.run_id} on the working grid",
+        threshold_from="validation" if source == "validation" else "healthy",
+        gate_layers=gate.fitted_layers,
+        second_layers=second.fitted_layers,
+    )
+
+
+def gate_threshold(gate: Part) -> tuple[float, str, str]:
+    """Where to cut the gate's working-grid map: the value, "validation" or "healthy", and the rule in words."""
+    protocols = gate.metrics["sets"][set_id(gate.layers)]["working"]["protocols"]
+    source = "validation" if "validation" in protocols else "healthy"
+    chosen = protocols[source]
+    value = float(chosen["threshold"])
+    if source == "validation":
+        value -= ROUNDING * abs(value)
+    return value, source, str(chosen["rule"])
+
+
+def _part(run: Run, layers: str) -> Part:
+    scores = open_scores(run)
+    if isinstance(scores.detector, Gated):
+        raise BadInput(f"Run {run.run_id} is gated itself. Give the runs that it was made from, or others.")
+    metrics = read_metrics(run)
+    return Part(scores, scores.layer_set(layers or metrics["headline"]), metrics)
+
+
+def _check_alike(gate: Run, second: Run) -> None:
+    different = [what for what in ("split", "preprocessing") if gate.record[what] != second.record[what]]
+    if gate.record["cohort"]["fingerprint"] != second.record["cohort"]["fingerprint"]:
+        different = ["cohort", *different]
+    if different:
+        raise BadInput(
+            f"Runs {gate.run_id} and {second.run_id} differ in {', '.join(different)}: their maps are not of the same "
+            "scans, or not from the same healthy subjects. Fit and evaluate both with the same table, split and "
+            "preprocessing."
+        )
+
+
+def _open_or_create(runs: Path, detector: Gated, parts: tuple[Part, Part], name: str, run_id: str | None) -> Run:
+    recipe = recipe_json(detector)
+    gate, second = (part.run for part in parts)
+    parents = {"gate": gate.run_id, "second": second.run_id}
+    for run in list_runs(runs)[0]:
+        if run.run_id == run_id:
+            check_same(run, {"recipe": recipe, "parents": parents, "split": gate.record["split"]})
+            return run
+    return create_run(
+        runs,
+        kind="detector",
+        name=name,
+        recipe=recipe,
+        cohort=gate.record["cohort"],
+        split=gate.record["split"],
+        preprocessing=gate.record["preprocessing"],
+        seed=int(gate.record["seed"]),
+        parents=parents,
+        run_id=run_id,
+    )
+
+
+def _combine_all(run: Run, detector: Gated, parts: tuple[Part, Part], progress: Progress) -> None:
+    gate, second = parts
+    subjects = [s["subject_id"] for s in scored_subjects(run)]
+    with progress.task("Gating", len(subjects)) as advance:
+        for subject_id in subjects:
+            target = run.directory / "scores" / subject_id
+            if not is_committed(target):
+                for part in parts:
+                    verify_directory(part.run.directory / "scores" / subject_id)
+                opening = gate.scores.score_map(subject_id, gate.layers)
+                combined = detector.combine(opening, second.scores.score_map(subject_id, second.layers))
+                whole = {"maximum": float(np.nanmax(opening.scores))}
+                own = gate.scores.subject_scores(subject_id).get(set_id(gate.layers))
+                if own is not None:
+                    whole["reweighted"] = own
+                with committed_directory(target) as scratch:
+                    np.save(scratch / "scores.npy", combined.scores)
+                    write_json(scratch / SUBJECT_FILE, {"scores": whole})
+            advance(1, subject_id)
+
+
+@contextlib.contextmanager
+def _outcome(run: Run) -> Iterator[None]:
+    try:
+        yield
+    except BaseException as error:
+        stopped = isinstance(error, Interrupted | KeyboardInterrupt)
+        update_run(run, status="interrupted" if stopped else "failed", error=None if stopped else str(error))
+        raise
+    update_run(run, status="finished")
+
+
+def _link_tree(source: Path, target: Path) -> None:
+    """The files of a committed directory once more, without a second copy where the disk allows; not its manifest."""
+    verify_directory(source)
+    for path in sorted(p for p in source.rglob("*") if p.is_file() and p != source / MANIFEST):
+        place = target / path.relative_to(source)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(path, place)
+        except OSError:
+            shutil.copy2(path, place)
