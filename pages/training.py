@@ -18,11 +18,11 @@ def pick_encoder(encoders: dict[str, Run], jobs: list[Job]) -> str | None:
     ids = list(names)
     if not ids:
         return None
+    if "encoder_begun" in st.session_state:
+        st.session_state["encoder_run"] = st.session_state.pop("encoder_begun")
     if st.session_state.get("encoder_run", ids[0]) not in ids:
         del st.session_state["encoder_run"]
     busy = [i for job in jobs if job.active and (i := asked_run_id(job)) in ids]
-    if "encoder_begun" in st.session_state:
-        st.session_state["encoder_run"] = st.session_state.pop("encoder_begun")
     opening = (busy or list(encoders) or ids)[0]
     chosen = st.sidebar.selectbox(
         "Encoder run",

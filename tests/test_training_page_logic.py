@@ -4,20 +4,22 @@ import dataclasses
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import tyro
 from streamlit.testing.v1 import AppTest
 
 from cli import FitVerb, PretrainVerb
-from core import commands, training_view
+from core import commands, figures_training, training_view
 from core.commands import Scans, next_step, pretrain_argv, pretrain_id, resume_argv, scans_at, scans_of, start_once
 from core.jobs import Job
 from core.recipes import as_json
-from core.simclr import SimclrSettings
+from core.simclr import NegativesSettings, SimclrSettings
+from core.simclr.settings import Kind
 from core.store import Run, create_run, list_runs, open_run, read_events, update_run
 from core.training_view import (
+    NEGATIVES_READ,
     asked_name,
     asked_run_id,
     can_resume,
@@ -28,14 +30,17 @@ from core.training_view import (
     read_on,
     read_training,
     settings_groups,
+    similarities_of,
     state_of,
     thinned,
 )
-from core.views import ViewSettings
+from core.views import VIEW_SETS, ViewSettings
 from data.errors import BadInput
 from data.files import committed_directory
 from data.preprocessing import Preprocessing
-from models.encoder import EncoderSettings
+from models.encoder import EncoderSettings, make_encoder
+from pages._negatives import KINDS, layers_of
+from pages._pretrain import ARCHITECTURES, VIEW_WORDS
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = SimclrSettings(
@@ -48,8 +53,14 @@ SETTINGS = SimclrSettings(
 SPLIT = {"train": ["a", "b", "c", "d"], "calibration": ["e"], "validation": [], "test": ["f"]}
 
 
-def an_encoder(runs: Path, run_id: str = "enc-1", steps_done: int = 120, status: str = "finished") -> Run:
-    recipe = {"kind": "SimCLR", **as_json(SETTINGS)}
+def an_encoder(
+    runs: Path,
+    run_id: str = "enc-1",
+    steps_done: int = 120,
+    status: str = "finished",
+    negatives: NegativesSettings | None = None,
+) -> Run:
+    recipe = {"kind": "SimCLR", **as_json(dataclasses.replace(SETTINGS, negatives=negatives or NegativesSettings()))}
     cohort = {"name": "own", "path": "/scans/own.csv", "layout": "table", "subjects": [], "set_aside": []}
     run = create_run(
         runs, kind="encoder", name="my encoder", recipe=recipe, cohort=cohort, split=SPLIT,
@@ -62,6 +73,10 @@ def an_encoder(runs: Path, run_id: str = "enc-1", steps_done: int = 120, status:
         with committed_directory(run.directory / "encoder") as scratch:
             (scratch / "weights").write_text("w")
     return update_run(run, status=status)
+
+
+def write_events(run: Run, events: list[dict[str, Any]]) -> None:
+    (run.directory / "events.jsonl").write_text("".join(json.dumps(one) + "\n" for one in events))
 
 
 def event(step: int, **other: float) -> dict[str, float]:
@@ -100,6 +115,74 @@ def test_time_left_is_steps_left_at_the_median_of_recent_steps(tmp_path: Path) -
     assert (view.step, view.total, view.share) == (40, 120, pytest.approx(1 / 3))
     assert view.seconds_left == pytest.approx(80 * 2.0)
     assert (view.candidates, view.chance) == (7, pytest.approx(math.log(7)))
+
+
+def test_chance_and_candidates_come_from_the_journal_and_are_lines_over_steps(tmp_path: Path) -> None:
+    run = an_encoder(tmp_path, steps_done=0, negatives=NegativesSettings("moco"))
+    filling = [event(s, candidates=1 + 8 * s, chance=math.log(1 + 8 * s)) for s in range(1, 11)]
+    write_events(run, filling)
+    view = read_training(run)
+    assert (view.kind, view.candidates, view.chance) == ("moco", 81, pytest.approx(math.log(81)))
+    assert view.curves.values["chance_top1"] == tuple(pytest.approx(1 / (1 + 8 * s)) for s in range(1, 11))
+    assert view.curves.values["chance"][0] == pytest.approx(math.log(9))
+
+
+def test_a_journal_that_logged_no_chance_falls_back_to_that_of_its_batch(tmp_path: Path) -> None:
+    run = an_encoder(tmp_path, steps_done=0)
+    write_events(run, [{"step": 1, "loss": 1.0}])
+    view = read_training(run)
+    assert (view.candidates, view.chance, view.chance_top1) == (7, pytest.approx(math.log(7)), pytest.approx(1 / 7))
+
+
+def test_histograms_become_shares_over_at_most_so_many_steps_and_keep_the_last() -> None:
+    events = [
+        event(s) | ({"positive_histogram": [0, 0, 4, 4], "negative_histogram": [s, 0, s, 0]} if s % 10 == 0 else {})
+        for s in range(1, 2001)
+    ]
+    found = similarities_of(events, columns=50)
+    assert found is not None
+    assert (len(found.steps), found.steps[0], found.steps[-1]) == (50, 10, 2000)
+    assert found.positive.sum(axis=1) == pytest.approx(1)
+    assert found.negative[-1].tolist() == [0.5, 0, 0.5, 0]
+    assert found.edges.tolist() == [-1, -0.5, 0, 0.5, 1]
+    assert found.overlap == pytest.approx(0.5)
+    assert similarities_of([event(1)]) is None
+
+
+def test_a_map_of_similarities_shows_every_histogram_in_percent_and_no_range_that_was_never_filled() -> None:
+    [found] = [similarities_of([event(1) | {"positive_histogram": [0, 0, 1, 3], "negative_histogram": [0, 2, 2, 0]}])]
+    assert found is not None
+    drawn = figures_training.similarity_map(found, positive=True, most=1.0)
+    assert drawn.data[0].z.tolist() == [[0], [0], [25], [75]]
+    assert drawn.data[0].y.tolist() == [-0.75, -0.25, 0.25, 0.75]
+    assert drawn.layout.yaxis.range == (-0.5, 1)
+    assert [(bars.name, list(bars.y)) for bars in figures_training.latest_similarities(found).data] == [
+        ("others", [0, 50, 50, 0]), ("partners", [0, 0, 25, 75]),
+    ]  # fmt: skip
+
+
+def test_every_setting_of_the_negatives_is_read_by_some_kind_and_every_kind_is_explained() -> None:
+    fields = {field.name for field in dataclasses.fields(NegativesSettings)} - {"kind"}
+    kinds = set(get_args(Kind))
+    assert {name for kind in kinds for name in NEGATIVES_READ[kind]} == fields
+    assert kinds <= set(KINDS)
+    assert set(VIEW_WORDS) - {"custom"} == set(VIEW_SETS)
+
+
+def test_layers_that_the_form_offers_are_those_of_the_encoder() -> None:
+    for architecture in ARCHITECTURES:
+        encoder = make_encoder(EncoderSettings(width=4, architecture=architecture))
+        assert tuple(layers_of(architecture)) == tuple(tap.name for tap in encoder.taps[1:])
+
+
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_a_command_carries_the_settings_of_every_kind(tmp_path: Path, kind: Any) -> None:
+    negatives = NegativesSettings(kind, bank_size=64, positive_prior=0.05, apart_mm=8.0, blob_mm=(1.5, 3.0))
+    settings = dataclasses.replace(
+        SETTINGS, negatives=negatives, views=dataclasses.replace(VIEW_SETS["toneless"], crop_voxels=(24, 24, 24))
+    )
+    argv = pretrain_argv(tmp_path, Scans("/c.csv", "table", "/s.json", Preprocessing(("T1",))), settings, "x")
+    assert tyro.cli(PretrainVerb, args=argv[1:]).simclr == settings
 
 
 def test_a_run_without_a_step_can_be_read_and_is_too_early_to_judge(tmp_path: Path) -> None:
@@ -262,6 +345,9 @@ def test_settings_are_shown_in_words(tmp_path: Path) -> None:
     assert ("first view clean", "no") in groups["Views"]
     assert ("crop voxels", "24 24 24") in groups["Views"]
     assert ("lr", "0.0002") in groups["Training"]
+    assert groups["Negatives"] == [("variant", "in-batch")]
+    moco = settings_groups(an_encoder(tmp_path, "enc-2", negatives=NegativesSettings("moco", bank_size=256)))
+    assert moco["Negatives"] == [("variant", "moco"), ("bank size", "256"), ("key momentum", "0.99")]
     assert ("training subjects", "4") in groups["Scans"]
     assert [duration(s) for s in (None, 9, 61, 7260)] == ["–", "9 s", "1 min 1 s", "2 h 1 min"]
 
@@ -317,6 +403,49 @@ def test_the_form_starts_one_training_on_the_split_of_the_run_it_begins_from(
     assert (parsed.simclr.steps, parsed.simclr.batch, parsed.simclr.encoder.width) == (33, 4, 4)
     assert parsed.split is not None
     assert json.loads(parsed.split.read_text())["train"] == SPLIT["train"]
+
+
+def test_the_form_asks_for_what_the_picked_kind_reads_at_once_and_starts_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    an_encoder(tmp_path)
+    words: list[list[str]] = []
+    monkeypatch.setattr("pages._monitor.start_once", lambda runs, argv: words.append(list(argv)))
+    page = open_page(tmp_path, monkeypatch)
+    assert "Bank size" not in [n.label for n in page.number_input]
+    page.selectbox(key="new-enc-1-kind").set_value("hard").run()
+    labels = [n.label for n in page.number_input]
+    assert {"Bank size", "Key momentum", "Hardest entries", "Positive prior"} <= set(labels)
+    assert "Shifts" not in labels
+    page.number_input(key="new-enc-1-hardest").set_value(16)
+    page.selectbox(key="new-enc-1-views").set_value("toneless").run()
+    assert "Tone strength" not in [s.label for s in page.slider]
+    next(b for b in page.button if b.label == "Start training").click().run()
+    asked = tyro.cli(PretrainVerb, args=words[0][1:]).simclr
+    assert asked.negatives == NegativesSettings("hard", hardest=16)
+    assert asked.views == dataclasses.replace(VIEW_SETS["toneless"], crop_voxels=(24, 24, 24))
+    page.selectbox(key="new-enc-1-views").set_value("custom").run()
+    assert "Tone strength" in [s.label for s in page.slider]
+
+
+@pytest.mark.parametrize(
+    ("kind", "logged", "there", "absent"),
+    [
+        ("in-batch", {}, "Alignment and uniformity", "Bank: share that is filled"),
+        ("queue", {"queue_fill": 1.0, "queue_age": 21.0}, "Bank: mean age of its entries, steps", "Loss of pairs"),
+        ("ccd", {"class_accuracy": 0.9, "class_loss": 0.1, "contrastive_loss": 1.0}, "Loss of pairs and", "Bank:"),
+    ],
+)
+def test_the_page_draws_what_a_kind_logs_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Any, logged: dict[str, float], there: str, absent: str
+) -> None:
+    run = an_encoder(tmp_path, steps_done=0, negatives=NegativesSettings(kind))
+    bins = {"positive_histogram": [0, 1, 7], "negative_histogram": [9, 1, 0]}
+    write_events(run, [event(step, **logged) | bins for step in range(1, 121)])
+    titles = " ".join(m.value for m in open_page(tmp_path, monkeypatch).markdown)
+    assert there in titles
+    assert absent not in titles
+    assert "Both at step 120: 10% overlap" in titles
 
 
 def test_a_cohort_that_is_not_there_is_said_on_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
