@@ -182,14 +182,11 @@ def test_the_momentum_loss_equals_a_loop_over_its_definition() -> None:
     assert isinstance(given, Moco)
     earlier = units(5, 64, seed=3)
     given.bank.put(earlier, torch.tensor([0, 1, 2, 3, 4]), 1)
-    with torch.no_grad():
-        list(given.key_head.parameters())[2].neg_()  # so that queries and keys of a view differ
-    queries: list[Tensor] = []
-    keys: list[Tensor] = []
-    given.head.register_forward_hook(lambda _, __, out: queries.append(out.detach()))
-    given.key_head.register_forward_hook(lambda _, __, out: keys.append(out.detach()))
+    q, k = units(6, 64, seed=1), units(6, 64, seed=2)
+    given.head.register_forward_hook(lambda *_: q)
+    given.key_head.register_forward_hook(lambda *_: k)
     loss, logs = given.loss_of(batch(2))
-    q, k = (functional.normalize(found[0].double(), dim=1) for found in (queries, keys))
+    q, k = q.double(), k.double()
     total = 0.0
     for i in range(6):
         own = math.exp(float(q[i] @ k[(i + 3) % 6]) / 0.1)
@@ -332,6 +329,9 @@ def test_the_class_head_is_asked_for_the_shift_of_every_view() -> None:
     _, logs = given.loss_of(batch(1))
     assert logs["class_accuracy"] == pytest.approx(1 / 3)
     assert logs["class_loss"] == pytest.approx(50 * 2 / 3, rel=1e-3)
+    asked = torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 2]).repeat(2)
+    given.class_head.register_forward_hook(lambda *_: 9.0 * functional.one_hot(asked, 3))
+    assert given.loss_of(batch(1))[1]["class_accuracy"] == 1.0
     assert shown[0].shape == (18, 1, *SHAPE)
     for number, blocks in enumerate(given.permutations):  # first views are clean: the copies themselves
         for place, scan in enumerate(batch(1).scans):
