@@ -54,6 +54,8 @@ class _Recent:
     effective_rank: float
     anchors: float
     queue_age: float
+    what: str
+    """The loss in words."""
 
 
 def verdict(
@@ -123,7 +125,7 @@ def _too_easy(steps: Sequence[Mapping[str, Any]], last: _Recent, settings: Mappi
     reason = (
         f"top-1 among {last.candidates:,.0f} passed {SOLVED:g} at step {solved} of {total}"
         if solved is not None
-        else f"the loss {last.loss:.4f} is below {SOLVED_LOSS:g} of chance ({last.chance:.3f})"
+        else f"the {last.what} {last.loss:.4f} is below {SOLVED_LOSS:g} of chance ({last.chance:.3f})"
     )
     return Verdict(
         "too easy",
@@ -153,7 +155,7 @@ def _too_hard(steps: Sequence[Mapping[str, Any]], last: _Recent, settings: Mappi
 def _learning(last: _Recent) -> Verdict:
     return Verdict(
         "learning",
-        f"Loss {last.loss:.3f} of chance {last.chance:.3f}, top-1 {last.top1:.2f} among {last.candidates:,.0f}, "
+        f"{last.what.capitalize()} {last.loss:.3f} of chance {last.chance:.3f}, top-1 {last.top1:.2f} among {last.candidates:,.0f}, "
         f"embedding std {last.embedding_std:.2f}, effective rank {last.effective_rank:.1f}.",
         "Let it run.",
     )
@@ -166,7 +168,7 @@ def _at_chance(last: _Recent) -> bool:
 
 def _chance_words(last: _Recent) -> str:
     return (
-        f"the loss {last.loss:.3f} is at chance ({last.chance:.3f}) and top-1 is {_share(last.top1)} "
+        f"the {last.what} {last.loss:.3f} is at chance ({last.chance:.3f}) and top-1 is {_share(last.top1)} "
         f"(chance {_share(1 / last.candidates)})"
     )
 
@@ -188,6 +190,7 @@ def _recent(steps: Sequence[Mapping[str, Any]]) -> _Recent:
         embedding_std=_mean(tail, "embedding_std"),
         effective_rank=_mean(tail, "effective_rank"),
         anchors=float(counted[-1]) if counted else candidates + 1,  # 2N views, of which 2N − 1 are candidates
+        what="loss of the pairs" if classes else "loss",
         queue_age=float(np.mean([event.get("queue_age", 0.0) for event in tail])),
     )
 

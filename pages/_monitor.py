@@ -135,7 +135,7 @@ def show_numbers(view: TrainingView, state: str) -> None:
         ("Alignment", "alignment", "{:.3f}", "0 is best"),
         ("Uniformity", "uniformity", "{:.2f}", "−4 best, 0 worst"),
         ("Embedding std", "embedding_std", "{:.2f}", "1 best, 0 collapsed"),
-        ("Effective rank", "effective_rank", "{:.1f}", f"at most {most}" if most else "2 is a line"),
+        ("Effective rank", "effective_rank", "{:.1f}", f"at most {most}" if most else "below 2 collapsed"),
     ]
     for column, (label, name, form, beside) in zip(columns, texts, strict=True):
         column.metric(label, form.format(latest[name]) if name in latest else "–")
