@@ -319,7 +319,10 @@ def show_run(run_id: str) -> None:
             show_numbers(view, state)
         draw, icon = VERDICTS[view.verdict.state]
         fitted = state == "finished" and next_step(runs, run) is None
-        draw(f"**{headline(view, state)}.** {view.verdict.reason} {next_advice(view, state, fitted)}", icon=icon)
+        draw(
+            f"**{headline(view, state)}.** {view.verdict.reason}\n\n**Next:** {next_advice(view, state, fitted)}",
+            icon=icon,
+        )
         if view.step:
             show_curves(view)
             st.caption(

@@ -107,7 +107,7 @@ def ask_negatives(
     key: Callable[[str], str], given: NegativesSettings, architecture: str, batch: int
 ) -> NegativesSettings:
     """The picker with its sentence, and the settings that the picked kind reads; the others keep their defaults."""
-    picked, told = st.columns([1, 2], vertical_alignment="center")
+    picked, told = st.columns([2, 3], vertical_alignment="center")
     kinds = [kind for kind in KINDS if kind in get_args(Kind)]
     kind = picked.selectbox(
         "Negatives",
