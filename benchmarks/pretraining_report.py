@@ -95,7 +95,8 @@ def _dice(found: Found, choice: str) -> str:
     ]
     note = (
         "`among`: candidates of which one is the positive. Seed SD: of Dice at the validation threshold. Visibility: "
-        "movement of features under planted lesions divided by that under the run's own views, mean over layers."
+        "movement of features under planted lesions divided by that under the run's own views, mean over the fitted "
+        "layers."
     )
     return f"## Dice, {CHOICE_TITLES[choice]}\n\n{note}\n\n{_table(titles, rows)}"
 

@@ -176,7 +176,7 @@ class _Judge:
             "headline_layers": {str(seed): m["headline"] for seed, m in metrics.items()},
             "validation_dice": None if None in rated else float(np.mean(rated)),
             "contrastive": _contrastive(entry),
-            "visibility": _visibility(entry),
+            "visibility": visibility_of(list(entry.encoders.values()), next(iter(metrics.values()))["layers"]),
             "choices": {choice: self._choice(entry, untrained, zscore, choice) for choice in CHOICES},
             "layers": self._layers(entry, untrained),
         }
@@ -279,26 +279,25 @@ def _contrastive(entry: Entry) -> dict[str, Any] | None:
     }
 
 
-def _visibility(entry: Entry) -> dict[str, Any] | None:
-    """Visibility of lesions, mean over layers and seeds, trained and untrained; None unless every encoder has it."""
-    stored = [stored_visibility(run) for run in entry.encoders.values()]
+def visibility_of(encoders: Sequence[Run], layers: Sequence[str]) -> dict[str, Any] | None:
+    """Visibility of lesions, mean over these layers and the encoders, trained and untrained.
+
+    None unless every encoder has it. A layer that views do not move has no number and is left out.
+    """
+    stored = [stored_visibility(run) for run in encoders]
     known = [one for one in stored if one is not None]
     if not known or len(known) < len(stored):
         return None
-    return {
-        "layers": [layer["layer"] for layer in known[0]["trained"]["layers"]],
-        **{
-            side: float(np.mean([layer["visibility"]["mean"] for one in known for layer in _measured(one[side])]))
-            if all(_measured(one[side]) for one in known)
-            else None
-            for side in ("trained", "untrained")
-        },
+    means = {
+        side: [
+            layer["visibility"]["mean"]
+            for one in known
+            for layer in one[side]["layers"]
+            if layer["layer"] in layers and layer["visibility"]["mean"] is not None
+        ]
+        for side in ("trained", "untrained")
     }
-
-
-def _measured(side: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The layers of a visibility that have a number: where views move nothing there is none."""
-    return [layer for layer in side["layers"] if layer["visibility"]["mean"] is not None]
+    return {side: float(np.mean(values)) if values else None for side, values in means.items()}
 
 
 def _correlation(rows: Sequence[Mapping[str, Any]], key: str, figure: str) -> dict[str, Any]:

@@ -111,7 +111,7 @@ def _legend(found: Mapping[str, Any], choice: str) -> str:
         f"threshold: the {found['quantile']:g} quantile of healthy calibration voxels. Differences are paired, against "
         "the untrained encoder of the same seed. Oracle columns chose their threshold on test labels. `among`: "
         "candidates of which one is the positive. Visibility: movement of the features under planted lesions divided "
-        "by that under the run's own views."
+        "by that under the run's own views, mean over the fitted layers."
     )
 
 

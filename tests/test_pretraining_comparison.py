@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from core.figures_comparison import training_against_dice
 from core.metrics import SubjectScores, exact_curve, pooled_dice_at
 from core.pooled_counts import count
 from core.pretraining_comparison import ComparisonPlan, list_comparisons, read_comparison
-from core.pretraining_table import contrastive_end, judge_pretraining, spearman
+from core.pretraining_table import contrastive_end, judge_pretraining, spearman, visibility_of
 from core.store import list_runs, open_run
 from core.two_level import Figure, Resamples, over_seeds, paired_over_seeds, said
 from data.errors import BadInput, IntegrityError
@@ -233,6 +234,27 @@ def test_a_rank_correlation_is_spearmans_and_its_p_counts_permutations() -> None
     assert spearman(np.arange(6.0), np.ones(6)) == (None, None)
 
 
+def test_visibility_is_the_mean_over_fitted_layers_of_encoders_that_all_have_it(
+    compared: TinyStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoders = [open_run(compared.runs, f"cmp-tiny-in-batch-geometric-s{seed}-encoder") for seed in SEEDS]
+    assert visibility_of(encoders, ["stage1"]) is None
+
+    def layers(*means: float | None) -> dict[str, Any]:
+        names = ("input", "stage1", "stage2", "stage3")
+        return {"layers": [{"layer": n, "visibility": {"mean": m}} for n, m in zip(names, means, strict=True)]}
+
+    stored = {
+        encoders[0].run_id: {"trained": layers(None, 0.2, 0.4, 9), "untrained": layers(None, 1, 1, 9)},
+        encoders[1].run_id: {"trained": layers(None, 0.6, 0.8, 9), "untrained": layers(None, 1, 2, 9)},
+    }
+    monkeypatch.setattr("core.pretraining_table.stored_visibility", lambda run: stored.get(run.run_id))
+    found = visibility_of(encoders, ["input", "stage1", "stage2"])
+    assert found == pytest.approx({"trained": 0.5, "untrained": 1.25})
+    del stored[encoders[1].run_id]
+    assert visibility_of(encoders, ["stage1"]) is None
+
+
 def test_repeating_the_command_uses_everything_again(
     compared: TinyStudy, found: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -402,6 +424,7 @@ def test_the_section_of_the_page_shows_verdict_table_and_what_the_numbers_mean(
     compared: TinyStudy, found: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DICESCOPE_RUNS", str(compared.runs))
+    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])  # AppTest replaces it, and workers import it
     page = AppTest.from_function(section, default_timeout=30).run()
     assert not page.exception
     assert found["verdict"]["text"] in [*(i.value for i in page.info), *(s.value for s in page.success)]
@@ -418,6 +441,7 @@ def test_the_section_of_the_page_shows_verdict_table_and_what_the_numbers_mean(
 
 def test_without_a_comparison_the_section_says_how_to_make_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DICESCOPE_RUNS", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
     page = AppTest.from_function(section, default_timeout=30).run()
     assert not page.exception
     assert "cli.py compare-pretraining" in page.caption[0].value

@@ -32,7 +32,7 @@ class ComparePretrainingVerb:
     name: str = "pretraining"
     """What to call the comparison; its runs are cmp-NAME-VARIANT-VIEWS-sSEED."""
     variants: tuple[str, ...] = ("in-batch",)
-    """Kinds of negatives: in-batch, queue, slots, moco, hard, ccd, dense, dense-shift."""
+    """Kinds of negatives: in-batch, queue, slots, moco, hard, ccd, dense, dense-shift, atlas, atlas-shift."""
     views: tuple[str, ...] = ("strong",)
     """Sets of views: none, geometric, toneless, mild, strong, both; every variant is trained with each."""
     also: tuple[str, ...] = ()
@@ -113,7 +113,7 @@ def _dice_table(found: Mapping[str, Any], choice: str) -> Table:
         caption=f"Mean over seeds; 95 % interval over {found['n_subjects']} lesion-bearing test subjects and over "
         f"seeds. Healthy threshold: the {found['quantile']:g} quantile of healthy calibration voxels. Oracle columns "
         "chose their threshold on test labels. Visibility: movement of features under planted lesions divided by that "
-        "under the run's own views, mean over layers; python cli.py visibility RUN.",
+        "under the run's own views, mean over the fitted layers; python cli.py visibility RUN.",
     )
     for row in (*found["rows"], *found["controls"]):
         end = row["contrastive"] or {}
