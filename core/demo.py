@@ -1,13 +1,14 @@
-"""The demo study: synthetic brains with known lesions, one encoder, five detectors, the leading one explained."""
+"""The demo study: synthetic brains with known lesions, one encoder, seven detectors, the leading one explained."""
 
 from pathlib import Path
 
 from core import evaluation, experiment
-from core.detectors import AnyDetector, FeatureGaussian, make
+from core.detectors import AnyDetector, FeatureGaussian, PatchCore, make
 from core.diagnosis.diagnose import diagnose
 from core.diagnosis.postprocessing import run_post_processing
 from core.diagnosis.whatif import run_what_if
 from core.features import FeatureSettings
+from core.memory_bank.settings import BankSettings
 from core.progress import Progress
 from core.recipes import as_json
 from core.simclr import SimclrSettings
@@ -22,6 +23,10 @@ from models.encoder import EncoderSettings
 LAYERS = ("stage0", "stage1", "stage2", "stage3")
 ENCODER = EncoderSettings(width=8)
 SIMCLR = SimclrSettings(encoder=ENCODER, views=ViewSettings(crop_voxels=(48, 48, 48)), steps=60, batch=12)
+PATCHES = FeatureSettings(layers=("stage1", "stage2"), grid="4mm", neighbourhood=3)
+BANK = BankSettings(pool=60_000)
+"""Selection from a tenth of all patches: the demo waits for it."""
+BANK_POSITION = BankSettings(subset="random", coreset_ratio=0.1, position="restricted")
 EXPLAINED_BY = ("erode-mask", "calibrate-subject", "threshold-grid")
 _DONE = "study.json"
 PREPROCESSING = Preprocessing(contrasts=("T1",), registration="none")
@@ -31,7 +36,8 @@ def build_demo(runs: Path, progress: Progress, settings: DemoSettings | None = N
     """Make whatever of the demo study is not there yet; returns its detector runs."""
     cohort = runs / ".demo-cohort"
     settings = settings or DemoSettings()
-    made_from = fingerprint([as_json(settings), RECIPE, LAYERS, as_json(SIMCLR), as_json(PREPROCESSING)])
+    recipes = [LAYERS, as_json(SIMCLR), as_json(PATCHES), as_json(BANK), as_json(BANK_POSITION)]
+    made_from = fingerprint([as_json(settings), RECIPE, *recipes, as_json(PREPROCESSING)])
     done = _all_done(runs, cohort / _DONE, made_from)
     if done:
         return done
@@ -40,14 +46,16 @@ def build_demo(runs: Path, progress: Progress, settings: DemoSettings | None = N
     source = experiment.DataSource(table, layout="table", preprocessing=PREPROCESSING)
     encoder = experiment.pretrain(runs, source, SIMCLR, progress, name="demo SimCLR", run_id="demo-encoder")
     features = FeatureSettings(layers=LAYERS, grid="4mm")
-    recipes: list[tuple[str, str, AnyDetector, Run | None]] = [
+    detectors: list[tuple[str, str, AnyDetector, Run | None]] = [
         ("demo-bright", "intensity, bright", make("intensity-bright"), None),
         ("demo-dark", "intensity, dark", make("intensity-dark"), None),
         ("demo-zscore", "voxel-wise |z|", make("zscore"), None),
         ("demo-random", "Gaussian, random encoder", FeatureGaussian(encoder=ENCODER, features=features), None),
         ("demo-simclr", "Gaussian, SimCLR encoder", FeatureGaussian(features=features), encoder),
+        ("demo-bank", "memory bank, SimCLR encoder", PatchCore(features=PATCHES, bank=BANK), encoder),
+        ("demo-bank-position", "memory bank by position", PatchCore(features=PATCHES, bank=BANK_POSITION), encoder),
     ]
-    made = [_finished(runs, source, progress, *recipe) for recipe in recipes]
+    made = [_finished(runs, source, progress, *recipe) for recipe in detectors]
     leads = leading([run_summary(run) for run in made])["run_id"]
     for run in made:
         if run.run_id == leads:

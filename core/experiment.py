@@ -111,11 +111,6 @@ def cache_directory(runs: Path) -> Path:
     return runs / ".cache" / "prepared"
 
 
-def index_cache(runs: Path) -> Path:
-    """Where search indexes of memory banks are kept: made anew from the bank when they are missing."""
-    return runs / ".cache" / "faiss"
-
-
 def prepare(runs: Path, source: DataSource, progress: Progress, workers: int = 2) -> Study:
     """Read, register, resample and normalise every subject (cached), split by subject, refuse leakage."""
     cohort = read_cohort(source.cohort, source.layout)
@@ -214,10 +209,15 @@ def fit(
                 seen = max(number, seen)
 
             with stage(run, "detector") as scratch:
+                if isinstance(detector, PatchCore):
+                    detector.index_cache_ = _index_cache(run)
                 detector.fit(volumes, monitor)
                 _save(detector, recipe, scratch)
         if isinstance(detector, LAYERED):
-            update_run(run, settings=_fitted_settings(detector))
+            settings = _fitted_settings(detector)
+            update_run(run, settings=settings)
+            if "audit" in settings:
+                progress.say(f"note: {settings['audit']}")
     return run
 
 
@@ -256,7 +256,7 @@ def load_detector(run: Run) -> AnyDetector:
     verify_directory(run.directory / "detector")
     detector = detector_kind(run.record["recipe"]["kind"]).load(run.directory / "detector")
     if isinstance(detector, PatchCore):
-        detector.index_cache_ = index_cache(run.directory.parent)
+        detector.index_cache_ = _index_cache(run)
     return detector
 
 
@@ -360,6 +360,11 @@ def _check_called_healthy(cohort: Cohort, split: Split, prepared: PreparedCohort
                 f"Subject {subject.subject_id!r} ({split.role_of(subject.subject_id)}) is called healthy, and its "
                 f"lesion mask has {lesion.volume_ml:.2f} mL: {subject.lesion_mask}. Correct the table or the mask."
             )
+
+
+def _index_cache(run: Run) -> Path:
+    """Where the search index of a memory bank is kept: made anew from the bank when it is not there."""
+    return run.directory.parent / ".cache" / "faiss" / run.run_id
 
 
 def _fitted_settings(detector: Layered) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import pandas as pd
 import streamlit as st
 
+from core.detectors import PatchCore
 from core.figures import contribution_bars, layer_scatter
 from core.run_scores import set_id
 from core.summary import layer_contributions
@@ -104,6 +105,9 @@ with right:
         contribution_bars(layer_contributions(rows, scores.layers)), key="layer-bars", alt="What each layer adds"
     )
     st.caption("A layer that scores well alone and adds nothing says what others say too; below zero it costs.")
+
+if isinstance(scores.detector, PatchCore):
+    st.caption(scores.detector.exactness(run.record["settings"]))
 
 st.subheader("Maps side by side")
 if chosen:

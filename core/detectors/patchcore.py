@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int64
+from jaxtyping import Float32, Int64
 from torch import Tensor
 
 from core.distributed import device
@@ -23,7 +23,8 @@ from core.features import (
     network_for,
 )
 from core.memory_bank.bank import MemoryBank
-from core.memory_bank.search import Found, Patches
+from core.memory_bank.plan import plan_bank
+from core.memory_bank.search import Found
 from core.memory_bank.settings import BankSettings
 from core.memory_plan import subjects_together
 from core.recipes import as_json, from_json
@@ -33,8 +34,6 @@ from data.errors import BadInput
 from data.files import read_json, write_json
 from data.volume import Volume
 from models.encoder import EncoderSettings, load_encoder, save_encoder
-
-_BLOCK_BYTES = 64e6
 
 
 @dataclass(eq=False)
@@ -63,10 +62,12 @@ class PatchCore:
     plan_text_: str = field(default="", init=False, repr=False)
     """What the last fit was expected to need, in words."""
     index_cache_: Path | None = field(default=None, init=False, repr=False)
-    """Where search indexes are kept between processes; None: in memory only."""
+    """Where the search index of this bank is kept between processes; None: in memory only."""
     extractor_: FeatureExtractor | None = field(default=None, init=False, repr=False)
     bank_: MemoryBank | None = field(default=None, init=False, repr=False)
     encoder_settings_: EncoderSettings | None = field(default=None, init=False, repr=False)
+    whole_: "PatchCore | None" = field(default=None, init=False, repr=False)
+    """Of a narrowed detector: the one that has all layers."""
 
     @property
     def layout_(self) -> FeatureLayout:
@@ -79,7 +80,7 @@ class PatchCore:
         return every_layer_set(self.features.layers)
 
     def fit(self, train: Sequence[Volume], monitor: Monitor = silent) -> Self:
-        """Build the bank from the patches of healthy volumes, which are read twice unless all patches are kept."""
+        """Build the bank from the patches of healthy volumes. `monitor` gets a call per volume, then the selection."""
         if not train:
             raise BadInput("No training volume. Give at least two healthy subjects.")
         network, self.encoder_settings_ = network_for(self.encoder, self.weights, len(train[0].contrasts))
@@ -88,7 +89,12 @@ class PatchCore:
         return self
 
     def rebuilt(self, train: Sequence[Volume]) -> "PatchCore":
-        """The detector with a bank of other volumes, at the same features and by the same settings."""
+        """The detector with a bank of other volumes, at the same features and by the same settings.
+
+        One that was narrowed chooses its patches on all layers, as the run's own bank was chosen.
+        """
+        if self.whole_ is not None:
+            return self.whole_.rebuilt(train).narrowed(self.features.layers)
         changed = self._sharing(self.features)
         changed._build(train, silent)
         return changed
@@ -96,7 +102,7 @@ class PatchCore:
     def narrowed(self, layers: LayerSet) -> "PatchCore":
         """The fitted detector reduced to some of its layers: the same patches, and no stage that is not needed."""
         changed = self._sharing(replace(self.features, layers=layers))
-        changed.bank_ = self._fitted()[1]
+        changed.bank_, changed.index_cache_, changed.whole_ = self._fitted()[1], self.index_cache_, self.whole_ or self
         return changed
 
     def distances(
@@ -110,19 +116,19 @@ class PatchCore:
         self, rows: Sequence[Mapping[str, Tensor]], layer_sets: Sequence[LayerSet] | None = None
     ) -> Float32[np.ndarray, "layer_sets volumes positions"]:
         """`distances` of volumes whose features are there already."""
-        return self._fitted()[1].distances(rows, layer_sets or self.layer_sets)
+        return self._searchable().distances(rows, layer_sets or self.layer_sets)
 
     def distances_and_subject_scores(
         self, volumes: Sequence[Volume]
     ) -> tuple[Float32[np.ndarray, "layer_sets volumes positions"], list[dict[LayerSet, float]]]:
         """`distances` for every layer set, and per volume the score of the whole scan under each.
 
-        The largest distance in the brain, times 1 - softmax of it among the distances to the `neighbours` entries
-        around its nearest one (Roth et al. 2022, eq. 7): far from a lonely entry counts less than far from a common.
+        That is the largest distance in the brain, re-weighted by how rare its nearest healthy patch is itself
+        (`MemoryBank.reweighted`; Roth et al. 2022, eq. 7).
         """
-        extractor, bank = self._fitted()
+        extractor, _ = self._fitted()
         rows = [extractor(volume).rows for volume in volumes]
-        found = bank.search(rows, self.layer_sets)
+        found = self._searchable().search(rows, self.layer_sets)
         scores = [self._subject_scores(found, n, volume, rows[n]) for n, volume in enumerate(volumes)]
         return found.distance, scores
 
@@ -156,8 +162,12 @@ class PatchCore:
         )
 
     def fitted_settings(self) -> dict[str, Any]:
-        """What came of a fit, for the run's record."""
+        """What came of a fit, for the run's record; of an approximate search also how far it is off (`Audit`)."""
         extractor, bank = self._fitted()
+        audit = None if self.bank.search == "exact" else (self._searchable().index or bank.open_index()).audit
+        found: dict[str, Any] = {} if audit is None else {"audit": audit.text, "recall": audit.recall}
+        if audit is not None:
+            found |= {"mean_error": audit.mean_error, "p99_error": audit.p99_error}
         return {
             "entries": len(bank),
             "bytes": bank.n_bytes,
@@ -167,7 +177,31 @@ class PatchCore:
             "subset": self.bank.subset,
             "position": self.bank.position,
             "search": self.bank.search,
+            **found,
         }
+
+    def exactness(self, settings: Mapping[str, Any]) -> str:
+        """What is exact and what is not when the layers of one bank are combined; `settings` are `fitted_settings`."""
+        bank, sets = self.bank, len(self.layer_sets)
+        many = f"{settings['entries']:,} healthy patches" if "entries" in settings else "healthy patches"
+        within = f" within {bank.radius_mm:g} mm" if bank.position == "restricted" else ""
+        text = f"One bank of {many} serves all {sets} layer sets. "
+        if bank.search == "exact":
+            text += (
+                f"Exact: the distance to the nearest of them{within} under every set, because squared distances of "
+                "layers add up patch by patch. "
+            )
+        else:
+            text += (
+                f"Approximate: only candidates of a {bank.search.upper()} index are measured, so a distance may be "
+                f"too large. {settings.get('audit', '')} "
+            )
+        if bank.subset in ("all", "random"):
+            return text + "Which patches are kept does not depend on the layers."
+        return text + (
+            "Approximate: which patches are kept was decided on all layers together; a bank made for one set alone "
+            "would keep others."
+        )
 
     def save(self, directory: Path) -> None:
         """Encoder, feature layout and bank; everything that `load` needs. No search index: it is made from the bank."""
@@ -194,6 +228,10 @@ class PatchCore:
     def _build(self, train: Sequence[Volume], monitor: Monitor) -> None:
         assert self.extractor_ is not None
         layout = self.extractor_.layout
+        self.bank_ = None
+        plan = plan_bank(len(train), layout, self.bank, self._limit_bytes)
+        self.plan_text_ = plan.text
+        monitor(0, {"planned_bytes": float(plan.peak_bytes), "total": float(len(train))})
         self.bank_ = MemoryBank.build(
             self._feature_rows(train),
             [volume.subject_id for volume in train],
@@ -213,10 +251,18 @@ class PatchCore:
         """The same recipe with the same encoder, and no bank yet."""
         extractor, _ = self._fitted()
         changed = replace(self, features=features)
-        changed.encoder_settings_, changed.index_cache_ = self.encoder_settings_, self.index_cache_
-        same = features.layers == extractor.settings.layers
-        changed.extractor_ = extractor if same else replace(extractor, settings=features)
+        changed.encoder_settings_ = self.encoder_settings_
+        # Candidates of an approximate search are found by all layers together.
+        whole = features.layers == extractor.settings.layers or self.bank.search != "exact"
+        changed.extractor_ = extractor if whole else replace(extractor, settings=features)
         return changed
+
+    def _searchable(self) -> MemoryBank:
+        """The bank, with its index where it is searched by one."""
+        bank = self._fitted()[1]
+        if self.bank.search != "exact" and bank.index is None:
+            bank.open_index(self.index_cache_)
+        return bank
 
     def _subject_scores(
         self, found: Found, number: int, volume: Volume, rows: Mapping[str, Tensor]
@@ -226,7 +272,7 @@ class PatchCore:
         for n, layers in enumerate(self.layer_sets):
             position = int(inside[found.distance[n, number, inside].argmax()])
             entry = int(found.entry[n, number, position])
-            scores[layers] = reweighted(self._fitted()[1], rows, position, entry, layers)
+            scores[layers] = self._fitted()[1].reweighted(rows, position, entry, layers)
         return scores
 
     def _fitted(self) -> tuple[FeatureExtractor, MemoryBank]:
@@ -235,46 +281,9 @@ class PatchCore:
         return self.extractor_, self.bank_
 
 
-def reweighted(bank: MemoryBank, rows: Mapping[str, Tensor], position: int, entry: int, layers: LayerSet) -> float:
-    """A patch's distance to its nearest `entry`, times 1 - exp(d) / sum of exp(d') over the entries around that one.
-
-    The sum goes over the `neighbours` entries nearest to `entry`, itself among them, d' being the patch's own distance
-    to each; a restricted bank takes them among the entries in reach. Roth et al. 2022, arXiv:2106.08265, eq. 7.
-    """
-    patches = bank.patches(layers)
-    queries = bank.queries([rows], layers)
-    mine = {
-        layer: values[int(queries.lookup[layer][position]) if layer in queries.lookup else position]
-        for layer, values in queries.rows[0].items()
-    }
-    nearest = {layer: patches.layer_rows(layer, np.array([entry]), bank.device)[0] for layer in mine}
-    restricted = bank.settings.position == "restricted"
-    numbers = bank.reach.entries(position) if restricted else np.arange(len(bank))
-    around = numbers[np.argsort(_squared(patches, nearest, numbers, bank), kind="stable")[: bank.settings.neighbours]]
-    distance = float(np.sqrt(_squared(patches, mine, np.array([entry]), bank)[0]))
-    if len(around) < 2:
-        return distance
-    others = np.sqrt(_squared(patches, mine, around, bank))
-    return distance * float(1 - np.exp(distance - others.max()) / np.exp(others - others.max()).sum())
-
-
 def _step(number: int, values: Mapping[str, float], volumes: int) -> tuple[int, Mapping[str, float]]:
     """A step of the build in volumes: once all are read, the patches chosen so far come as a value."""
     return (number, values) if "total" in values else (volumes, {**values, "chosen": float(number)})
-
-
-def _squared(
-    patches: Patches, query: Mapping[str, Tensor], numbers: Int64[np.ndarray, " n"], bank: MemoryBank
-) -> Float64[np.ndarray, " n"]:
-    """Squared distances of one scaled patch to some entries, float64."""
-    step = max(1, int(_BLOCK_BYTES / patches.bytes_per_entry))
-    squared = np.zeros(len(numbers))
-    for start in range(0, len(numbers), step):
-        here = numbers[start : start + step]
-        for layer, row in query.items():
-            apart = (patches.layer_rows(layer, here, bank.device) - row).double()
-            squared[start : start + step] += apart.square().sum(1).cpu().numpy()
-    return squared
 
 
 def _in_brain(layout: FeatureLayout, volume: Volume) -> Int64[np.ndarray, " inside"]:
