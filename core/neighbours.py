@@ -7,12 +7,14 @@ tissue elsewhere in the brain can stand in for what should be here, and hide a l
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+import torch
+from jaxtyping import Float32, Float64, Int64, UInt8
 from PIL import Image
 from torch import Tensor
 
@@ -20,6 +22,7 @@ from core.detectors import PatchCore
 from core.experiment import load_detector, prepared_of
 from core.lesions import components
 from core.memory_bank.bank import MemoryBank
+from core.memory_bank.search import Patches, Queries
 from core.memory_bank.walk import POSITION
 from core.patch_pictures import Convention, brightest_of, patch_picture, refuse_outside
 from core.store import Run
@@ -29,12 +32,12 @@ from data.errors import BadInput
 from data.preprocessing import Prepared
 from data.volume import Grid, Volume
 
-Rows = Mapping[str, Tensor]
-"""Features of one volume: layer -> (native positions, channels)."""
 NEAR_MM = 8.0
 """Reach of the other search when the bank's own goes anywhere."""
 OTHER_BYTES = 2e9
 """Bank that is still searched a second time, in full, for one place."""
+_SPARE = 61
+_PART_BYTES = 64e6
 PLACE = "place"
 """Name of the part of a squared distance that comes from where a patch lies, in a bank that weighs it."""
 
@@ -91,12 +94,14 @@ class NeighbourView:
 
 @dataclass(frozen=True, eq=False)
 class BankSearch:
-    """A fitted bank, and the same patches under the other rule of place. Share it; nothing in it changes."""
+    """A fitted bank, and the same patches under the other rule of place. Share it: a page and its threads may."""
 
     detector: PatchCore
     bank: MemoryBank
     other: MemoryBank | None
     """None when it would go through more than `OTHER_BYTES` for each place."""
+    lengths: dict[str, Tensor] = field(default_factory=dict)
+    """Squared lengths of the stored rows, by layer: measured when they are first needed."""
 
     @classmethod
     def of(cls, detector: PatchCore) -> "BankSearch":
@@ -105,17 +110,18 @@ class BankSearch:
         assert bank is not None
         changed: dict[str, Any] = {"position": "restricted", "search": "exact", "radius_mm": NEAR_MM}
         if bank.settings.position != "anywhere":
-            changed = {"position": "anywhere"}
+            changed = {"position": "anywhere", "search": "exact"}
         cheap = bank.settings.position == "anywhere" or bank.n_bytes <= OTHER_BYTES
         return cls(detector, bank, _under(bank, changed) if cheap else None)
 
-    def features(self, volume: Volume) -> Rows:
+    def features(self, volume: Volume) -> Queries:
         """What `at` needs of a scan: one pass of the encoder over it. Bytes: positions times channels times 4."""
         assert self.detector.extractor_ is not None
-        rows: Rows = self.detector.extractor_(volume).rows
-        return rows
+        return self.bank.queries([self.detector.extractor_(volume).rows], self.bank.layers)
 
-    def at(self, volume: Volume, rows: Rows, voxel: Sequence[int], layers: LayerSet, k: int = 3) -> NeighbourView:
+    def at(
+        self, volume: Volume, features: Queries, voxel: Sequence[int], layers: LayerSet, k: int = 3
+    ) -> NeighbourView:
         """The k nearest healthy patches of the patch at a voxel of the working grid, under one layer set.
 
         BadInput when the voxel is not on the grid or lies outside the brain.
@@ -124,7 +130,7 @@ class BankSearch:
         layers = self.bank.ordered(layers)
         position = self.position_at(volume.grid, voxel)
         x, y, z = (int(v) for v in voxel)
-        others = [] if self.other is None else self._found(self.other, volume.grid, rows, position, layers, 1)
+        others = [] if self.other is None else self._found(self.other, volume.grid, features, position, layers, 1)
         return NeighbourView(
             subject_id=volume.subject_id,
             voxel=(x, y, z),
@@ -134,7 +140,7 @@ class BankSearch:
             entries=len(self.bank),
             candidates=_candidates(self.bank, position),
             radius_mm=_radius(self.bank, position),
-            nearest=tuple(self._found(self.bank, volume.grid, rows, position, layers, k)),
+            nearest=tuple(self._found(self.bank, volume.grid, features, position, layers, k)),
             other=others[0] if others else None,
             other_radius_mm=None if self.other is None else _radius(self.other, position),
             unit=unit_of(self.bank),
@@ -146,21 +152,41 @@ class BankSearch:
         return int(np.square(self.bank.positions_mm - mm).sum(1).argmin())
 
     def _found(
-        self, bank: MemoryBank, grid: Grid, rows: Rows, position: int, layers: LayerSet, k: int
+        self, bank: MemoryBank, grid: Grid, features: Queries, position: int, layers: LayerSet, k: int
     ) -> list[Neighbour]:
-        found = bank.nearest(rows, position, layers, k)
-        shares = layer_shares(bank, rows, position, layers, found.entry)
+        query = patch_of(features, position, (*layers, POSITION) if bank.settings.position == "weighted" else layers)
+        patches = bank.patches(layers)
+        restricted = bank.settings.position == "restricted"
+        numbers = bank.reach.entries(position) if restricted else self._promising(patches, query, k)
+        parts = layer_parts(patches, query, numbers, bank.device)
+        squared = np.sum(list(parts.values()), axis=0)
         return [
             Neighbour(
-                subject_id=found.subject_id[n],
-                distance=float(found.distance[n]),
-                apart_mm=float(found.apart_mm[n]),
+                subject_id=bank.subject_ids[bank.subject_of[numbers[n]]],
+                distance=float(np.sqrt(squared[n])),
+                apart_mm=float(np.linalg.norm(bank.positions_mm[place] - bank.positions_mm[position])),
                 voxel=_voxel(grid, bank.positions_mm[place]),
                 position_mm=_triple(bank.positions_mm[place]),
-                shares=shares[n],
+                shares={name: float(part[n] / squared[n]) for name, part in parts.items()} if squared[n] > 0 else {},
             )
-            for n, place in enumerate(found.position_index)
+            for n in np.argsort(squared, kind="stable")[:k]
+            for place in [int(bank.position_of[numbers[n]])]
         ]
+
+    def _promising(self, patches: Patches, query: Mapping[str, Tensor], k: int) -> Int64[np.ndarray, " entries"]:
+        """Among all entries, ascending, more than k that the nearest k are among: |e|² − 2qᵀe, one product per layer.
+
+        In float32: an entry is missed only where its squared distance is beaten by less than about 1e-6 of the
+        features' squared length, and then `_SPARE` times.
+        """
+        total, device = torch.zeros(len(patches), device=self.bank.device), self.bank.device
+        for layer, mine in query.items():
+            if layer not in self.lengths:
+                self.lengths[layer] = _in_parts(patches.rows[layer], _squared_lengths, device)
+            rough = self.lengths[layer] - 2 * _in_parts(patches.rows[layer], partial(torch.mv, vec=mine), device)
+            total += rough[torch.from_numpy(patches.row_of[layer]).to(device)]
+        best = torch.topk(total, min(len(total), k + _SPARE), largest=False).indices
+        return np.sort(best.cpu().numpy())
 
 
 def open_bank(run: Run) -> BankSearch:
@@ -191,25 +217,25 @@ def refuse_no_bank(run: Run) -> None:
         )
 
 
-def layer_shares(
-    bank: MemoryBank, rows: Rows, position: int, layers: LayerSet, entries: Sequence[int] | np.ndarray
-) -> list[dict[str, float]]:
-    """How much of the squared distance between a patch and some entries each layer makes up; sums to 1.
+def patch_of(features: Queries, position: int, layers: Sequence[str]) -> dict[str, Float32[Tensor, " channels"]]:
+    """One patch of a scan in the bank's scale, layer by layer."""
+    rows = features.rows[0]
+    return {name: rows[name][position if name == POSITION else int(features.lookup[name][position])] for name in layers}
 
-    Empty for a patch at distance 0.
-    """
-    queries, patches = bank.queries([rows], layers), bank.patches(layers)
-    numbers = np.asarray(entries, dtype=np.int64)
-    parts = {}
-    for layer, values in queries.rows[0].items():
-        mine = values[position if layer == POSITION else int(queries.lookup[layer][position])]
-        theirs = patches.layer_rows(layer, numbers, bank.device)
-        parts[PLACE if layer == POSITION else layer] = (theirs - mine).double().square().sum(1).cpu().numpy()
-    total = np.sum(list(parts.values()), axis=0)
-    return [
-        {name: float(part[n] / total[n]) for name, part in parts.items()} if total[n] > 0 else {}
-        for n in range(len(numbers))
-    ]
+
+def layer_parts(
+    patches: Patches, query: Mapping[str, Tensor], numbers: Int64[np.ndarray, " entries"], device: torch.device
+) -> dict[str, Float64[np.ndarray, " entries"]]:
+    """What each layer adds to the squared distance between a patch and some entries; `PLACE` for where they lie."""
+    return {
+        PLACE if name == POSITION else name: (patches.layer_rows(name, numbers, device) - mine)
+        .double()
+        .square()
+        .sum(1)
+        .cpu()
+        .numpy()
+        for name, mine in query.items()
+    }
 
 
 def unit_of(bank: MemoryBank) -> str:
@@ -245,72 +271,23 @@ def save_sheet(path: Path, run: Run, view: NeighbourView) -> None:
     Image.fromarray(sheet([here, *shown])).save(path, format="PNG")
 
 
-def share_text(shares: Mapping[str, float]) -> str:
-    """Largest first: 'stage2 61 %, stage1 39 %'."""
-    parts = sorted(shares.items(), key=lambda item: -item[1])
-    return ", ".join(f"{name} {100 * share:.0f} %" for name, share in parts)
-
-
-def distance_text(distance: float) -> str:
-    """A feature distance to three digits."""
-    return f"{distance:.0f}" if distance >= 1000 else f"{distance:#.3g}".removesuffix(".")
-
-
-def apart_text(apart_mm: float) -> str:
-    """'6 mm away', or the same place."""
-    return "at the same place" if apart_mm < 0.5 else f"{apart_mm:.0f} mm away"
-
-
-def sentences(view: NeighbourView, plain: Callable[[str], str] = str) -> list[str]:
-    """What a view says, in plain lines: the score, which patches were allowed, and what the other rule would find.
-
-    `plain` turns a subject's id into text that is shown as it stands.
-    """
-    first = view.nearest[0]
-    lines = [
-        f"The score here is {distance_text(first.distance)}: its distance to the nearest of {view.entries:,} healthy "
-        f"patches. Nearest: {plain(first.subject_id)}, {apart_text(first.apart_mm)}."
-    ]
-    if view.radius_mm is not None:
-        lines.append(
-            f"Only patches within {view.radius_mm:g} mm are allowed: {view.candidates:,} of {view.entries:,} here."
-        )
-    elif PLACE in first.shares:
-        lines.append("The way to a patch counts too: each distance is made of features and of place.")
-    return [*lines, *_other_sentence(view, plain)]
-
-
-def mm_text(position_mm: Sequence[float]) -> str:
-    """Millimetres to the right, front and top."""
-    return "({}) mm".format(", ".join(f"{value:.0f}".replace("-", "−") for value in position_mm))
-
-
-def _other_sentence(view: NeighbourView, plain: Callable[[str], str]) -> list[str]:
-    first, other = view.nearest[0], view.other
-    if other is None:
-        return []
-    found = f"{plain(other.subject_id)}, {apart_text(other.apart_mm)}, at distance {distance_text(other.distance)}"
-    same = (other.subject_id, other.voxel) == (first.subject_id, first.voxel)
-    if view.other_radius_mm is None:
-        if same:
-            return ["If the place did not matter, the nearest would be the same patch."]
-        far = other.apart_mm > (view.radius_mm or 0.0)
-        hidden = far and other.distance < 0.9 * first.distance
-        why = " What is normal there would hide what is strange here." if hidden else ""
-        return [f"If the place did not matter, the nearest would be {found}.{why}"]
-    if same:
-        return [f"It is also the nearest of the patches within {view.other_radius_mm:g} mm."]
-    hidden = first.distance < 0.9 * other.distance
-    why = " What is normal elsewhere makes this place look less strange than its own surroundings do." if hidden else ""
-    return [f"Of the patches within {view.other_radius_mm:g} mm alone, the nearest is {found}.{why}"]
-
-
 def _under(bank: MemoryBank, changed: Mapping[str, Any]) -> MemoryBank:
     """The same entries under other settings; rows are shared."""
     other = copy.copy(bank)
     other.settings = replace(bank.settings, **changed)
     other._reach = None
     return other
+
+
+def _in_parts(rows: Tensor, what: Callable[[Tensor], Tensor], device: torch.device) -> Tensor:
+    """One number per stored row; what is on disk or half precision is read in parts."""
+    step = max(1, int(_PART_BYTES / (4 * rows.shape[1])))
+    parts = [rows[start : start + step] for start in range(0, len(rows), step)]
+    return torch.cat([what(part.to(device, torch.float32)) for part in parts])
+
+
+def _squared_lengths(rows: Tensor) -> Tensor:
+    return rows.square().sum(1)
 
 
 def _refuse_no_brain(volume: Volume, voxel: Sequence[int]) -> None:

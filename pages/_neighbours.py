@@ -7,18 +7,8 @@ from typing import Any
 import streamlit as st
 
 from core.experiment import prepared_of
-from core.neighbours import (
-    BankSearch,
-    Neighbour,
-    NeighbourView,
-    apart_text,
-    distance_text,
-    mm_text,
-    open_bank,
-    pictures_of,
-    sentences,
-    share_text,
-)
+from core.neighbour_words import apart_text, distance_text, mm_text, sentences, share_text
+from core.neighbours import BankSearch, Neighbour, NeighbourView, open_bank, pictures_of
 from core.patch_pictures import Convention
 from core.run_scores import RunScores
 from core.store import Run, open_run
@@ -84,6 +74,10 @@ def _shown(view: NeighbourView) -> list[Neighbour]:
     return [*view.nearest, *([] if view.other is None else [view.other])]
 
 
+def _parted(view: NeighbourView) -> bool:
+    return any(len(one.shares) > 1 for one in _shown(view))
+
+
 def _title(view: NeighbourView, number: int) -> str:
     if number < len(view.nearest):
         return ("Nearest", "Second", "Third")[number]
@@ -94,12 +88,14 @@ def _notes(scores: RunScores, view: NeighbourView) -> str:
     assert scores.layout is not None
     cells = scores.layout.feature_grid.spacing_mm[0]
     notes = [
-        f"Distances are feature distances: {view.unit}. Percentages: what each layer makes up of the squared distance.",
-        f"Patches lie {cells:g} mm apart, and the map is interpolated between them.",
+        f"Distances are feature distances: {view.unit}."
+        + (" Percentages: what each layer makes up of the squared distance." if _parted(view) else ""),
+        f"Patches lie {cells:g} mm apart; the map is interpolated between them, so the score under the cross-hair is a "
+        "mean of several patches.",
     ]
     settings: Any = scores.detector
     if settings.smoothing_mm or settings.median_voxels:
-        notes.append("The map above is smoothed after that, so its value at the cross-hair differs.")
+        notes.append("The map above is smoothed after that.")
     if settings.bank.search != "exact":
         notes.append("The map was searched approximately: its scores can be larger than the distances here.")
     notes.append("Each picture: axial, coronal, sagittal, 48 mm wide, one grey window; the cross opens on the patch.")

@@ -31,7 +31,7 @@ ORDER: list[str] = """
 types distributed randomness shrinkage recipes progress provenance journal lock store
 bootstrap curves calibration decision lesions metrics distributions verdict_advice verdict
 views contrastive training
-simclr.settings simclr.scans simclr.parts simclr.banks simclr.whole simclr.ccd simclr.blobs simclr.dense simclr
+simclr.settings simclr.scans simclr.parts simclr.banks simclr.whole simclr.ccd simclr.blobs simclr.dense simclr.atlas simclr
 memory_plan gaussian_dual gaussian_primal gaussian_files gaussian_conditional gaussian_block gaussian features scoring
 memory_bank.coreset memory_bank.settings memory_bank.walk memory_bank.search memory_bank.restricted
 memory_bank.registered memory_bank.pool
@@ -49,7 +49,7 @@ diagnosis.whatif diagnosis.postprocessing diagnosis.applied
 diagnosis.planted_lesions diagnosis.limit_tables diagnosis.detection_limits
 diagnosis.verdict diagnosis.causes diagnosis.subject_facts diagnosis.strata
 diagnosis.diagnose diagnosis_view
-demo jobs training_view commands cohort_view thumbnails patch_pictures neighbours
+demo jobs training_view commands cohort_view thumbnails patch_pictures neighbours neighbour_words
 report_parts report_parts.markup report_parts.style report_parts.words report_parts.source report_parts.charts
 report_parts.pictures report_parts.commands report_parts.about report_parts.results report_parts.limits
 report_parts.explained report_parts.cases report

@@ -18,7 +18,8 @@ from core.detectors import PatchCore
 from core.experiment import prepared_of
 from core.features import FeatureSettings
 from core.memory_bank.settings import BankSettings
-from core.neighbours import PLACE, BankSearch, apart_text, distance_text, open_bank, sentences, start_voxel
+from core.neighbour_words import apart_text, distance_text, sentences
+from core.neighbours import PLACE, BankSearch, open_bank, start_voxel
 from core.patch_pictures import EDGE_MM, MARK_RGB, PIXELS, brightest_of, cut_out, patch_picture
 from core.run_scores import open_scores
 from core.store import open_run
@@ -71,8 +72,9 @@ def inner_voxel(volume: Volume) -> tuple[int, int, int]:
 
 def squared_by_hand(search: BankSearch, volume: Volume, position: int) -> dict[str, np.ndarray]:
     """Squared distances of a patch to every entry, layer by layer, from the stored rows."""
-    bank, rows = search.bank, search.features(volume)
-    found = {}
+    bank, extractor = search.bank, search.detector.extractor_
+    assert extractor is not None
+    rows, found = extractor(volume).rows, {}
     for layer in bank.layers:
         mine = (rows[layer][int(bank.lookup[layer][position])] - bank.means[layer]) / bank.spreads[layer]
         theirs = bank.rows[layer][bank.row_of[layer]]
@@ -98,12 +100,11 @@ def test_the_nearest_is_what_brute_force_finds(
     search: BankSearch, volumes: list[Volume], layers: tuple[str, ...]
 ) -> None:
     volume = volumes[4]
-    rows = search.features(volume)
     voxel = inner_voxel(volume)
     position = search.position_at(volume.grid, voxel)
     by_hand = squared_by_hand(search, volume, position)
     squared = np.sort(sum(by_hand[layer] for layer in layers))
-    view = search.at(volume, rows, voxel, layers, k=5)
+    view = search.at(volume, search.features(volume), voxel, layers, k=5)
     assert [one.distance for one in view.nearest] == pytest.approx(list(np.sqrt(squared[:5])), rel=1e-4)
     stored = search.detector.distances([volume], [layers])[0, 0, position]
     assert view.distance == pytest.approx(stored, rel=1e-5)
@@ -116,7 +117,9 @@ def test_shares_of_the_layers_are_those_of_the_squared_distance_and_sum_to_one(
     voxel = inner_voxel(volume)
     position = search.position_at(volume.grid, voxel)
     view = search.at(volume, search.features(volume), voxel, LAYERS)
-    found = search.bank.nearest(search.features(volume), position, LAYERS, 3)
+    assert search.detector.extractor_ is not None
+    found = search.bank.nearest(search.detector.extractor_(volume).rows, position, LAYERS, 3)
+    assert [one.subject_id for one in view.nearest] == list(found.subject_id)
     by_hand = squared_by_hand(search, volume, position)
     for one, entry in zip(view.nearest, found.entry, strict=True):
         parts = {layer: float(part[entry]) for layer, part in by_hand.items()}
@@ -268,7 +271,7 @@ def test_the_verb_prints_subjects_distances_and_the_other_rule(
     assert cli.main([*asked, *place]) == 0
     text = capsys.readouterr().out
     assert found["nearest"][0]["subject_id"] in text
-    assert f"The score here is {distance_text(found['nearest'][0]['distance'])}" in text
+    assert f"The patch here scores {distance_text(found['nearest'][0]['distance'])}" in text
     assert "Only patches within 8 mm are allowed" in text
     assert Image.open(picture).size == (3 * PIXELS + 12, 4 * PIXELS + 3 * 6)
 
@@ -289,7 +292,7 @@ def opened(monkeypatch: pytest.MonkeyPatch, runs: Path, **query: str) -> AppTest
     return app.run()
 
 
-def texts(app: AppTest) -> str:
+def texts(app: Any) -> str:
     return "\n".join(str(e.value) for kind in ("subheader", "markdown", "caption", "info") for e in app.get(kind))
 
 
@@ -309,7 +312,7 @@ def test_slices_shows_the_neighbours_of_the_cross_hair_for_a_bank_run(
     [told] = re.findall(r"Layer set (\S+)\.", text)
     layers = tuple(told.split("+"))
     view = search.at(prepared.volume, search.features(prepared.volume), start_voxel(prepared), layers)
-    assert f"The score here is {distance_text(view.distance)}" in text
+    assert f"The patch here scores {distance_text(view.distance)}" in text
     for one in view.nearest:
         assert f"{plain(one.subject_id)} · distance **{distance_text(one.distance)}**" in text
 

@@ -41,7 +41,8 @@ class NeighboursVerb:
 
 def _neighbours(arguments: NeighboursVerb) -> int:
     from core.experiment import prepared_of
-    from core.neighbours import open_bank, refuse_no_bank, save_sheet, sentences, start_voxel
+    from core.neighbour_words import sentences
+    from core.neighbours import open_bank, refuse_no_bank, save_sheet, start_voxel
     from core.recipes import as_json
 
     if arguments.count < 1:
@@ -65,7 +66,7 @@ def _neighbours(arguments: NeighboursVerb) -> int:
 
 
 def _table(view: Any) -> Table:
-    from core.neighbours import apart_text, distance_text, mm_text, share_text
+    from core.neighbour_words import apart_text, distance_text, mm_text, share_text
 
     x, y, z = view.voxel
     table = Table(

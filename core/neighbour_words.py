@@ -1,0 +1,65 @@
+"""What stands behind one place's score, in words: for the Slices page and for the terminal."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from core.neighbours import PLACE, NeighbourView
+
+
+def sentences(view: NeighbourView, plain: Callable[[str], str] = str) -> list[str]:
+    """What a view says, in plain lines: the score, which patches were allowed, and what the other rule would find.
+
+    `plain` turns a subject's id into text that is shown as it stands.
+    """
+    first = view.nearest[0]
+    lines = [
+        f"The patch here scores {distance_text(first.distance)}: its distance to the nearest of {view.entries:,} "
+        f"healthy patches. Nearest: {plain(first.subject_id)}, {apart_text(first.apart_mm)}."
+    ]
+    if view.radius_mm is not None:
+        lines.append(
+            f"Only patches within {view.radius_mm:g} mm are allowed: {view.candidates:,} of {view.entries:,} here."
+        )
+    elif PLACE in first.shares:
+        lines.append("The way to a patch counts too: each distance is made of features and of place.")
+    return [*lines, *_other_sentence(view, plain)]
+
+
+def share_text(shares: Mapping[str, float]) -> str:
+    """Largest first: 'stage2 61 %, stage1 39 %'."""
+    parts = sorted(shares.items(), key=lambda item: -item[1])
+    return ", ".join(f"{name} {100 * share:.0f} %" for name, share in parts)
+
+
+def distance_text(distance: float) -> str:
+    """A feature distance to three digits."""
+    return f"{distance:.0f}" if distance >= 1000 else f"{distance:#.3g}".removesuffix(".")
+
+
+def apart_text(apart_mm: float) -> str:
+    """'6 mm away', or the same place."""
+    return "at the same place" if apart_mm < 0.5 else f"{apart_mm:.0f} mm away"
+
+
+def mm_text(position_mm: Sequence[float]) -> str:
+    """Millimetres to the right, front and top."""
+    return "({}) mm".format(", ".join(f"{value:.0f}".replace("-", "−") for value in position_mm))
+
+
+def _other_sentence(view: NeighbourView, plain: Callable[[str], str]) -> list[str]:
+    first, other = view.nearest[0], view.other
+    if other is None:
+        return []
+    found = f"{plain(other.subject_id)}, {apart_text(other.apart_mm)}, at distance {distance_text(other.distance)}"
+    same = (other.subject_id, other.voxel) == (first.subject_id, first.voxel)
+    if view.other_radius_mm is None:
+        if same:
+            return ["If the place did not matter, the nearest would be the same patch."]
+        far = other.apart_mm > (view.radius_mm or 0.0)
+        hidden = far and other.distance < 0.9 * first.distance
+        why = " What is normal there would hide what is strange here." if hidden else ""
+        return [f"If the place did not matter, the nearest would be {found}.{why}"]
+    if same:
+        return [f"It is also the nearest of the patches within {view.other_radius_mm:g} mm."]
+    hidden = first.distance < 0.9 * other.distance
+    why = " What is normal elsewhere makes this place look less strange than its own surroundings do." if hidden else ""
+    return [f"Of the patches within {view.other_radius_mm:g} mm alone, the nearest is {found}.{why}"]
