@@ -116,7 +116,10 @@ class PatchCore:
         self, rows: Sequence[Mapping[str, Tensor]], layer_sets: Sequence[LayerSet] | None = None
     ) -> Float32[np.ndarray, "layer_sets volumes positions"]:
         """`distances` of volumes whose features are there already."""
-        return self._searchable().distances(rows, layer_sets or self.layer_sets)
+        bank, wanted = self._searchable(), tuple(layer_sets or self.layer_sets)
+        # An index offers candidates by each layer that is asked for: with all of them, a set's do not depend on others.
+        beside = () if self.bank.search == "exact" else every_layer_set(bank.layers)[: len(bank.layers)]
+        return bank.distances(rows, (*wanted, *beside))[: len(wanted)]
 
     def distances_and_subject_scores(
         self, volumes: Sequence[Volume]
