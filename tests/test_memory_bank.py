@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from core.features import every_layer_set, feature_layout
+from core.memory_bank import bank as bank_module
 from core.memory_bank.bank import MemoryBank
 from core.memory_bank.plan import plan_bank
 from core.memory_bank.search import Blocks
@@ -199,6 +200,22 @@ def test_entries_are_real_patches_sorted_by_position_and_a_coarse_row_is_kept_on
         entries = bank.rows[layer][torch.from_numpy(bank.row_of[layer])] + bank.means[layer]
         stacked = np.stack([full(rows, layer) for rows in TRAIN])
         np.testing.assert_allclose(entries.numpy(), stacked[bank.subject_of, bank.position_of], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("radius_mm", [0.0, 4.0, 8.0])
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_the_fast_path_of_a_whole_bank_gives_what_the_general_path_gives(
+    radius_mm: float, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bank = build(subset="all", position="restricted", radius_mm=radius_mm, precision=precision)
+    monkeypatch.setattr(bank_module, "search_within", lambda *_, **__: pytest.fail("the general path was taken"))
+    fast = bank.search(TEST, SETS)
+    monkeypatch.undo()
+    monkeypatch.setattr(bank_module, "search_registered", lambda *_, **__: pytest.fail("the fast path was taken"))
+    monkeypatch.setattr(MemoryBank, "_registered", lambda *_: None)
+    general = bank.search(TEST, SETS)
+    np.testing.assert_allclose(fast.distance, general.distance, rtol=3e-7)
+    assert (fast.entry == general.entry).mean() > 0.6  # positions of one coarse cell tie
 
 
 def test_the_pool_is_bounded_drawn_over_all_subjects_and_repeats_by_seed() -> None:

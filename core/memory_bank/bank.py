@@ -20,6 +20,7 @@ from core.memory_bank.files import Described, read_bank, write_bank
 from core.memory_bank.index import BankIndex, open_index, search_index
 from core.memory_bank.plan import plan_bank
 from core.memory_bank.pool import Pool, checked_rows, draw_pool
+from core.memory_bank.registered import Registered, search_registered
 from core.memory_bank.restricted import Reach, search_within
 from core.memory_bank.search import Blocks, Found, Patches, Queries, search_everywhere
 from core.memory_bank.settings import BankSettings
@@ -182,6 +183,9 @@ class MemoryBank:
             return found
         queries, patches = self.queries(volumes, self._used(chosen)), self.patches(self._used(chosen))
         if self.settings.position == "restricted":
+            registered = self._registered(patches)
+            if registered is not None:
+                return search_registered(queries, patches, registered, chosen, monitor=monitor)
             return search_within(
                 queries, patches, self.reach, chosen, cube_mm=self._cube_mm, blocks=blocks, monitor=monitor
             )
@@ -318,6 +322,13 @@ class MemoryBank:
                 "Choose at least one of them."
             )
         return tuple(layer for layer in self.layers if layer in layers)
+
+    def _registered(self, patches: Patches) -> Registered | None:
+        """How the entries lie when every subject is there at every position."""
+        if len(self) != len(self.subject_ids) * len(self.grid_positions):
+            return None
+        radius, subjects = self.settings.radius_mm, len(self.subject_ids)
+        return Registered.of(self.grid_positions, self.affine, patches, self.position_of, subjects, radius)
 
     def _one(self, rows: Rows, position: int, layers: LayerSet) -> dict[str, Tensor]:
         """One patch in the bank's scale, layer by layer."""

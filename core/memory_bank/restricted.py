@@ -30,7 +30,7 @@ from core.memory_bank.search import (
 from core.memory_bank.walk import POSITION, Room, query_block, tree_of
 from core.types import LayerSet, Monitor, silent
 
-_ROUNDING_MM = 1e-4
+ROUNDING_MM = 1e-4
 """Positions exactly at the radius count, whatever the affine's rounding says."""
 
 
@@ -55,8 +55,8 @@ class Reach:
         """Reach of every position; `position_of` must be sorted."""
         occupied, first = np.unique(position_of, return_index=True)
         nearest = cKDTree(positions_mm[occupied]).query(positions_mm)[0]
-        reach = np.maximum(nearest, radius) + _ROUNDING_MM
-        missing = int(np.count_nonzero(nearest > radius + _ROUNDING_MM))
+        reach = np.maximum(nearest, radius) + ROUNDING_MM
+        missing = int(np.count_nonzero(nearest > radius + ROUNDING_MM))
         return cls(positions_mm, occupied, np.append(first, len(position_of)), reach, missing)
 
     def entries(self, position: int) -> Int64[np.ndarray, " entries"]:
@@ -123,7 +123,7 @@ def search_within(
 
 def cubes(positions_mm: Float64[np.ndarray, "positions 3"], edge_mm: float) -> Iterator[Int64[np.ndarray, " block"]]:
     """Positions by the cube of space they lie in, along the first, second and third axis."""
-    cell = np.floor((positions_mm - positions_mm.min(0) + _ROUNDING_MM) / edge_mm).astype(np.int64)
+    cell = np.floor((positions_mm - positions_mm.min(0) + ROUNDING_MM) / edge_mm).astype(np.int64)
     _, cube = np.unique(cell, axis=0, return_inverse=True)
     order = np.argsort(cube.reshape(-1), kind="stable")
     return iter(np.split(order, np.flatnonzero(np.diff(cube.reshape(-1)[order])) + 1))
