@@ -20,6 +20,7 @@ import sklearn
 import torch
 
 from benchmarks import (
+    bench_bank,
     bench_ceiling,
     bench_coreset,
     bench_error_map,
@@ -50,6 +51,10 @@ FULL: dict[str, Callable[[], Result]] = {
     "ceilings_vs_plain": bench_ceiling.ceilings_vs_plain,
     "post_processing_vs_naive": bench_postprocessing.post_processing_vs_naive,
     "coreset_vs_plain_greedy": bench_coreset.coreset_vs_plain_greedy,
+    "bank_search_all_sets": bench_bank.bank_search_all_sets,
+    "bank_search_memory": bench_bank.bank_search_memory,
+    "bank_within_radius": bench_bank.bank_within_radius,
+    "bank_index_recall": bench_bank.bank_index_recall,
 }
 
 FEW = ("input", "stage0", "stage2")
@@ -69,6 +74,10 @@ QUICK: dict[str, Callable[[], Result]] = {
     "ceilings_vs_plain": lambda: bench_ceiling.ceilings_vs_plain(3, (40, 48, 40), 2, 1),
     "post_processing_vs_naive": lambda: bench_postprocessing.post_processing_vs_naive(8.0, 1),
     "coreset_vs_plain_greedy": lambda: bench_coreset.coreset_vs_plain_greedy(4000, 200, 1, 1),
+    "bank_search_all_sets": lambda: bench_bank.bank_search_all_sets((24, 28, 24), 3, 0.1, 1),
+    "bank_search_memory": lambda: bench_bank.bank_search_memory(2000, 500, 32),
+    "bank_within_radius": lambda: bench_bank.bank_within_radius((24, 28, 24), 3, 0.1),
+    "bank_index_recall": lambda: bench_bank.bank_index_recall((24, 28, 24), 3, 0.5, (4,)),
 }
 
 
