@@ -17,6 +17,8 @@ VARIANT_COLOURS: Mapping[str, str] = {
     "ccd": "#c98a1b",
     "dense": "#d81b7a",
     "dense-shift": "#6a8d2f",
+    "atlas": "#8a5a2b",
+    "atlas-shift": "#44546a",
 }
 VIEW_SYMBOLS: Mapping[str, str] = {
     "none": "circle",

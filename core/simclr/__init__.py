@@ -13,6 +13,7 @@ from torch import Tensor
 
 from core import distributed
 from core.randomness import stream
+from core.simclr.atlas import Atlas
 from core.simclr.ccd import Ccd
 from core.simclr.dense import Dense
 from core.simclr.parts import Batch, Setup, Variant
@@ -43,6 +44,8 @@ VARIANTS: Mapping[str, Callable[[Setup], Variant]] = {
     "ccd": Ccd,
     "dense": Dense,
     "dense-shift": Dense,
+    "atlas": Atlas,
+    "atlas-shift": Atlas,
 }
 
 

@@ -7,9 +7,9 @@ from core.views import ViewSettings
 from data.errors import BadInput
 from models.encoder import EncoderSettings
 
-Kind = Literal["in-batch", "queue", "slots", "moco", "hard", "ccd", "dense", "dense-shift"]
+Kind = Literal["in-batch", "queue", "slots", "moco", "hard", "ccd", "dense", "dense-shift", "atlas", "atlas-shift"]
 WITH_BANK: tuple[Kind, ...] = ("queue", "slots", "moco", "hard")
-DENSE: tuple[Kind, ...] = ("dense", "dense-shift")
+DENSE: tuple[Kind, ...] = ("dense", "dense-shift", "atlas", "atlas-shift")
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,8 @@ class NegativesSettings:
     kind: Kind = "in-batch"
     """in-batch: the other views of the step; queue, slots: and a bank of earlier ones; moco: keys of a slow copy of the
     encoder; hard: only the nearest of these keys; ccd: and strongly shifted copies, with a class head; dense: positions
-    instead of whole brains; dense-shift: and the same position under a local change of intensity."""
+    instead of whole brains; dense-shift: and the same position under a local change of intensity; atlas, atlas-shift:
+    the same, and the same position of other (registered) brains is a partner too."""
     bank_size: int = 1024
     """Embeddings that the bank holds: queue, slots, moco, hard."""
     slot_momentum: float = 0.99
@@ -35,18 +36,18 @@ class NegativesSettings:
     class_weight: float = 1.0
     """ccd: weight of the class head's cross-entropy."""
     layer: str = "stage2"
-    """dense, dense-shift: the layer whose positions are compared. Stages behind it are not trained."""
+    """dense, atlas: the layer whose positions are compared. Stages behind it are not trained."""
     positions: int = 64
-    """dense, dense-shift: in-brain positions per subject and step."""
+    """dense, atlas: in-brain positions per subject and step."""
     apart_mm: float = 16.0
-    """dense, dense-shift: positions of one subject that are nearer than this are not told apart."""
+    """dense, atlas: positions that are nearer than this are not told apart."""
     other_subjects: Literal["anywhere", "apart"] = "anywhere"
     """dense, dense-shift: which positions of other subjects are negatives; apart: only those `apart_mm` away, so that
     the same place in two registered brains may look alike."""
     blob_strength: tuple[float, float] = (0.1, 0.4)
-    """dense-shift: smallest and largest local change, as a share of the scan's intensity range; of either sign."""
+    """dense-shift, atlas-shift: smallest and largest local change, a share of the scan's range; of either sign."""
     blob_mm: tuple[float, float] = (2.0, 8.0)
-    """dense-shift: smallest and largest standard deviation of a blob along each axis, in mm."""
+    """dense-shift, atlas-shift: smallest and largest standard deviation of a blob along each axis, in mm."""
 
 
 @dataclass(frozen=True)

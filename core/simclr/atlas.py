@@ -1,0 +1,171 @@
+"""Positions against positions of other brains: in registered scans the same place is the same anatomy."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from core.contrastive import diagnostics, difficulty, histograms
+from core.randomness import stream
+from core.simclr.blobs import draw_blobs, shifted
+from core.simclr.dense import SPARE, brain_in_view, read_places, tap_of, told_apart
+from core.simclr.parts import Batch, Setup, sample_view, view_draws, view_pair
+from core.views import ViewDraw, places_in_view, trilinear
+from data.errors import BadInput
+from models.projection import projection_head
+
+BLOB_SHARE = 0.25
+"""Of the positions, those that are the centre of a blob; the others of a changed copy count where a blob reaches."""
+
+
+@dataclass(frozen=True, eq=False)
+class Anatomy:
+    """Positions that all brains of a step have and all their views hold."""
+
+    points: Float[Tensor, "places 3"]
+    """In voxel indices of the volumes, which share one grid."""
+    in_view: Float[Tensor, "2 subjects places 3"]
+    """In voxel indices of the first and of the second view of each subject."""
+
+
+class Atlas:
+    """Each position must find itself in the other brains of the step, by the features of a mid-level layer.
+
+    A Gaussian per position asks how far a feature lies from those of other healthy brains at the same place; this loss
+    makes exactly these alike. Anchors: positions of first views. Positives: the same anatomical position in the second
+    view of every subject of the step, its own included. Negatives: positions of any second view at least `apart_mm`
+    away. "atlas-shift" adds the same position in copies of the second views whose intensity was changed locally by
+    smooth blobs: alike is what healthy brains share, not what a lesion changes. These blobs resemble planted lesions,
+    so results on planted lesions flatter "atlas-shift"; judge it on real ones. Both need registered scans.
+
+    ℓ = mean over anchors a and positives p of −log( e^{a·p/T} / (e^{a·p/T} + Σ_n e^{a·n/T}) ), cosines; the supervised
+    contrastive loss (Khosla et al. 2020, arXiv:2004.11362, eq. 2) with the position as the class and the positives
+    apart in the denominator. At chance it is the mean of ln(1 + negatives).
+    Only stages up to the layer are trained; later ones keep their first weights.
+    """
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
+        self.tap = tap_of(setup)
+        self.head = projection_head(self.tap.channels, seed=setup.settings.seed).to(setup.device).train()
+        self.modules: Mapping[str, nn.Module] = {"encoder": setup.encoder, "head": self.head}
+
+    def loss_of(self, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
+        """The loss of all anchors of the subjects of a step."""
+        setup, given = self.setup, self.setup.settings.negatives
+        draws, anatomy = self._together(batch)
+        views = view_pair(batch.scans, draws)
+        shift = given.kind == "atlas-shift"
+        copies, changed = self._changed_copies(batch, draws, views, anatomy) if shift else (views[:0], None)
+        maps = setup.encoder.features(torch.cat([views, copies]), (self.tap.name,))[self.tap.name]
+        sides = [anatomy.in_view[view] for view in ((0, 1, 1) if shift else (0, 1))]
+        rows = self.head(read_places(maps, [places for side in sides for places in side], self.tap)).float()
+        z = functional.normalize(rows, dim=1).unflatten(0, (len(sides), len(batch.subjects), -1))
+        positive, negative = self._compare(z, anatomy.points, changed)
+        loss = position_loss(positive, negative, setup.settings.temperature)
+        logs = self._logs(z.detach(), positive.detach(), negative.detach(), batch.step)
+        if changed is not None:
+            logs["shift_share"] = float(changed.double().mean())
+        return loss, {**logs, **sample_view(batch, draws)}
+
+    def _together(self, batch: Batch) -> tuple[list[list[ViewDraw]], Anatomy]:
+        """Draws with one crop for all, the first of the subjects' crops with enough positions, and these positions."""
+        drawn = view_draws(self.setup, batch)
+        best: tuple[list[list[ViewDraw]], Anatomy] | None = None
+        for lead in drawn[0]:
+            draws = [[replace(draw, crop_start=lead.crop_start) for draw in side] for side in drawn]
+            anatomy = self._anatomy(batch, draws)
+            if best is None or len(anatomy.points) > len(best[1].points):
+                best = draws, anatomy
+            if len(anatomy.points) >= self.setup.settings.negatives.positions:
+                break
+        assert best is not None
+        if len(best[1].points) < 2:
+            raise BadInput(
+                f"The brains of step {batch.step} share {len(best[1].points)} positions inside all their views; at "
+                "least 2 are needed. Register the scans, enlarge crop_voxels, or weaken the geometric views."
+            )
+        return best
+
+    def _anatomy(self, batch: Batch, draws: Sequence[Sequence[ViewDraw]]) -> Anatomy:
+        setup, count = self.setup, self.setup.settings.negatives.positions
+        first = draws[0][0]
+        crop = tuple(slice(s, s + n) for s, n in zip(first.crop_start, first.crop_shape, strict=True))
+        shared = torch.stack([brain[crop] for brain in batch.brains]).all(0)
+        inside = shared.nonzero() + torch.tensor(first.crop_start, device=shared.device)
+        chosen = stream(setup.settings.seed, "anatomy", batch.step).permutation(len(inside))[: SPARE * count]
+        points = inside[torch.as_tensor(chosen, device=shared.device)].float()
+        held = torch.ones(len(points), dtype=torch.bool, device=shared.device)
+        found = []
+        for draw in (draw for side in draws for draw in side):
+            places, inside_view = places_in_view(draw, setup.shape, points)
+            reach = [s * ((n - 1) // s) for n, s in zip(draw.crop_shape, self.tap.stride, strict=True)]
+            held &= inside_view & (places <= torch.tensor(reach, device=shared.device)).all(1)
+            found.append(places)
+        kept = held.nonzero()[:count, 0]
+        return Anatomy(points[kept], torch.stack(found)[:, kept].unflatten(0, (2, -1)))
+
+    def _compare(
+        self, z: Float[Tensor, "sides subjects places dim"], points: Tensor, changed: Tensor | None
+    ) -> tuple[Float[Tensor, "anchors subjects"], Float[Tensor, "anchors negatives"]]:
+        with torch.autocast(z.device.type, enabled=False):
+            given, subjects = self.setup.settings.negatives, z.shape[1]
+            anchors = z[0].flatten(0, 1)
+            similar = torch.einsum("ad,spd->asp", anchors, z[1])
+            own = torch.arange(len(points), device=z.device).repeat(subjects)
+            positive = similar.gather(2, own[:, None, None].expand(-1, subjects, 1))[..., 0]
+            nobody = torch.zeros(len(points), dtype=torch.long, device=z.device)
+            far = told_apart(points, nobody, self.setup.spacing_mm, given.apart_mm, everywhere=False)
+            negative = similar.masked_fill(~far[own][:, None], -torch.inf).flatten(1)
+            if changed is not None:
+                moved = torch.einsum("spd,tpd->spt", z[0], z[2]).masked_fill(~changed.T[None], -torch.inf)
+                negative = torch.cat([negative, moved.flatten(0, 1)], dim=1)
+        return positive, negative
+
+    def _changed_copies(
+        self, batch: Batch, draws: Sequence[Sequence[ViewDraw]], views: Tensor, anatomy: Anatomy
+    ) -> tuple[Tensor, Bool[Tensor, "subjects places"]]:
+        """Second views with blobs around some of the positions, and which positions they changed."""
+        setup, given = self.setup, self.setup.settings.negatives
+        copies, changed = [], []
+        for n, (subject, brain) in enumerate(zip(batch.subjects, batch.brains, strict=True)):
+            view, places = views[len(batch.subjects) + n], anatomy.in_view[1, n]
+            count = max(1, round(BLOB_SHARE * len(places)))
+            draw = draw_blobs(count, given.blob_strength, given.blob_mm, setup.settings.seed, batch.step, subject)
+            order = stream(setup.settings.seed, "blob-places", batch.step, subject).permutation(len(places))[:count]
+            centres = places[torch.as_tensor(order, device=places.device)]
+            copy, _ = shifted(view, centres, draw, setup.spacing_mm, brain_in_view(brain, draws[1][n]))
+            spread = (view.amax(dim=(1, 2, 3)) - view.amin(dim=(1, 2, 3))).clamp_min(1e-6)
+            moved = trilinear((copy - view)[None], places[None])[0].abs() / spread
+            copies.append(copy)
+            changed.append(moved.amax(1) >= 0.5 * given.blob_strength[0])
+        return torch.stack(copies), torch.stack(changed)
+
+    def _logs(self, z: Tensor, positive: Tensor, negative: Tensor, step: int) -> dict[str, Any]:
+        # "Found" is the same place of the next subject of the batch, so that no brain finds itself.
+        subjects = z.shape[1]
+        following = torch.arange(subjects, device=z.device).roll(-1).repeat_interleave(z.shape[2])
+        other = positive[torch.arange(len(positive), device=z.device), following]
+        return {
+            **diagnostics(z[0].flatten(0, 1), z[1].roll(-1, 0).flatten(0, 1)),
+            **difficulty(other, negative),
+            "positions": len(positive),
+            **histograms(step, other, negative),
+        }
+
+
+def position_loss(
+    positive: Float[Tensor, "anchors positives"], negative: Float[Tensor, "anchors negatives"], temperature: float
+) -> Float[Tensor, ""]:
+    """Mean of −log( e^{p/T} / (e^{p/T} + Σ_n e^{n/T}) ) over all positives of all anchors; −∞ marks no negative.
+
+    Anchors without any negative say nothing and are left out.
+    """
+    with torch.autocast(positive.device.type, enabled=False):
+        told = (negative > -torch.inf).any(1)
+        against = (negative[told].float() / temperature).logsumexp(1)
+        return functional.softplus(against[:, None] - positive[told].float() / temperature).mean()
