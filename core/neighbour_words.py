@@ -4,6 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 from core.neighbours import PLACE, NeighbourView
 
+FEW = 30
+"""Fewer patches do not stand for what is normal at a place: a coreset keeps the unusual ones."""
+
 
 def sentences(view: NeighbourView, plain: Callable[[str], str] = str) -> list[str]:
     """What a view says, in plain lines: the score, which patches were allowed, and what the other rule would find.
@@ -42,7 +45,7 @@ def apart_text(apart_mm: float) -> str:
 
 def mm_text(position_mm: Sequence[float]) -> str:
     """Millimetres to the right, front and top."""
-    return "({}) mm".format(", ".join(f"{value:.0f}".replace("-", "−") for value in position_mm))
+    return "({})\u00a0mm".format(",\u00a0".join(f"{value:.0f}".replace("-", "−") for value in position_mm))
 
 
 def _other_sentence(view: NeighbourView, plain: Callable[[str], str]) -> list[str]:
@@ -59,7 +62,11 @@ def _other_sentence(view: NeighbourView, plain: Callable[[str], str]) -> list[st
         why = " What is normal there would hide what is strange here." if hidden else ""
         return [f"If the place did not matter, the nearest would be {found}.{why}"]
     if same:
-        return [f"It is also the nearest of the patches within {view.other_radius_mm:g} mm."]
-    hidden = first.distance < 0.9 * other.distance
-    why = " What is normal elsewhere makes this place look less strange than its own surroundings do." if hidden else ""
-    return [f"Of the patches within {view.other_radius_mm:g} mm alone, the nearest is {found}.{why}"]
+        return [f"It is also the nearest of those within {view.other_radius_mm:g} mm."]
+    kept = "1 patch" if view.other_candidates == 1 else f"{view.other_candidates:,} patches"
+    line = f"Of the {kept} kept within {view.other_radius_mm:g} mm, the nearest is {found}."
+    if first.distance >= 0.9 * other.distance:
+        return [line]
+    if view.other_candidates < FEW:
+        return [f"{line} So few of this place say little of what is normal here; a position-aware bank keeps more."]
+    return [f"{line} What is normal elsewhere makes this place look less strange than its own surroundings do."]

@@ -83,6 +83,8 @@ class NeighbourView:
     """The nearest under the other rule of place; None when no patch is there."""
     other_radius_mm: float | None
     """Reach of the other rule; None: anywhere."""
+    other_candidates: int
+    """Patches that the other rule allows."""
     unit: str
     """What a distance of 1 is."""
 
@@ -143,6 +145,7 @@ class BankSearch:
             nearest=tuple(self._found(self.bank, volume.grid, features, position, layers, k)),
             other=others[0] if others else None,
             other_radius_mm=None if self.other is None else _radius(self.other, position),
+            other_candidates=0 if self.other is None else _candidates(self.other, position),
             unit=unit_of(self.bank),
         )
 

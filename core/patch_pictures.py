@@ -16,7 +16,7 @@ from data.volume import Volume
 
 EDGE_MM = 48.0
 """Edge of a cut-out: wide enough to recognise the place, small enough to see the patch."""
-PIXELS = 240
+PIXELS = 180
 """Edge of a cut-out on the picture."""
 MARK_RGB = (255, 214, 76)
 _GAP = 6
@@ -94,8 +94,10 @@ def _enlarged(plane: Float32[np.ndarray, "rows columns"], brightest: float) -> U
 def _marked(grey: UInt8[np.ndarray, "pixels pixels"]) -> UInt8[np.ndarray, "pixels pixels 3"]:
     rgb = np.repeat(grey[..., None], 3, axis=2)
     middle, inner = PIXELS // 2, round(_OPEN * PIXELS)
-    outer, thick = inner + round(_TICK * PIXELS), slice(middle - 1, middle + 1)
-    for arm in (slice(middle - outer, middle - inner), slice(middle + inner, middle + outer)):
-        rgb[arm, thick] = MARK_RGB
-        rgb[thick, arm] = MARK_RGB
+    outer = inner + round(_TICK * PIXELS)
+    for width, colour in ((3, (0, 0, 0)), (2, MARK_RGB)):
+        across = slice(middle - width, middle + width)
+        for arm in (slice(middle - outer, middle - inner), slice(middle + inner, middle + outer)):
+            rgb[arm, across] = colour
+            rgb[across, arm] = colour
     return rgb

@@ -16,8 +16,8 @@ from core.thumbnails import data_uri
 from pages._shared import evaluation_version, in_words, runs_directory
 
 Voxel = tuple[int, int, int]
-WIDTH = 390
-"""Screen pixels of a picture: two stand side by side at 1280."""
+WIDTH = 272
+"""Screen pixels of a picture: three stand side by side at 1280, all five at 1920."""
 SHOWN = 3
 
 
@@ -44,7 +44,7 @@ def show_neighbours(
         view = _view(run.run_id, version, subject_id, layers, (x, y, z))
     st.markdown(" ".join(sentences(view, plain)))
     here, *pictures = _pictures(run.run_id, version, subject_id, layers, (x, y, z), convention)
-    with st.container(horizontal=True, gap="medium"):
+    with st.container(horizontal=True, gap="small"):
         _card(here, f"**Here** · {plain(subject_id)} · {mm_text(view.position_mm)}", subject_id)
         for number, (one, picture) in enumerate(zip(_shown(view), pictures, strict=True)):
             _card(picture, _caption(_title(view, number), one), one.subject_id)

@@ -153,6 +153,17 @@ def test_a_restricted_bank_also_says_what_would_be_nearest_anywhere(search: Bank
     assert "If the place did not matter" in " ".join(sentences(restricted))
 
 
+def test_a_bank_that_keeps_few_patches_of_a_place_says_so(search: BankSearch, volumes: list[Volume]) -> None:
+    view = search.at(volumes[4], search.features(volumes[4]), inner_voxel(volumes[4]), LAYERS)
+    assert view.other is not None
+    far = dataclasses.replace(view.nearest[0], distance=view.other.distance / 2, voxel=(0, 0, 0))
+    few, many = (" ".join(sentences(dataclasses.replace(view, nearest=(far,), other_candidates=n))) for n in (1, 1000))
+    assert "Of the 1 patch kept within 8 mm" in few
+    assert "say little of what is normal here" in few
+    assert "less strange than its own surroundings" not in few
+    assert "less strange than its own surroundings" in many
+
+
 def test_positions_are_voxels_of_the_working_grid_and_mm_of_its_world(
     search: BankSearch, volumes: list[Volume]
 ) -> None:
