@@ -10,7 +10,7 @@ NAMES = {
     "subset_scoring_vs_refit", "fit_vs_explicit_inverse_d128", "fit_vs_explicit_inverse_d448",
     "fit_vs_explicit_inverse", "fit_peak_memory", "threshold_curves_vs_sklearn", "all_metrics_exact_vs_sklearn",
     "subject_toggle_ms", "upsample_blur_vs_scipy", "layer_change_unseen", "layer_change_seen",
-    "error_map_vs_plain", "ceilings_vs_plain", "post_processing_vs_naive",
+    "error_map_vs_plain", "ceilings_vs_plain", "post_processing_vs_naive", "coreset_vs_plain_greedy",
     "bank_search_all_sets", "bank_search_memory", "bank_within_radius", "bank_index_recall",
 }  # fmt: skip
 
@@ -54,6 +54,8 @@ def test_ours_and_the_reference_agree_in_every_benchmark(results) -> None:
     assert results["error_map_vs_plain"]["largest_cost_difference"] < 1e-12
     assert results["ceilings_vs_plain"]["largest_difference"] < 1e-12
     assert results["post_processing_vs_naive"]["disagreements"] == 0
+    assert results["coreset_vs_plain_greedy"]["rel_radius_difference"] < 0.02
+    assert results["coreset_vs_plain_greedy"]["picks_in_common"] == results["coreset_vs_plain_greedy"]["keep"]
     assert results["bank_search_all_sets"]["recall"] == 1.0
     assert results["bank_search_all_sets"]["largest_error"] < 1e-5
     assert results["bank_within_radius"]["largest_difference"] < 1e-5
