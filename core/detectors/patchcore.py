@@ -203,7 +203,7 @@ class PatchCore:
             return text + "Which patches are kept does not depend on the layers."
         return text + (
             "Approximate: which patches are kept was decided on all layers together; a bank made for one set alone "
-            "would keep others."
+            "would keep others and can rank places quite differently. A random subset avoids that."
         )
 
     def save(self, directory: Path) -> None:
