@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from core.neighbours import PLACE, NeighbourView
+from core.neighbours import PLACE, Neighbour, NeighbourView
 
 FEW = 30
 """Fewer patches do not stand for what is normal at a place: a coreset keeps the unusual ones."""
@@ -30,7 +30,7 @@ def sentences(view: NeighbourView, plain: Callable[[str], str] = str) -> list[st
 def share_text(shares: Mapping[str, float]) -> str:
     """Largest first: 'stage2 61 %, stage1 39 %'."""
     parts = sorted(shares.items(), key=lambda item: -item[1])
-    return ", ".join(f"{name} {100 * share:.0f} %" for name, share in parts)
+    return ", ".join(f"{name} {100 * share:.0f}\u00a0%" for name, share in parts)
 
 
 def distance_text(distance: float) -> str:
@@ -40,7 +40,7 @@ def distance_text(distance: float) -> str:
 
 def apart_text(apart_mm: float) -> str:
     """'6 mm away', or the same place."""
-    return "at the same place" if apart_mm < 0.5 else f"{apart_mm:.0f} mm away"
+    return "at the same place" if apart_mm < 0.5 else f"{apart_mm:.0f}\u00a0mm away"
 
 
 def mm_text(position_mm: Sequence[float]) -> str:
@@ -59,7 +59,7 @@ def _other_sentence(view: NeighbourView, plain: Callable[[str], str]) -> list[st
             return ["If the place did not matter, the nearest would be the same patch."]
         far = other.apart_mm > (view.radius_mm or 0.0)
         hidden = far and other.distance < 0.9 * first.distance
-        why = " What is normal there would hide what is strange here." if hidden else ""
+        why = f" What is normal there would make this place look {_less(first, other)} less strange." if hidden else ""
         return [f"If the place did not matter, the nearest would be {found}.{why}"]
     if same:
         return [f"It is also the nearest of those within {view.other_radius_mm:g} mm."]
@@ -69,4 +69,11 @@ def _other_sentence(view: NeighbourView, plain: Callable[[str], str]) -> list[st
         return [line]
     if view.other_candidates < FEW:
         return [f"{line} So few of this place say little of what is normal here; a position-aware bank keeps more."]
-    return [f"{line} What is normal elsewhere makes this place look less strange than its own surroundings do."]
+    return [
+        f"{line} What is normal elsewhere makes this place look {_less(other, first)} less strange than its own "
+        "surroundings do."
+    ]
+
+
+def _less(one: Neighbour, nearer: Neighbour) -> str:
+    return f"{100 * (1 - nearer.distance / one.distance):.0f}\u00a0%"

@@ -32,8 +32,9 @@ def show_neighbours(
 ) -> None:
     """The healthy patches that are nearest to the patch at a voxel of the working grid, under a layer set."""
     st.subheader("Nearest healthy patches", anchor=False)
-    x, y, z = (int(v) for v in voxel)
-    if not scores.prepared(subject_id).volume.brain_mask[x, y, z]:
+    brain = scores.prepared(subject_id).volume.brain_mask
+    x, y, z = (min(int(v), size - 1) for v, size in zip(voxel, brain.shape, strict=True))  # of a run on a larger grid
+    if not brain[x, y, z]:
         st.info(
             "The cross-hair is outside the brain: nothing is scored there. "
             "Click inside the brain to see the healthy patches that are nearest to that place."

@@ -54,7 +54,7 @@ st.caption(
     "scattered dots of noise."
 )
 if banked:
-    place = data["state"] | (view or {})
+    place = data["state"] | {key: value for key, value in (view or {}).items() if value is not None}
     show_neighbours(
         run, scores, subject_id, layers, [place[axis] for axis in "xyz"], place.get("convention", "radiological")
     )

@@ -161,7 +161,7 @@ def test_a_bank_that_keeps_few_patches_of_a_place_says_so(search: BankSearch, vo
     assert "Of the 1 patch kept within 8 mm" in few
     assert "say little of what is normal here" in few
     assert "less strange than its own surroundings" not in few
-    assert "less strange than its own surroundings" in many
+    assert "look 50\u00a0% less strange than its own surroundings do" in many
 
 
 def test_positions_are_voxels_of_the_working_grid_and_mm_of_its_world(
@@ -197,7 +197,7 @@ def test_a_lookup_begins_in_the_largest_lesion(study: TinyStudy) -> None:
 
 def test_numbers_are_told_with_three_digits() -> None:
     assert [distance_text(d) for d in (12.345, 0.01234, 100.4, 4321.9)] == ["12.3", "0.0123", "100", "4322"]
-    assert [apart_text(mm) for mm in (0.0, 5.7)] == ["at the same place", "6 mm away"]
+    assert [apart_text(mm) for mm in (0.0, 5.7)] == ["at the same place", "6\u00a0mm away"]
 
 
 # ---- pictures -------------------------------------------------------------------------------------------------------
