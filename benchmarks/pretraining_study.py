@@ -41,10 +41,12 @@ def main() -> None:
         also=tuple(given.also),
         seeds=tuple(given.seeds),
         simclr=SimclrSettings(
-            encoder=EncoderSettings(width=given.width),
+            encoder=EncoderSettings(width=given.width, strides=tuple(given.strides)),
             views=ViewSettings(crop_voxels=(given.crop,) * 3),
             steps=given.steps,
             batch=given.batch,
+            lr=given.lr,
+            temperature=given.temperature,
         ),
         features=FeatureSettings(layers=tuple(given.layers), grid="4mm"),
     )
@@ -67,6 +69,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--batch", type=int, default=12)
     parser.add_argument("--width", type=int, default=8, help="channels of the encoder's first stage")
+    parser.add_argument("--strides", type=int, nargs=5, default=(1, 2, 2, 1, 1), help="of the encoder's stages")
+    parser.add_argument("--lr", type=float, default=3e-4)
+    parser.add_argument("--temperature", type=float, default=0.1)
     parser.add_argument("--crop", type=int, default=40, help="edge of the training crops, 2 mm voxels")
     parser.add_argument("--train", type=int, default=None, help="train on so many heads only, first by id")
     parser.add_argument("--layers", nargs="+", default=list(LAYERS))

@@ -5,6 +5,7 @@ import streamlit as st
 from core.jobs import Job, list_jobs
 from core.store import Run, stage_done
 from core.training_view import asked_name, asked_run_id, job_of_run
+from pages._comparison import show_comparison
 from pages._monitor import show_next, show_settings, watch_jobs, watch_run
 from pages._pretrain import pretrain_form
 from pages._shared import every_run, runs_directory, tell_in_full
@@ -60,6 +61,7 @@ else:
             show_visibility(run)
         show_settings(run)
 
+show_comparison()
 st.subheader("Train a new encoder", anchor=False)
 pretrain_form(encoders, run_id)
 
