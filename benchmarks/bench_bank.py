@@ -7,6 +7,7 @@ over a ball-shaped brain and differ between subjects, so the figures speak of sp
 import multiprocessing
 import resource
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import faiss
@@ -97,22 +98,22 @@ def bank_within_radius(
 
 
 def bank_index_recall(
-    shape: tuple[int, int, int] = (80, 96, 80),
-    subjects: int = 20,
+    shape: tuple[int, int, int] = (60, 72, 60),
+    subjects: int = 12,
     ratio: float = 0.15,
     probes: tuple[int, ...] = (4, 16),
 ) -> dict[str, Any]:
     """IVF and HNSW against the exact search on a real query volume: recall, error and time per layer-set family."""
     layout = bank_layout(shape)
     volume = bank_volume(layout, subjects)
-    exact = _bank(layout, subjects, BankSettings(subset="random", coreset_ratio=ratio))
-    exact_seconds, truth = cpu_seconds(lambda: exact.distances([volume], SETS))
+    bank = _bank(layout, subjects, BankSettings(subset="random", coreset_ratio=ratio))
+    exact_seconds, truth = cpu_seconds(lambda: bank.distances([volume], SETS))
     rows = {}
     for kind in ("ivf", "hnsw"):
         for probe in probes:
-            bank = _bank(layout, subjects, BankSettings("random", ratio, search=kind, nprobe=probe))  # type: ignore[arg-type]
+            bank.settings, bank.index = replace(bank.settings, search=kind, nprobe=probe), None
             build_seconds, index = cpu_seconds(bank.open_index)
-            seconds, found = cpu_seconds(lambda bank=bank: bank.distances([volume], SETS))
+            seconds, found = cpu_seconds(lambda: bank.distances([volume], SETS))
             error = (found - truth) / np.maximum(truth, 1e-6)
             rows[f"{kind}_{probe}"] = {
                 "recall_full_set": float((error[-1] <= 1e-5).mean()),
@@ -130,7 +131,7 @@ def bank_index_recall(
         "ratio": best["ratio"],
         "recall_of_best": best["recall_full_set"],
         "exact_seconds": exact_seconds,
-        "entries": len(exact),
+        "entries": len(bank),
         "indices": rows,
     }
 
@@ -221,8 +222,8 @@ def _measured_peak(side: str, entries: int, queries: int, features: int) -> floa
     from core.memory_bank.search import Patches, Queries, search_everywhere
 
     random = stream(0, "bench bank memory")
-    bank = random.normal(size=(entries, features)).astype(np.float32)
-    asked = random.normal(size=(queries, features)).astype(np.float32)
+    bank = random.standard_normal((entries, features), dtype=np.float32)
+    asked = random.standard_normal((queries, features), dtype=np.float32)
 
     def ours(bank: np.ndarray, asked: np.ndarray) -> None:
         patches = Patches({"layer": torch.from_numpy(bank)}, {"layer": np.arange(len(bank))})

@@ -36,7 +36,8 @@ def _head(found: Found, command: str) -> str:
         "",
         f"Budget of every training: {simclr['steps']} steps of {simclr['batch']} heads, crops of "
         f"{simclr['views']['crop_voxels']} voxels, {simclr['encoder']['architecture']} of width "
-        f"{simclr['encoder']['width']} and strides {' '.join(map(str, simclr['encoder']['strides']))}, learning rate {simclr['lr']:g}, temperature {simclr['temperature']:g}, "
+        f"{simclr['encoder']['width']} and strides {' '.join(map(str, simclr['encoder']['strides']))}, learning rate "
+        f"{simclr['lr']:g}, temperature {simclr['temperature']:g}, "
         f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}; "
         f"{_duration(_total_seconds(found))} of training in all.",
         f"Detector on each: full Gaussian per position over {', '.join(features['layers'])} on a {features['grid']} "

@@ -155,7 +155,8 @@ def _too_hard(steps: Sequence[Mapping[str, Any]], last: _Recent, settings: Mappi
 def _learning(last: _Recent) -> Verdict:
     return Verdict(
         "learning",
-        f"{last.what.capitalize()} {last.loss:.3f} of chance {last.chance:.3f}, top-1 {last.top1:.2f} among {last.candidates:,.0f}, "
+        f"{last.what.capitalize()} {last.loss:.3f} of chance {last.chance:.3f}, top-1 {last.top1:.2f} among "
+        f"{last.candidates:,.0f}, "
         f"embedding std {last.embedding_std:.2f}, effective rank {last.effective_rank:.1f}.",
         "Let it run.",
     )

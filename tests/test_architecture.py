@@ -31,7 +31,8 @@ ORDER: list[str] = """
 types distributed randomness shrinkage recipes progress provenance journal lock store
 bootstrap curves calibration decision lesions metrics distributions verdict_advice verdict
 views contrastive training
-simclr.settings simclr.scans simclr.parts simclr.banks simclr.whole simclr.ccd simclr.blobs simclr.dense simclr.atlas simclr
+simclr.settings simclr.scans simclr.parts simclr.banks simclr.whole simclr.ccd simclr.blobs simclr.dense
+simclr.atlas simclr
 memory_plan gaussian_dual gaussian_primal gaussian_files gaussian_conditional gaussian_block gaussian features scoring
 memory_bank.coreset memory_bank.settings memory_bank.walk memory_bank.search memory_bank.restricted
 memory_bank.registered memory_bank.pool

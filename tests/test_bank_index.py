@@ -1,6 +1,7 @@
 """The FAISS index of a memory bank: candidates, exact distances to them, and a cache that is never trusted blindly."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import faiss
@@ -135,12 +136,23 @@ def test_the_audit_says_recall_and_error_and_what_to_do(tmp_path: Path) -> None:
     assert good.recall == 1.0
     assert good.p99_error < 1e-5
     assert "raise nprobe" not in good.text
-    assert Audit(10, 0.5, {}, 0.1, 0.2).text.startswith("On 10 made-up healthy patches")
+    assert Audit(10, 0.5, {}, 0.1, 0.2).text.startswith("For 10 patches of one healthy subject")
+
+
+def test_the_audit_foretells_the_recall_of_a_new_subject_and_never_compares_a_subject_with_itself() -> None:
+    bank = bank_of("ivf", nprobe=1, candidates=2)
+    audit = bank.open_index().audit
+    real = bank.distances(TEST, SETS)[-1] <= build(subset="all").distances(TEST, SETS)[-1] * (1 + 1e-5)
+    assert abs(audit.recall - real.mean()) < 0.2
+    bank.settings = replace(bank.settings, candidates=50)
+    assert bank.open_index().audit.mean_error < audit.mean_error
+    alone = MemoryBank.build(TRAIN[:1], SUBJECTS[:1], LAYOUT, BankSettings(subset="all", search="ivf"))
+    assert 0 <= alone.open_index().audit.recall <= 1
 
 
 def test_a_flat_index_finds_what_the_exact_search_finds() -> None:
     bank = build(subset="all")
-    index = open_index(bank.patches(bank.layers), bank.settings)
+    index = open_index(bank.patches(bank.layers), bank.subject_of, bank.settings)
     assert index.audit.recall == 1.0
     assert index.audit.recall_of["fine"] == 1.0
 

@@ -196,7 +196,7 @@ class MemoryBank:
 
         Its `note` says what was done, its `audit` how often it finds the nearest patch.
         """
-        self.index = open_index(self.patches(self.layers), self.settings, directory, monitor=monitor)
+        self.index = open_index(self.patches(self.layers), self.subject_of, self.settings, directory, monitor=monitor)
         return self.index
 
     def nearest(self, rows: Rows, position_index: int, layers: Sequence[str], k: int) -> Neighbours:

@@ -18,7 +18,7 @@ from typing import Any
 import faiss
 import numpy as np
 import torch
-from jaxtyping import Float32, Int64
+from jaxtyping import Bool, Float32, Int64
 
 from core.features import every_layer_set
 from core.memory_bank.search import Found, Patches, Queries, Rows, search_everywhere
@@ -31,8 +31,10 @@ from data.files import committed_directory, read_json, verify_directory, write_j
 
 ENOUGH_RECALL = 0.99
 AUDITED = 256
-"""Made-up queries of the audit."""
+"""Patches of one subject that are looked for among all others."""
 HNSW_LINKS = 32
+_SPARE = 8
+"""In an audit, candidates asked for per candidate wanted, since those of the subject itself do not count."""
 _DESCRIPTION = "index.json"
 _ADD_BYTES = 64e6
 _MEASURE_BYTES = 16e6
@@ -42,7 +44,7 @@ _TRAINED_PER_LIST = 64
 
 @dataclasses.dataclass(frozen=True)
 class Audit:
-    """How far the approximate search is from the exact one, on queries between two healthy patches."""
+    """How far the approximate search is from the exact one, for patches of a training subject among all others."""
 
     queries: int
     recall: float
@@ -57,8 +59,8 @@ class Audit:
     def text(self) -> str:
         """One sentence, and what to do when too few are found."""
         said = (
-            f"On {self.queries} made-up healthy patches the index finds the nearest one for {self.recall:.1%}; over "
-            f"all layer sets scores are too large by {self.mean_error:.2%} on average, 1 in 100 by more than "
+            f"For {self.queries} patches of one healthy subject the index finds the nearest one of the others in "
+            f"{self.recall:.1%}; over all layer sets scores are too large by {self.mean_error:.2%} on average, 1 in 100 by more than "
             f"{self.p99_error:.1%}."
         )
         if self.recall >= ENOUGH_RECALL:
@@ -79,34 +81,52 @@ class BankIndex:
         assert self._audit is not None
         return self._audit
 
-    def candidates(self, queries: Queries, layer_sets: Sequence[LayerSet]) -> list[Int64[np.ndarray, "positions few"]]:
-        """Per volume, entries worth measuring for each position; duplicates are possible."""
+    def candidates(
+        self, queries: Queries, layer_sets: Sequence[LayerSet], excluded: Bool[np.ndarray, " entries"] | None = None
+    ) -> list[Int64[np.ndarray, "positions few"]]:
+        """Per volume, entries worth measuring for each position; duplicates are possible. `excluded` never come."""
         used = {layer for layers in layer_sets for layer in layers}
         views = {layers: view for layers, view in self._views.items() if len(layers) > 1 or layers[0] in used}
         return [
-            np.concatenate([self._of_view(queries, rows, layers, view) for layers, view in views.items()], axis=1)
+            np.concatenate(
+                [self._of_view(queries, rows, layers, view, excluded) for layers, view in views.items()], axis=1
+            )
             for rows in queries.rows
         ]
 
-    def _of_view(self, queries: Queries, rows: Rows, layers: LayerSet, view: Any) -> Int64[np.ndarray, "positions few"]:
-        few = min(self.settings.candidates, view.ntotal)
+    def _of_view(
+        self,
+        queries: Queries,
+        rows: Rows,
+        layers: LayerSet,
+        view: Any,
+        excluded: Bool[np.ndarray, " entries"] | None,
+    ) -> Int64[np.ndarray, "positions few"]:
+        few = self.settings.candidates
+        asked = min(view.ntotal, few if excluded is None else _SPARE * few)
         if len(layers) == 1 and not queries.positioned:
             distinct = rows[layers[0]].float().cpu().numpy()
-            found = view.search(np.ascontiguousarray(distinct), few)[1][queries.lookup[layers[0]]]
+            found = view.search(np.ascontiguousarray(distinct), asked)[1][queries.lookup[layers[0]]]
         else:
             parts = [rows[layer].float().cpu().numpy()[queries.lookup[layer]] for layer in layers]
             if queries.positioned:
                 parts.append(rows[POSITION].float().cpu().numpy())
-            found = view.search(np.ascontiguousarray(np.concatenate(parts, axis=1)), few)[1]
+            found = view.search(np.ascontiguousarray(np.concatenate(parts, axis=1)), asked)[1]
         # FAISS says -1 where its lists hold too few; any entry is a valid candidate.
         candidates: np.ndarray = np.maximum(found, 0)
-        return candidates
+        return candidates if excluded is None else _without(found, excluded, few)
 
 
-def search_index(index: BankIndex, queries: Queries, patches: Patches, layer_sets: Sequence[LayerSet]) -> Found:
+def search_index(
+    index: BankIndex,
+    queries: Queries,
+    patches: Patches,
+    layer_sets: Sequence[LayerSet],
+    excluded: Bool[np.ndarray, " entries"] | None = None,
+) -> Found:
     """The nearest candidate for every position, volume and layer set; distances exact. `queries` have all layers."""
     found = Found.empty(len(layer_sets), len(queries.rows), queries.n_positions)
-    for volume, candidates in enumerate(index.candidates(queries, layer_sets)):
+    for volume, candidates in enumerate(index.candidates(queries, layer_sets, excluded)):
         step = max(1, int(_MEASURE_BYTES / (candidates.shape[1] * patches.bytes_per_entry)))
         for start in range(0, queries.n_positions, step):
             here = slice(start, min(start + step, queries.n_positions))
@@ -121,7 +141,12 @@ def search_index(index: BankIndex, queries: Queries, patches: Patches, layer_set
 
 
 def open_index(
-    patches: Patches, settings: BankSettings, directory: Path | None = None, *, monitor: Monitor = silent
+    patches: Patches,
+    subject_of: Int64[np.ndarray, " entries"],
+    settings: BankSettings,
+    directory: Path | None = None,
+    *,
+    monitor: Monitor = silent,
 ) -> BankIndex:
     """The index of a bank: read from `directory` when it was written for these patches, else built and kept there.
 
@@ -138,7 +163,7 @@ def open_index(
             reason = f"Index rebuilt: {error}" if there else "Index built and kept on disk."
     views = {layers: _built(patches, layers, settings) for layers in _view_sets(patches)}
     unaudited = BankIndex(views, settings, reason, None)
-    audit = _audited(unaudited, patches, settings)
+    audit = _audited(unaudited, patches, subject_of, settings)
     monitor(len(views), {"recall": audit.recall, "p99_error": audit.p99_error})
     if directory is not None:
         try:
@@ -157,23 +182,34 @@ def compare(approximate: Found, exact: Found, layer_sets: Sequence[LayerSet]) ->
     return Audit(hit[0].size, float(hit[-1].mean()), recall, float(error.mean()), float(np.percentile(error, 99)))
 
 
-def _audited(index: BankIndex, patches: Patches, settings: BankSettings) -> Audit:
-    """Queries half way between an entry and the next one, which lies at the same position or a near one."""
-    layers = tuple(layer for layer in patches.rows if layer != POSITION)
-    chosen = stream(settings.seed, "memory bank audit").choice(
-        len(patches), size=min(AUDITED, len(patches)), replace=False
-    )
-    chosen = np.sort(chosen)
-    following = np.minimum(chosen + 1, len(patches) - 1)
-    device = torch.device("cpu")
-    rows = {
-        layer: (patches.layer_rows(layer, chosen, device) + patches.layer_rows(layer, following, device)) / 2
-        for layer in patches.rows
-    }
+def _audited(
+    index: BankIndex, patches: Patches, subject_of: Int64[np.ndarray, " entries"], settings: BankSettings
+) -> Audit:
+    """Some patches of one subject, compared with those of all others, as a new subject's would be."""
+    random = stream(settings.seed, "memory bank audit")
+    excluded = subject_of == subject_of[random.integers(len(patches))]
+    chosen = np.sort(random.permutation(np.flatnonzero(excluded))[:AUDITED])
+    if excluded.all():  # A bank of one subject: hold out at most every other patch.
+        chosen = chosen[: max(1, len(patches) // 2)]
+        excluded = np.isin(np.arange(len(patches)), chosen) if len(patches) > 1 else np.zeros(1, dtype=bool)
+    layers, cpu = tuple(layer for layer in patches.rows if layer != POSITION), torch.device("cpu")
+    rows = {layer: patches.layer_rows(layer, chosen, cpu) for layer in patches.rows}
     queries = Queries((rows,), {layer: np.arange(len(chosen)) for layer in layers})
+    others = Patches(patches.rows, {layer: row_of[~excluded] for layer, row_of in patches.row_of.items()})
     layer_sets = every_layer_set(layers)
-    exact = search_everywhere(queries, patches, layer_sets)
-    return compare(search_index(index, queries, patches, layer_sets), exact, layer_sets)
+    exact = search_everywhere(queries, others, layer_sets)
+    return compare(search_index(index, queries, patches, layer_sets, excluded), exact, layer_sets)
+
+
+def _without(
+    found: Int64[np.ndarray, "positions asked"], excluded: Bool[np.ndarray, " entries"], few: int
+) -> Int64[np.ndarray, "positions few"]:
+    """The first few of each row that are not excluded; where there are fewer, some entry that is not."""
+    bad = (found < 0) | excluded[found]
+    order = np.argsort(bad, axis=1, kind="stable")[:, :few]
+    kept = np.where(bad, int(np.argmin(excluded)), found)
+    nearest: np.ndarray = np.take_along_axis(kept, order, axis=1)
+    return nearest
 
 
 def _view_sets(patches: Patches) -> list[LayerSet]:
