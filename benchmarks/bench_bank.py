@@ -5,7 +5,6 @@ over a ball-shaped brain and differ between subjects, so the figures speak of sp
 """
 
 import multiprocessing
-import resource
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter
 
+from benchmarks.bench_gaussian import _resident_kilobytes as resident_kilobytes
 from benchmarks.clock import cpu_seconds, one_thread, side_by_side
 from core.features import every_layer_set, feature_layout
 from core.memory_bank.bank import BankSettings, MemoryBank
@@ -237,6 +237,6 @@ def _measured_peak(side: str, entries: int, queries: int, features: int) -> floa
     sides: dict[str, Callable[[np.ndarray, np.ndarray], Any]] = {"ours": ours, "faiss": _flat, "torch": whole}
     with one_thread():
         sides[side](bank[:64], asked[:64])
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        before = resident_kilobytes("VmRSS", forget_peak=True)
         sides[side](bank, asked)
-        return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+        return (resident_kilobytes("VmHWM") - before) / 1024

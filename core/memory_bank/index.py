@@ -60,8 +60,8 @@ class Audit:
         """One sentence, and what to do when too few are found."""
         said = (
             f"For {self.queries} patches of one healthy subject the index finds the nearest one of the others in "
-            f"{self.recall:.1%}; over all layer sets scores are too large by {self.mean_error:.2%} on average, 1 in 100 by more than "
-            f"{self.p99_error:.1%}."
+            f"{self.recall:.1%}; over all layer sets scores are too large by {self.mean_error:.2%} on average, 1 in "
+            f"100 by more than {self.p99_error:.1%}."
         )
         if self.recall >= ENOUGH_RECALL:
             return said
