@@ -10,8 +10,8 @@ from core.two_level import said
 Found = Mapping[str, Any]
 
 
-def write_report(path: Path, found: Found, command: str) -> None:
-    """Write the Markdown file."""
+def write_report(path: Path, found: Found, command: str, real: str = "") -> None:
+    """Write the Markdown file; `real` is a section of its own."""
     parts = [
         _head(found, command),
         "## Which training won\n\n" + _plain(found["verdict"]["text"]) + "\n\n" + _everyone(found),
@@ -20,6 +20,7 @@ def write_report(path: Path, found: Found, command: str) -> None:
         _layers(found),
         _correlation(found),
         _training(found),
+        *([real] if real else []),
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")

@@ -11,6 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from benchmarks.pretraining_real import real_cases, real_section
 from benchmarks.pretraining_report import write_report
 from benchmarks.real_study import PREPROCESSING, build_tables
 from core.experiment import DataSource
@@ -30,7 +31,7 @@ LAYERS = ("stage0", "stage1", "stage2", "stage3")
 def main() -> None:
     """Build what is not there yet, then write the report."""
     given = _arguments()
-    planted, _ = build_tables(given.scans, given.runs)
+    planted, real = build_tables(given.scans, given.runs)
     source = DataSource(
         planted, layout="table", split=_split(planted, given.runs, given.train), preprocessing=PREPROCESSING
     )
@@ -53,8 +54,16 @@ def main() -> None:
     found = compare_pretraining(
         given.runs, source, plan, open_progress(), workers=given.workers, visibility=given.visibility
     )
+    pairs = [(a, b) for a, _, b in (pair.partition("/") for pair in given.real)]
+    cases = DataSource(real, layout="table", preprocessing=PREPROCESSING)
+    judged = real_cases(given.runs, cases, plan, pairs, open_progress()) if pairs else {}
     words = ["SCANS" if word == str(given.scans) else word for word in sys.argv[1:]]
-    write_report(given.report, found, " ".join(["python -m benchmarks.pretraining_study", *words]))
+    write_report(
+        given.report,
+        found,
+        " ".join(["python -m benchmarks.pretraining_study", *words]),
+        real_section(judged) if judged else "",
+    )
 
 
 def _arguments() -> argparse.Namespace:
@@ -65,6 +74,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--views", nargs="+", choices=tuple(VIEW_SETS), default=["strong"])
     parser.add_argument("--also", nargs="*", default=[], metavar="VARIANT/VIEWS", help="further pairs")
+    parser.add_argument("--real", nargs="*", default=[], metavar="VARIANT/VIEWS", help="also judged on real lesions")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--batch", type=int, default=12)
