@@ -12,7 +12,7 @@ from pages._shared import dice_text, every_run, summary_of
 
 TOLD = (
     *("run", "id", "Dice, healthy", "Dice, validation", "Dice, oracle"),
-    *("AUPRC", "FP mL", "n", "ill or healthy", "layers"),
+    *("AUPRC", "FP mL", "n", "layers"),
 )
 COLUMNS = {
     "layers": st.column_config.TextColumn(help="The layer set whose numbers these are."),
@@ -26,11 +26,6 @@ COLUMNS = {
         format="%.2f", help="False positives per healthy test scan, mL, at the threshold from healthy scans."
     ),
     "n": st.column_config.NumberColumn(help="Test subjects with lesions."),
-    "ill or healthy": st.column_config.TextColumn(
-        help="How well the highest score in the brain tells ill test scans from healthy ones: AUROC over scans, with "
-        "its 95 % interval. After the slash, for memory banks: re-weighted as PatchCore does. With few healthy scans "
-        "it is coarse."
-    ),
 }
 
 
@@ -40,14 +35,32 @@ def label_of(row: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     return str(row["name"]) if twins == 1 else f"{row['name']} · {row['run_id']}"
 
 
-def told_apart_text(found: dict[str, Any] | None) -> str | None:
-    """Healthy against ill test scans by the highest score, and by the re-weighted one of a memory bank."""
-    if found is None:
-        return None
-    texts = [subject_level_text(found["maximum"])]
-    if found["reweighted"] is not None:
-        texts.append(f"{found['reweighted']['auroc']:.2f}" if found["reweighted"]["auroc"] is not None else "–")
-    return " / ".join(texts)
+def show_scan_scores(evaluated: list[dict[str, Any]]) -> None:
+    """How well one number per scan tells ill test scans from healthy ones, run by run."""
+    known = [(row, row["subject_level"]) for row in evaluated if row.get("subject_level")]
+    if not known:
+        return
+    with st.expander("Ill or healthy: one score per scan", icon=":material/rule:"):
+        st.dataframe(
+            pd.DataFrame(
+                [
+                    {
+                        "run": row["name"],
+                        "id": row["run_id"],
+                        "AUROC, highest score": subject_level_text(found["maximum"]),
+                        "AUROC, re-weighted": subject_level_text(found["reweighted"]) if found["reweighted"] else None,
+                    }
+                    for row, found in known
+                ]
+            ),
+            hide_index=True,
+            placeholder="–",
+        )
+        st.caption(
+            "AUROC over test scans, ill against healthy, with its 95 % interval: 0.5 is chance, and with few healthy "
+            "scans it is coarse. Highest score: of the map inside the brain. Re-weighted: a memory bank's own rule "
+            "(PatchCore), which counts a patch more when its nearest healthy patch is rare itself."
+        )
 
 
 st.title("Overview")
@@ -122,7 +135,6 @@ if evaluated:
                     "AUPRC": row["auprc"],
                     "FP mL": (row["healthy_fp_ml"] or {}).get("healthy"),
                     "n": row["n_lesion_subjects"],
-                    "ill or healthy": told_apart_text(row.get("subject_level")),
                     "cohort": row["cohort"],
                 }
                 for row in evaluated
@@ -159,3 +171,4 @@ if others:
         hide_index=True,
         placeholder="–",
     )
+    show_scan_scores(evaluated)
