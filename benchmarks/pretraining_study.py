@@ -13,6 +13,7 @@ from pathlib import Path
 
 from benchmarks.pretraining_real import real_cases, real_section
 from benchmarks.pretraining_report import write_report
+from benchmarks.pretraining_sizes import size_section
 from benchmarks.real_study import PREPROCESSING, build_tables
 from core.experiment import DataSource
 from core.features import FeatureSettings
@@ -57,6 +58,8 @@ def main() -> None:
     pairs = [(a, b) for a, _, b in (pair.partition("/") for pair in given.real)]
     cases = DataSource(real, layout="table", preprocessing=PREPROCESSING)
     judged = real_cases(given.runs, cases, plan, pairs, open_progress()) if pairs else {}
+    sections = [size_section(given.runs, plan, pairs)] if pairs else []
+    sections += [real_section(judged)] if judged else []
     words = ["SCANS" if word == str(given.scans) else word for word in sys.argv[1:]]
     write_report(
         given.report,
@@ -74,7 +77,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--views", nargs="+", choices=tuple(VIEW_SETS), default=["strong"])
     parser.add_argument("--also", nargs="*", default=[], metavar="VARIANT/VIEWS", help="further pairs")
-    parser.add_argument("--real", nargs="*", default=[], metavar="VARIANT/VIEWS", help="also judged on real lesions")
+    parser.add_argument(
+        "--real", nargs="*", default=[], metavar="VARIANT/VIEWS", help="by size and on real lesions too"
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--batch", type=int, default=12)
