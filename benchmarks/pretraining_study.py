@@ -65,7 +65,7 @@ def main() -> None:
         given.report,
         found,
         " ".join(["python -m benchmarks.pretraining_study", *words]),
-        real_section(judged) if judged else "",
+        "\n\n".join(sections),
     )
 
 
