@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from core.simclr import NegativesSettings, SimclrSettings
-from core.simclr.atlas import Atlas, position_loss
+from core.simclr.atlas import Anatomy, Atlas, position_loss
 from core.simclr.dense import read_places
 from core.simclr.parts import Batch, Setup, view_pair
 from core.views import ViewSettings
@@ -28,6 +28,11 @@ def atlas(kind: str = "atlas", **changes: Any) -> SimclrSettings:
 
 def setup(settings: SimclrSettings) -> Setup:
     return Setup(settings, make_encoder(settings.encoder), torch.device("cpu"), SHAPE, (2.0, 2.0, 2.0), 5)
+
+
+def seen_by_all(points: Tensor, subjects: int = 2) -> Anatomy:
+    held = torch.ones((2, subjects, len(points)), dtype=torch.bool)
+    return Anatomy(points, points.expand(2, subjects, -1, -1), held)
 
 
 def batch(step: int = 1, subjects: int = 3, scans: list[Tensor] | None = None) -> Batch:
@@ -48,7 +53,9 @@ def test_positions_are_one_anatomy_in_both_views_of_every_subject(crop: tuple[in
     assert len(anatomy.points) >= 2
     maps = view_pair(work.scans, draws)
     rows = read_places(maps, list(anatomy.in_view.flatten(0, 1)), VOXEL).unflatten(0, (6, -1))
-    assert float((rows - anatomy.points[None]).abs().max()) < 0.05
+    held = anatomy.held.flatten(0, 1)
+    assert float((rows - anatomy.points[None])[held].abs().max()) < 0.05
+    assert float(held.double().mean(0).min()) >= 0.5
     assert all(bool(ball()[tuple(point.long())]) for point in anatomy.points)
 
 
@@ -56,7 +63,7 @@ def test_positives_are_every_subject_at_the_place_and_negatives_are_far_from_it(
     given = Atlas(setup(atlas(apart_mm=5.0)))
     points = torch.tensor([[0.0, 0, 0], [2, 0, 0], [4, 0, 0]])  # 4 mm and 8 mm apart
     z = functional.normalize(torch.randn(2, 2, 3, 5, generator=torch.Generator().manual_seed(0)), dim=-1)
-    positive, negative = given._compare(z, points, None)
+    positive, negative = given._compare(z, seen_by_all(points), None)
     for subject in range(2):
         for place in range(3):
             row = 3 * subject + place
@@ -76,10 +83,39 @@ def test_a_changed_copy_is_a_negative_only_where_it_changed() -> None:
     points = torch.tensor([[0.0, 0, 0], [4, 0, 0]])
     z = functional.normalize(torch.randn(3, 2, 2, 5, generator=torch.Generator().manual_seed(1)), dim=-1)
     changed = torch.tensor([[True, False], [False, False]])  # the first subject, at the first place
-    _, negative = given._compare(z, points, changed)
+    _, negative = given._compare(z, seen_by_all(points), changed)
     copies = negative[:, 4:]
     assert torch.isfinite(copies).tolist() == [[True, False], [False, False], [True, False], [False, False]]
     assert float(copies[2, 0]) == pytest.approx(float(z[0, 1, 0] @ z[2, 0, 0]), abs=1e-6)
+
+
+def test_a_place_that_a_view_does_not_hold_is_no_anchor_no_positive_and_no_negative() -> None:
+    given = Atlas(setup(atlas(apart_mm=5.0)))
+    anatomy = seen_by_all(torch.tensor([[0.0, 0, 0], [4, 0, 0]]))
+    anatomy.held[0, 0, 1] = False  # the first view of the first subject lacks the second place
+    anatomy.held[1, 1, 0] = False  # the second view of the second subject lacks the first place
+    z = functional.normalize(torch.randn(2, 2, 2, 5, generator=torch.Generator().manual_seed(4)), dim=-1)
+    positive, negative = given._compare(z, anatomy, None)
+    assert torch.isfinite(positive).tolist() == [[True, False], [False, False], [True, False], [True, True]]
+    assert not bool(torch.isfinite(negative[:, 2]).any())
+    assert torch.isfinite(negative[0]).tolist() == [False, True, False, True]
+    pairs = [(0, 0), (2, 0), (3, 0), (3, 1)]
+    terms = []
+    for row, column in pairs:
+        p = math.exp(float(positive[row, column]) / 0.2)
+        n = sum(math.exp(float(v) / 0.2) for v in negative[row] if math.isfinite(float(v)))
+        terms.append(-math.log(p / (p + n)))
+    assert float(position_loss(positive, negative, 0.2)) == pytest.approx(sum(terms) / 4, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["atlas", "atlas-shift"])
+def test_strong_views_of_many_brains_leave_places_to_learn_from(kind: str) -> None:
+    views = ViewSettings(first_view_clean=False, crop_voxels=(14, 16, 14))
+    given = Atlas(setup(replace(atlas(kind), views=views)))
+    for step in range(1, 9):
+        loss, logs = given.loss_of(batch(step, subjects=8))
+        assert math.isfinite(float(loss.detach()))
+        assert logs["candidates"] > 1
 
 
 def test_the_loss_is_its_definition_and_at_chance_the_mean_of_ln_1_plus_negatives() -> None:

@@ -11,25 +11,29 @@ from torch.nn import functional
 
 from core.contrastive import diagnostics, difficulty, histograms
 from core.randomness import stream
-from core.simclr.blobs import draw_blobs, shifted
+from core.simclr.blobs import BlobDraw, draw_blobs, shifted
 from core.simclr.dense import SPARE, brain_in_view, read_places, tap_of, told_apart
 from core.simclr.parts import Batch, Setup, sample_view, view_draws, view_pair
 from core.views import ViewDraw, places_in_view, trilinear
 from data.errors import BadInput
 from models.projection import projection_head
 
+LEAST_HELD = 0.5
+"""Of the views of a step that a position must lie in: strong geometric views seldom all hold one place."""
 BLOB_SHARE = 0.25
 """Of the positions, those that are the centre of a blob; the others of a changed copy count where a blob reaches."""
 
 
 @dataclass(frozen=True, eq=False)
 class Anatomy:
-    """Positions that all brains of a step have and all their views hold."""
+    """Positions that all brains of a step have, and at least half of their views hold."""
 
     points: Float[Tensor, "places 3"]
     """In voxel indices of the volumes, which share one grid."""
     in_view: Float[Tensor, "2 subjects places 3"]
     """In voxel indices of the first and of the second view of each subject."""
+    held: Bool[Tensor, "2 subjects places"]
+    """Which of these the view holds; the others left its crop or its field and take no part."""
 
 
 class Atlas:
@@ -65,9 +69,9 @@ class Atlas:
         sides = [anatomy.in_view[view] for view in ((0, 1, 1) if shift else (0, 1))]
         rows = self.head(read_places(maps, [places for side in sides for places in side], self.tap)).float()
         z = functional.normalize(rows, dim=1).unflatten(0, (len(sides), len(batch.subjects), -1))
-        positive, negative = self._compare(z, anatomy.points, changed)
+        positive, negative = self._compare(z, anatomy, changed)
         loss = position_loss(positive, negative, setup.settings.temperature)
-        logs = self._logs(z.detach(), positive.detach(), negative.detach(), batch.step)
+        logs = self._logs(z.detach(), anatomy, positive.detach(), negative.detach(), batch.step)
         if changed is not None:
             logs["shift_share"] = float(changed.double().mean())
         return loss, {**logs, **sample_view(batch, draws)}
@@ -99,28 +103,31 @@ class Atlas:
         inside = shared.nonzero() + torch.tensor(first.crop_start, device=shared.device)
         chosen = stream(setup.settings.seed, "anatomy", batch.step).permutation(len(inside))[: SPARE * count]
         points = inside[torch.as_tensor(chosen, device=shared.device)].float()
-        held = torch.ones(len(points), dtype=torch.bool, device=shared.device)
-        found = []
+        found, held = [], []
         for draw in (draw for side in draws for draw in side):
             places, inside_view = places_in_view(draw, setup.shape, points)
             reach = [s * ((n - 1) // s) for n, s in zip(draw.crop_shape, self.tap.stride, strict=True)]
-            held &= inside_view & (places <= torch.tensor(reach, device=shared.device)).all(1)
             found.append(places)
-        kept = held.nonzero()[:count, 0]
-        return Anatomy(points[kept], torch.stack(found)[:, kept].unflatten(0, (2, -1)))
+            held.append(inside_view & (places <= torch.tensor(reach, device=shared.device)).all(1))
+        in_view, holds = (torch.stack(found).unflatten(0, (2, -1)), torch.stack(held).unflatten(0, (2, -1)))
+        kept = (holds.double().mean(dim=(0, 1)) >= LEAST_HELD).nonzero()[:count, 0]
+        return Anatomy(points[kept], in_view[:, :, kept], holds[:, :, kept])
 
     def _compare(
-        self, z: Float[Tensor, "sides subjects places dim"], points: Tensor, changed: Tensor | None
+        self, z: Float[Tensor, "sides subjects places dim"], anatomy: Anatomy, changed: Tensor | None
     ) -> tuple[Float[Tensor, "anchors subjects"], Float[Tensor, "anchors negatives"]]:
+        """Cosines of every anchor with its positives and negatives; −∞ where a view does not hold the place."""
+        points, (first, second) = anatomy.points, anatomy.held
         with torch.autocast(z.device.type, enabled=False):
             given, subjects = self.setup.settings.negatives, z.shape[1]
             anchors = z[0].flatten(0, 1)
             similar = torch.einsum("ad,spd->asp", anchors, z[1])
             own = torch.arange(len(points), device=z.device).repeat(subjects)
             positive = similar.gather(2, own[:, None, None].expand(-1, subjects, 1))[..., 0]
+            positive = positive.masked_fill(~(first.flatten()[:, None] & second.T.repeat(subjects, 1)), -torch.inf)
             nobody = torch.zeros(len(points), dtype=torch.long, device=z.device)
             far = told_apart(points, nobody, self.setup.spacing_mm, given.apart_mm, everywhere=False)
-            negative = similar.masked_fill(~far[own][:, None], -torch.inf).flatten(1)
+            negative = similar.masked_fill(~(far[own][:, None] & second), -torch.inf).flatten(1)
             if changed is not None:
                 moved = torch.einsum("spd,tpd->spt", z[0], z[2]).masked_fill(~changed.T[None], -torch.inf)
                 negative = torch.cat([negative, moved.flatten(0, 1)], dim=1)
@@ -136,36 +143,47 @@ class Atlas:
             view, places = views[len(batch.subjects) + n], anatomy.in_view[1, n]
             count = max(1, round(BLOB_SHARE * len(places)))
             draw = draw_blobs(count, given.blob_strength, given.blob_mm, setup.settings.seed, batch.step, subject)
-            order = stream(setup.settings.seed, "blob-places", batch.step, subject).permutation(len(places))[:count]
-            centres = places[torch.as_tensor(order, device=places.device)]
+            order = stream(setup.settings.seed, "blob-places", batch.step, subject).permutation(len(places))
+            drawn = torch.as_tensor(order, device=places.device)
+            centres = places[drawn[anatomy.held[1, n, drawn]][:count]]
+            draw = BlobDraw(draw.std_mm[: len(centres)], draw.change[: len(centres)])
             copy, _ = shifted(view, centres, draw, setup.spacing_mm, brain_in_view(brain, draws[1][n]))
             spread = (view.amax(dim=(1, 2, 3)) - view.amin(dim=(1, 2, 3))).clamp_min(1e-6)
             moved = trilinear((copy - view)[None], places[None])[0].abs() / spread
             copies.append(copy)
-            changed.append(moved.amax(1) >= 0.5 * given.blob_strength[0])
+            changed.append((moved.amax(1) >= 0.5 * given.blob_strength[0]) & anatomy.held[1, n])
         return torch.stack(copies), torch.stack(changed)
 
-    def _logs(self, z: Tensor, positive: Tensor, negative: Tensor, step: int) -> dict[str, Any]:
+    def _logs(self, z: Tensor, anatomy: Anatomy, positive: Tensor, negative: Tensor, step: int) -> dict[str, Any]:
         # "Found" is the same place of the next subject of the batch, so that no brain finds itself.
         subjects = z.shape[1]
         following = torch.arange(subjects, device=z.device).roll(-1).repeat_interleave(z.shape[2])
         other = positive[torch.arange(len(positive), device=z.device), following]
+        both = other > -torch.inf
+        first, second = z[0].flatten(0, 1)[both], z[1].roll(-1, 0).flatten(0, 1)[both]
         return {
-            **diagnostics(z[0].flatten(0, 1), z[1].roll(-1, 0).flatten(0, 1)),
-            **difficulty(other, negative),
-            "positions": len(positive),
-            **histograms(step, other, negative),
+            **(diagnostics(first, second) if len(first) > 1 else {}),
+            **difficulty(other[both], negative[both]),
+            "positions": int(anatomy.held[0].sum()),
+            **histograms(step, other[both], negative[both]),
         }
 
 
 def position_loss(
     positive: Float[Tensor, "anchors positives"], negative: Float[Tensor, "anchors negatives"], temperature: float
 ) -> Float[Tensor, ""]:
-    """Mean of −log( e^{p/T} / (e^{p/T} + Σ_n e^{n/T}) ) over all positives of all anchors; −∞ marks no negative.
+    """Mean of −log( e^{p/T} / (e^{p/T} + Σ_n e^{n/T}) ) over the positives of all anchors; −∞ marks what is none.
 
-    Anchors without any negative say nothing and are left out.
+    Anchors without any negative say nothing and are left out. BadInput when nothing is left.
     """
     with torch.autocast(positive.device.type, enabled=False):
         told = (negative > -torch.inf).any(1)
         against = (negative[told].float() / temperature).logsumexp(1)
-        return functional.softplus(against[:, None] - positive[told].float() / temperature).mean()
+        found = positive[told] > -torch.inf
+        if not found.any():
+            raise BadInput(
+                "No place of one brain was seen in another together with a place to tell it from. Enlarge "
+                "crop_voxels, lower apart_mm, or weaken the geometric views."
+            )
+        terms = functional.softplus(against[:, None] - positive[told].float() / temperature)
+        return terms[found].mean()
