@@ -379,7 +379,7 @@ def test_a_run_that_the_sidebar_would_cut_is_told_in_full_below_it(
 
 def test_a_collapsed_run_is_an_error_with_advice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = an_encoder(tmp_path, steps_done=0)
-    lines = [json.dumps(event(step, embedding_std=0.01)) for step in range(1, 121)]
+    lines = [json.dumps(event(step, embedding_std=0.7 if step < 60 else 0.01)) for step in range(1, 121)]
     (run.directory / "events.jsonl").write_text("\n".join(lines) + "\n")
     page = open_page(tmp_path, monkeypatch)
     assert any("Collapsed." in box.value and "learning rate" in box.value for box in page.error)

@@ -105,7 +105,48 @@ def test_the_rank_alarm_of_a_small_batch_with_a_bank_follows_its_batch() -> None
     few = journal(candidates=1024, effective_rank=1.6, positive_histogram=lambda step: [0] * 39 + [6])
     assert verdict(few).state == "learning"  # 3 pairs span at most 2 directions: the alarm is at 1
     many = journal(candidates=1024, effective_rank=1.6, positive_histogram=lambda step: [0] * 39 + [24])
-    assert verdict(many).state == "collapsed"
+    assert "rank is 1.6 (alarm below 2.0)" in verdict(many).reason
+    fallen = [event | {"effective_rank": 6.0 if event["step"] < 100 else 1.6} for event in many]
+    assert verdict(fallen).state == "collapsed"
+    assert "rank is 1.6, fallen from 6.0" in verdict(fallen).reason
+
+
+def test_an_embedding_that_spreads_slowly_is_not_spread_yet_and_not_collapsed() -> None:
+    slow = journal(
+        60, 60, 63, loss=3.907, top1=0.10, embedding_std=lambda step: 0.05 + 0.0003 * step, effective_rank=3.0
+    )
+    found = verdict(slow, with_kind("moco"))
+    assert found.state == "too early"
+    assert "Not spread yet" in found.reason
+    assert "top-1 is 10 % (chance 2 %)" in found.reason
+    assert "more steps" in found.advice
+    assert "learning rate" not in found.advice
+
+
+def test_a_std_that_fell_is_collapsed_at_once_and_a_wobble_is_no_fall() -> None:
+    def std(low: float, high: float) -> Any:
+        return lambda step: high if step < 40 else low
+
+    fell = verdict(journal(60, 60, embedding_std=std(0.05, 0.6)))
+    assert fell.state == "collapsed"
+    assert "std is 0.050, fallen from 0.600" in fell.reason
+    assert verdict(journal(60, 60, embedding_std=std(0.05, 0.06))).state == "too early"
+
+
+@pytest.mark.parametrize(("steps", "top1", "state"), [(99, 0.04, "too early"), (100, 0.04, "collapsed"),
+                                                      (100, 0.3, "too early")])  # fmt: skip
+def test_a_narrow_embedding_that_never_fell_is_collapsed_after_patience_at_chance(
+    steps: int, top1: float, state: str
+) -> None:
+    assert verdict(journal(steps, 300, loss=3.0, top1=top1, embedding_std=0.06)).state == state
+
+
+def test_solved_pairs_are_too_easy_though_the_embedding_is_narrow() -> None:
+    assert verdict(journal(top1=1.0, embedding_std=0.06)).state == "too easy"
+
+
+def test_the_verdict_says_loss_and_top1_as_the_tiles_do() -> None:
+    assert verdict(journal(loss=1.533)).reason.startswith("Loss 1.533 (chance 3.135), top-1 50 % among 23 (chance 4 %)")
 
 
 @pytest.mark.parametrize(
