@@ -51,6 +51,7 @@ def write_report(path: Path, runs: Runs, gate_by: str, left_out: Sequence[str], 
         _layers(runs),
         _differences(runs, gate_by),
         _position(runs, facts),
+        _same_patches(facts),
         _coresets(runs, facts),
         _subjects(runs, facts),
         _selection(runs, facts),
@@ -237,13 +238,39 @@ def _gained(found: Mapping[str, Sequence[Mapping[str, Any]]], first: str, second
     return (
         f"- {_plain(first)} against {_plain(second)}: finds {len(gained)} lesions that the other misses "
         f"({_millilitres(mine, gained)}) and misses {len(lost)} that it finds ({_millilitres(mine, lost)}); sign test "
-        f"p = {p:.2f}. Mean segmented share of a subject's lesions {_signed(overlap)}: {_verdict(overlap)}."
+        f"p = {p:.2g}. Mean segmented share of a subject's lesions {_signed(overlap)}: {_verdict(overlap)}."
     )
+
+
+def _same_patches(facts: Facts) -> str:
+    found = facts.get("same_patches")
+    if not found:
+        return ""
+    few, many = (f"{found['counts'][key]:,}" for key in ("few", "all"))
+    lines = [
+        "## The same patches, in reach only or anywhere",
+        "",
+        "Which part of the difference is position, and which is the number of patches? One random bank, searched in",
+        "three ways: AUROC of lesion positions against random others of the same scan, mean over the "
+        f"{len(found['subjects'])} test",
+        "subjects (no threshold, so no choice of one).",
+        "",
+        f"| layers | {many} within 8 mm | {many} anywhere | {few} anywhere | position: within − anywhere "
+        "| number: many − few |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    for layers, rows in found["values"].items():
+        columns = {name: [row[name] for row in rows] for name in ("within", "all", "few")}
+        gaps = [paired_difference(columns[a], columns[b], seed=0) for a, b in (("within", "all"), ("all", "few"))]
+        cells = [f"{_mean(values):.3f}" for values in columns.values()]
+        cells += [f"{_signed(gap)}: {_verdict(gap)}" for gap in gaps]
+        lines.append(f"| {layers.replace('+', ' + ')} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def _coresets(runs: Runs, facts: Facts) -> str:
     healthy = facts.get("healthy_distances", {})
-    kinds = [k for k in runs if _is_bank(runs, k) and k in healthy and k != "greedy-alone"]
+    kinds = [k for k in TITLES if k in healthy and k != "greedy-alone"]  # scored is enough, judged is not needed
     if not kinds:
         return ""
     lines = [
@@ -258,7 +285,7 @@ def _coresets(runs: Runs, facts: Facts) -> str:
     for kind in kinds:
         f = healthy[kind]
         lines.append(
-            f"| {_title(kind)} | {_entries(runs[kind])} | {f['mean']:.3f} | {f['p99']:.3f} | {f['largest']:.2f} "
+            f"| {_title(kind)} | {_entries(runs[kind]) if kind in runs else '–'} | {f['mean']:.3f} | {f['p99']:.3f} | {f['largest']:.2f} "
             f"| {f['lesion_mean']:.3f} | {f['lesion_above_p99']:.1%} of {f['n_lesion']} |"
         )
     if {"greedy", "random"} <= set(kinds):
@@ -297,7 +324,7 @@ def _subjects(runs: Runs, facts: Facts) -> str:
             "",
             f"Re-weighted over largest score: {min(factors):.2f} to {max(factors):.2f}. The factor is "
             "1 − exp d / Σ exp d over nine neighbours of the nearest entry: with layers divided by their spread "
-            f"distances are small, the exponentials nearly alike, and the factor hardly leaves 1 − 1/9 = {1 - 1 / 9:.2f}"
+            f"distances are small, the exponentials nearly alike, and the factor is near 1 − 1/9 = {1 - 1 / 9:.2f}"
             + (": it re-orders next to nothing." if max(factors) - min(factors) < 0.1 else " for most scans."),
         ]
     return "\n".join(lines)

@@ -35,7 +35,7 @@ from core.memory_bank.index import compare, open_index, search_index
 from core.memory_bank.search import Found, Patches, Queries, search_everywhere
 from core.memory_bank.settings import BankSettings
 from core.progress import Progress, open_progress
-from core.run_scores import open_scores
+from core.run_scores import open_scores, set_id
 from core.store import Run, open_run
 from core.subject_level import subject_level
 from core.types import FeatureMap, ScoreMap
@@ -183,6 +183,8 @@ def measure(runs: Path, made: Mapping[str, Run], progress: Progress) -> None:
             _keep(runs, "subject_level", {kind: subject_level(scores, scores.layer_set(_headline(scores.run)))})
     times = np.loadtxt(runs / ".cache" / "bank-features" / "seconds.txt", ndmin=1)
     _keep(runs, "features_seconds", {"seconds": float(times.sum()), "scans": len(times)})
+    if LARGE in made and "same_patches" not in facts:
+        _keep(runs, "same_patches", same_patches(made[LARGE]))
     if LARGE in made and "ivf" not in facts.get("index", {}):
         progress.say("Index over a larger bank, at lesions")
         _keep(runs, "index", {"ivf": index_on_lesions(made[LARGE], BankSettings(subset="random", search="ivf"))})
@@ -277,6 +279,50 @@ def index_on_lesions(run: Run, settings: BankSettings) -> dict[str, Any]:
     return {**result, "audit_recall": index.audit.recall, "nprobe": settings.nprobe, "candidates": settings.candidates}
 
 
+def same_patches(run: Run) -> dict[str, Any]:
+    """Position against subset: the entries of one bank, in reach only and anywhere, and a few of them anywhere.
+
+    Per test subject with lesions, AUROC of lesion positions against other positions of the same scan, under all layers
+    and under one.
+    """
+    detector = experiment.load_detector(run)
+    assert isinstance(detector, PatchCore)
+    assert detector.bank_ is not None
+    assert detector.extractor_ is not None
+    bank, sets = detector.bank_, (LAYERS, (ALONE,))
+    random = np.random.Generator(np.random.Philox(key=np.array([0, 6], dtype=np.uint64)))
+    counts = {"all": len(bank), "few": round(len(bank) * SHARE / bank.settings.coreset_ratio)}
+    order = random.permutation(len(bank))
+    result: dict[str, Any] = {"counts": counts, "subjects": [], "values": {set_id(layers): [] for layers in sets}}
+    parts, stored, sizes = [], [], []
+    for subject_id in _ill(run):
+        inside = _lesion_positions(run, subject_id)
+        if not len(inside):
+            continue
+        n = len(detector.layout_.positions)
+        chosen = np.append(inside, random.choice(np.setdiff1d(np.arange(n), inside), 2 * N_OTHERS, replace=False))
+        queries = bank.queries([detector.extractor_(experiment.prepared_of(run, subject_id).volume).rows], bank.layers)
+        parts.append({layer: queries.rows[0][layer][queries.lookup[layer][chosen]] for layer in bank.layers})
+        stored.append(_stored(run, subject_id)[[detector.layer_sets.index(layers) for layers in sets]][:, chosen])
+        sizes.append((len(inside), len(chosen)))
+        result["subjects"].append(subject_id)
+    joint = {layer: torch.cat([part[layer] for part in parts]) for layer in bank.layers}
+    total = sum(size for _, size in sizes)
+    together = Queries((joint,), dict.fromkeys(joint, np.arange(total)))
+    found = {"within": np.concatenate(stored, axis=1)}
+    for name, count in counts.items():
+        kept = np.sort(order[:count])
+        patches = Patches(bank.rows, {layer: row_of[kept] for layer, row_of in bank.row_of.items()})
+        found[name] = search_everywhere(together, patches, sets).distance[:, 0]
+    for number, layers in enumerate(sets):
+        start = 0
+        for ill, size in sizes:
+            here = {name: values[number, start : start + size] for name, values in found.items()}
+            result["values"][set_id(layers)].append({name: _auroc(v[:ill], v[ill:]) for name, v in here.items()})
+            start += size
+    return result
+
+
 @contextmanager
 def features_once(directory: Path) -> Iterator[None]:
     """Features of a scan are those of every bank: computed once per encoder, and kept in a directory."""
@@ -311,6 +357,11 @@ def _headline(run: Run) -> str:
 
 def _joined(parts: Sequence[Found]) -> Found:
     return Found(np.concatenate([p.distance for p in parts], 2), np.concatenate([p.entry for p in parts], 2))
+
+
+def _auroc(ill: np.ndarray, well: np.ndarray) -> float:
+    ranks = rankdata(np.concatenate([ill, well]))
+    return float((ranks[: len(ill)].sum() - len(ill) * (len(ill) + 1) / 2) / (len(ill) * len(well)))
 
 
 def _weights_of(encoder: torch.nn.Module) -> int:
