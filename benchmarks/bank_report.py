@@ -283,9 +283,9 @@ def _coresets(runs: Runs, facts: Facts) -> str:
         "|---|--:|--:|--:|--:|--:|--:|",
     ]
     for kind in kinds:
-        f = healthy[kind]
+        f, entries = healthy[kind], _entries(runs[kind]) if kind in runs else "–"
         lines.append(
-            f"| {_title(kind)} | {_entries(runs[kind]) if kind in runs else '–'} | {f['mean']:.3f} | {f['p99']:.3f} | {f['largest']:.2f} "
+            f"| {_title(kind)} | {entries} | {f['mean']:.3f} | {f['p99']:.3f} | {f['largest']:.2f} "
             f"| {f['lesion_mean']:.3f} | {f['lesion_above_p99']:.1%} of {f['n_lesion']} |"
         )
     if {"greedy", "random"} <= set(kinds):
