@@ -165,7 +165,7 @@ def test_a_click_moves_the_cross_hair_and_the_read_out_tells_the_millimetres(wat
         page.mouse.click(*page.evaluate("([n, voxel]) => window.__viewer.onScreen(n, voxel)", [plane, target]))
         assert voxel(page) == target
     assert page.get_by_test_id("voxel").inner_text() == "25, 20, 33"
-    assert page.get_by_test_id("mm").inner_text() == "-15.0, -66.0, 27.0"
+    assert page.get_by_test_id("mm").inner_text() == "−15.0, −66.0, 27.0"
 
 
 @pytest.mark.browser

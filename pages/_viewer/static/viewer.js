@@ -345,7 +345,7 @@ function create(root) {
     const value = (scores, levels) => (!inside ? "outside the brain" : scores[i] ? number(levels[scores[i] - 1]) : `below ${number(levels[0])}`);
     const rows = [
       ["voxel", voxel.join(", "), "voxel"],
-      ["mm (R, A, S)", millimetres.map((v) => v.toFixed(1)).join(", "), "mm"],
+      ["mm (R, A, S)", millimetres.map(signed).join(", "), "mm"],
       ["intensity, 0 to 1", (loaded.image[i] / 255).toFixed(3)],
       ...data.maps.map((map, m) => [data.maps.length > 1 ? `score, ${map.label}` : "score", value(loaded.maps[m].scores, map.levels), `score-${m}`]),
       ["in the brain", inside ? "yes" : "no"],
@@ -671,6 +671,7 @@ function number(value) {
   return value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits, useGrouping: size >= 1e4 });
 }
 
+const signed = (value) => (Math.abs(value) < 0.05 ? 0 : value).toFixed(1).replace("-", "−");
 const plain = (value) => String(Math.round(value * 100) / 100);
 const ratio = (value) => (Number.isFinite(value) ? value.toFixed(3) : "undefined");
 const percent = (value) => `${(100 * value).toFixed(2)} %`;
