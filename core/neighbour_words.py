@@ -14,15 +14,18 @@ def sentences(view: NeighbourView, plain: Callable[[str], str] = str) -> list[st
     `plain` turns a subject's id into text that is shown as it stands.
     """
     first = view.nearest[0]
-    lines = [
-        f"The patch here scores {distance_text(first.distance)}: its distance to the nearest of {view.entries:,} "
-        f"healthy patches. Nearest: {plain(first.subject_id)}, {apart_text(first.apart_mm)}."
-    ]
+    among = f"{view.entries:,} healthy patches"
     if view.radius_mm is not None:
-        lines.append(
-            f"Only patches within {view.radius_mm:g} mm are allowed: {view.candidates:,} of {view.entries:,} here."
-        )
-    elif PLACE in first.shares:
+        among = f"{view.candidates:,} (of {view.entries:,}) healthy patches within {view.radius_mm:g} mm"
+    lines = [
+        f"The patch here scores {distance_text(first.distance)} (under the cross-hair the map blends several patches, "
+        f"so its read-out can differ): its distance to the nearest of the {among}. "
+        f"Nearest: {plain(first.subject_id)}, {apart_text(first.apart_mm)}."
+    ]
+    if view.own:
+        kept = "patch of this subject is" if view.own == 1 else "patches of this subject are"
+        lines.append(f"The {view.own:,} {kept} in the bank and left out here: each would find itself at distance 0.")
+    if view.radius_mm is None and PLACE in first.shares:
         lines.append("The way to a patch counts too: each distance is made of features and of place.")
     return [*lines, *_other_sentence(view, plain)]
 
@@ -43,9 +46,28 @@ def apart_text(apart_mm: float) -> str:
     return "at the same place" if apart_mm < 0.5 else f"{apart_mm:.0f}\u00a0mm away"
 
 
+def row_labels(view: NeighbourView) -> list[str]:
+    """Above each row of a picture: what it is, whose, how far, and where in mm of the working world."""
+    labels = [f"Here: {view.subject_id}, {place_text(view.position_mm)}"]
+    names = [f"Nearest {n}" for n in range(1, len(view.nearest) + 1)]
+    names.append("Anywhere" if view.other_radius_mm is None else f"Within {view.other_radius_mm:g} mm")
+    for name, one in zip(names, [*view.nearest, *([] if view.other is None else [view.other])], strict=False):
+        far = f"distance {distance_text(one.distance)}, {apart_text(one.apart_mm)}"
+        labels.append(f"{name}: {one.subject_id}, {far}, {place_text(one.position_mm)}")
+    return labels
+
+
+def place_text(position_mm: Sequence[float]) -> str:
+    """'12 mm left, 4 mm front, 20 mm up', from the origin of the working world."""
+    ways = (("right", "left"), ("front", "back"), ("up", "down"))
+    return ", ".join(
+        f"{abs(round(mm))}\u00a0mm {way[round(mm) < 0]}" for mm, way in zip(position_mm, ways, strict=True)
+    )
+
+
 def mm_text(position_mm: Sequence[float]) -> str:
     """Millimetres to the right, front and top."""
-    return "({})\u00a0mm".format(",\u00a0".join(f"{value:.0f}".replace("-", "−") for value in position_mm))
+    return "({})\u00a0mm".format(",\u00a0".join(str(round(value)).replace("-", "−") for value in position_mm))
 
 
 def _other_sentence(view: NeighbourView, plain: Callable[[str], str]) -> list[str]:
@@ -68,7 +90,11 @@ def _other_sentence(view: NeighbourView, plain: Callable[[str], str]) -> list[st
     if first.distance >= 0.9 * other.distance:
         return [line]
     if view.other_candidates < FEW:
-        return [f"{line} So few of this place say little of what is normal here; a position-aware bank keeps more."]
+        counted = "patch of this place is" if view.other_candidates == 1 else "patches of this place are"
+        return [
+            f"{line} Only {view.other_candidates} {counted} in the bank: too few to judge. "
+            "A position-aware bank keeps more."
+        ]
     return [
         f"{line} What is normal elsewhere makes this place look {_less(other, first)} less strange than its own "
         "surroundings do."

@@ -6,6 +6,8 @@ tissue elsewhere in the brain can stand in for what should be here, and hide a l
 """
 
 import copy
+import difflib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -14,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Float64, Int64, UInt8
+from jaxtyping import Bool, Float32, Float64, Int64, UInt8
 from PIL import Image
 from torch import Tensor
 
@@ -24,7 +26,7 @@ from core.lesions import components
 from core.memory_bank.bank import MemoryBank
 from core.memory_bank.search import Patches, Queries
 from core.memory_bank.walk import POSITION
-from core.patch_pictures import Convention, brightest_of, patch_picture, refuse_outside
+from core.patch_pictures import Convention, labelled_sheet, patch_picture, refuse_outside, window_of
 from core.store import Run
 from core.thumbnails import centre_of
 from core.types import LayerSet
@@ -72,7 +74,7 @@ class NeighbourView:
     """Of the patch's centre."""
     layers: LayerSet
     entries: int
-    """Patches in the bank."""
+    """Patches in the bank, without the subject's own."""
     candidates: int
     """Those that may be compared with this place."""
     radius_mm: float | None
@@ -87,6 +89,8 @@ class NeighbourView:
     """Patches that the other rule allows."""
     unit: str
     """What a distance of 1 is."""
+    own: int = 0
+    """Patches of the subject itself in the bank: left out, because each would find itself at distance 0."""
 
     @property
     def distance(self) -> float:
@@ -126,27 +130,36 @@ class BankSearch:
     ) -> NeighbourView:
         """The k nearest healthy patches of the patch at a voxel of the working grid, under one layer set.
 
-        BadInput when the voxel is not on the grid or lies outside the brain.
+        A subject of the bank meets the patches of the others alone. BadInput when the voxel is not on the grid, lies
+        outside the brain, or when no other subject has a patch there.
         """
-        _refuse_no_brain(volume, voxel)
+        refuse_no_brain(volume, voxel)
         layers = self.bank.ordered(layers)
         position = self.position_at(volume.grid, voxel)
         x, y, z = (int(v) for v in voxel)
-        others = [] if self.other is None else self._found(self.other, volume.grid, features, position, layers, 1)
+        nearest = self._found(self.bank, volume, features, position, layers, k)
+        if not nearest:
+            raise BadInput(
+                f"All patches that the bank allows at voxel ({x}, {y}, {z}) are {volume.subject_id!r}'s own. "
+                "Choose another voxel, or a scan that the bank does not hold."
+            )
+        others = [] if self.other is None else self._found(self.other, volume, features, position, layers, 1)
+        own = int(self._own(self.bank, volume.subject_id).sum())
         return NeighbourView(
             subject_id=volume.subject_id,
             voxel=(x, y, z),
             patch_voxel=_voxel(volume.grid, self.bank.positions_mm[position]),
             position_mm=_triple(self.bank.positions_mm[position]),
             layers=layers,
-            entries=len(self.bank),
-            candidates=_candidates(self.bank, position),
+            entries=len(self.bank) - own,
+            candidates=self._candidates(self.bank, volume, position),
             radius_mm=_radius(self.bank, position),
-            nearest=tuple(self._found(self.bank, volume.grid, features, position, layers, k)),
+            nearest=tuple(nearest),
             other=others[0] if others else None,
             other_radius_mm=None if self.other is None else _radius(self.other, position),
-            other_candidates=0 if self.other is None else _candidates(self.other, position),
+            other_candidates=0 if self.other is None else self._candidates(self.other, volume, position),
             unit=unit_of(self.bank),
+            own=own,
         )
 
     def position_at(self, grid: Grid, voxel: Sequence[int]) -> int:
@@ -155,12 +168,18 @@ class BankSearch:
         return int(np.square(self.bank.positions_mm - mm).sum(1).argmin())
 
     def _found(
-        self, bank: MemoryBank, grid: Grid, features: Queries, position: int, layers: LayerSet, k: int
+        self, bank: MemoryBank, volume: Volume, features: Queries, position: int, layers: LayerSet, k: int
     ) -> list[Neighbour]:
         query = patch_of(features, position, (*layers, POSITION) if bank.settings.position == "weighted" else layers)
         patches = bank.patches(layers)
-        restricted = bank.settings.position == "restricted"
-        numbers = bank.reach.entries(position) if restricted else self._promising(patches, query, k)
+        own = self._own(bank, volume.subject_id)
+        if bank.settings.position == "restricted":
+            numbers = bank.reach.entries(position)
+            numbers = numbers[~own[numbers]]
+        else:
+            numbers = self._promising(patches, query, own, k)
+        if not len(numbers):
+            return []
         parts = layer_parts(patches, query, numbers, bank.device)
         squared = np.sum(list(parts.values()), axis=0)
         return [
@@ -168,7 +187,7 @@ class BankSearch:
                 subject_id=bank.subject_ids[bank.subject_of[numbers[n]]],
                 distance=float(np.sqrt(squared[n])),
                 apart_mm=float(np.linalg.norm(bank.positions_mm[place] - bank.positions_mm[position])),
-                voxel=_voxel(grid, bank.positions_mm[place]),
+                voxel=_voxel(volume.grid, bank.positions_mm[place]),
                 position_mm=_triple(bank.positions_mm[place]),
                 shares={name: float(part[n] / squared[n]) for name, part in parts.items()} if squared[n] > 0 else {},
             )
@@ -176,8 +195,20 @@ class BankSearch:
             for place in [int(bank.position_of[numbers[n]])]
         ]
 
-    def _promising(self, patches: Patches, query: Mapping[str, Tensor], k: int) -> Int64[np.ndarray, " entries"]:
-        """Among all entries, ascending, more than k that the nearest k are among: |e|² − 2qᵀe, one product per layer.
+    def _own(self, bank: MemoryBank, subject_id: str) -> Bool[np.ndarray, " entries"]:
+        """Which entries are patches of the subject itself."""
+        number = bank.subject_ids.index(subject_id) if subject_id in bank.subject_ids else -1
+        own: np.ndarray = np.asarray(bank.subject_of) == number
+        return own
+
+    def _candidates(self, bank: MemoryBank, volume: Volume, position: int) -> int:
+        own = self._own(bank, volume.subject_id)
+        return int((~own[bank.reach.entries(position)] if bank.settings.position == "restricted" else ~own).sum())
+
+    def _promising(
+        self, patches: Patches, query: Mapping[str, Tensor], own: Bool[np.ndarray, " entries"], k: int
+    ) -> Int64[np.ndarray, " candidates"]:
+        """Among the others' entries, ascending, more than k that the nearest k are among: |e|² − 2qᵀe.
 
         In float32: an entry is missed only where its squared distance is beaten by less than about 1e-6 of the
         features' squared length, and then `_SPARE` times.
@@ -188,7 +219,8 @@ class BankSearch:
                 self.lengths[layer] = _in_parts(patches.rows[layer], _squared_lengths, device)
             rough = self.lengths[layer] - 2 * _in_parts(patches.rows[layer], partial(torch.mv, vec=mine), device)
             total += rough[torch.from_numpy(patches.row_of[layer]).to(device)]
-        best = torch.topk(total, min(len(total), k + _SPARE), largest=False).indices
+        total[torch.from_numpy(own).to(device)] = torch.inf
+        best = torch.topk(total, min(int((~own).sum()), k + _SPARE), largest=False).indices
         return np.sort(best.cpu().numpy())
 
 
@@ -253,25 +285,68 @@ def pictures_of(
 ) -> tuple[UInt8[np.ndarray, "rows columns 3"], list[UInt8[np.ndarray, "rows columns 3"]]]:
     """The place itself, and its neighbours (the one under the other rule last, where there is one): one grey window."""
     here = prepared_of(run, view.subject_id).volume
-    brightest = brightest_of(here)
     neighbours = [*view.nearest, *([] if view.other is None else [view.other])]
-    shown = [
-        patch_picture(prepared_of(run, one.subject_id).volume, one.voxel, brightest, convention=convention)
-        for one in neighbours
+    places = [
+        (here, view.patch_voxel),
+        *((prepared_of(run, one.subject_id).volume, one.voxel) for one in neighbours),
     ]
-    return patch_picture(here, view.patch_voxel, brightest, convention=convention), shown
+    window = window_of(places)
+    first, *shown = [patch_picture(volume, voxel, window, convention=convention) for volume, voxel in places]
+    return first, shown
 
 
-def sheet(pictures: Sequence[UInt8[np.ndarray, "rows columns 3"]]) -> UInt8[np.ndarray, "all_rows columns 3"]:
-    """Pictures below each other."""
-    gap = np.zeros((6, pictures[0].shape[1], 3), dtype=np.uint8)
-    return np.concatenate([part for picture in pictures for part in (picture, gap)][:-1])
-
-
-def save_sheet(path: Path, run: Run, view: NeighbourView) -> None:
-    """One PNG: the place, then its neighbours, then the one under the other rule."""
+def save_sheet(path: Path, run: Run, view: NeighbourView, labels: Sequence[str]) -> None:
+    """One PNG: the place, then its neighbours, then the one under the other rule, each below its label."""
     here, shown = pictures_of(run, view)
-    Image.fromarray(sheet([here, *shown])).save(path, format="PNG")
+    Image.fromarray(labelled_sheet([here, *shown], labels)).save(path, format="PNG")
+
+
+def refuse_no_brain(volume: Volume, voxel: Sequence[int]) -> None:
+    """BadInput unless the voxel is one of the brain."""
+    refuse_outside(volume, voxel)
+    x, y, z = (int(v) for v in voxel)
+    if not volume.brain_mask[x, y, z]:
+        raise BadInput(
+            f"Voxel ({x}, {y}, {z}) of {volume.subject_id!r} lies outside the brain: nothing is scored there. "
+            "Choose a voxel of the brain."
+        )
+
+
+def refuse_unwritable(picture: Path) -> None:
+    """BadInput unless a PNG can be written under this name."""
+    do = "Give the path of a .png file in a folder that exists, e.g. --picture place.png"
+    if picture.is_dir():
+        raise BadInput(f"--picture {picture} is a folder. {do}")
+    if picture.suffix.lower() != ".png":
+        raise BadInput(f"--picture {picture} ends in {picture.suffix or 'no suffix'}. Allowed: .png. {do}")
+    if not picture.parent.is_dir():
+        raise BadInput(f"--picture {picture}: there is no folder {picture.parent}. Make it first. {do}")
+    if not os.access(picture if picture.exists() else picture.parent, os.W_OK):
+        raise BadInput(f"--picture {picture} may not be written to by this user. {do}")
+
+
+def refuse_unknown_layers(run: Run, layers: Sequence[str]) -> None:
+    """BadInput unless a run's bank has these layers; read from its record alone."""
+    known = tuple(run.record["recipe"]["features"]["layers"])
+    missing = [layer for layer in layers if layer not in known]
+    if missing:
+        raise BadInput(
+            f"--layers {'+'.join(layers)}: the bank of run {run.run_id} has no layer {missing[0]!r}. "
+            f"Allowed: {', '.join(known)}, joined by +. Choose among them, e.g. --layers {'+'.join(known[:2])}"
+        )
+
+
+def refuse_unknown_subject(run: Run, subject_id: str) -> None:
+    """BadInput unless a run has this subject."""
+    known = [subject["subject_id"] for subject in run.record["cohort"]["subjects"]]
+    if subject_id in known:
+        return
+    close = difflib.get_close_matches(subject_id, known, n=1)
+    some = (run.record["split"].get("test") or known)[:3]
+    raise BadInput(
+        f"No subject {subject_id!r} in run {run.run_id}. Allowed: its {len(known)} subjects, e.g. {', '.join(some)}. "
+        + (f"Did you mean {close[0]!r}?" if close else "Choose one of them, as the Slices page lists them.")
+    )
 
 
 def _under(bank: MemoryBank, changed: Mapping[str, Any]) -> MemoryBank:
@@ -291,20 +366,6 @@ def _in_parts(rows: Tensor, what: Callable[[Tensor], Tensor], device: torch.devi
 
 def _squared_lengths(rows: Tensor) -> Tensor:
     return rows.square().sum(1)
-
-
-def _refuse_no_brain(volume: Volume, voxel: Sequence[int]) -> None:
-    refuse_outside(volume, voxel)
-    x, y, z = (int(v) for v in voxel)
-    if not volume.brain_mask[x, y, z]:
-        raise BadInput(
-            f"Voxel ({x}, {y}, {z}) of {volume.subject_id!r} lies outside the brain: nothing is scored there. "
-            "Choose a voxel of the brain."
-        )
-
-
-def _candidates(bank: MemoryBank, position: int) -> int:
-    return len(bank.reach.entries(position)) if bank.settings.position == "restricted" else len(bank)
 
 
 def _radius(bank: MemoryBank, position: int) -> float | None:

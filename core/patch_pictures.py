@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import Float32, UInt8
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from data.errors import BadInput
 from data.volume import Volume
@@ -18,6 +18,8 @@ EDGE_MM = 48.0
 """Edge of a cut-out: wide enough to recognise the place, small enough to see the patch."""
 PIXELS = 180
 """Edge of a cut-out on the picture."""
+LABEL = 20
+"""Height of a line of text on a sheet."""
 MARK_RGB = (255, 214, 76)
 _GAP = 6
 _TICK, _OPEN = 0.10, 0.09
@@ -29,13 +31,13 @@ Convention = Literal["radiological", "neurological"]
 def patch_picture(
     volume: Volume,
     voxel: Sequence[int],
-    brightest: float,
+    window: tuple[float, float],
     *,
     edge_mm: float = EDGE_MM,
     convention: Convention = "radiological",
     contrast: int = 0,
 ) -> UInt8[np.ndarray, "rows columns 3"]:
-    """Three cut-outs side by side, grey from 0 to `brightest`, an open cross around the voxel at each one's centre.
+    """Three cut-outs side by side, grey across `window`, an open cross around the voxel at each one's centre.
 
     What lies beyond the scan is black. Voxels run to the right, front and top (RAS), as on every working grid.
     """
@@ -44,7 +46,7 @@ def patch_picture(
     for axis in (2, 1, 0):
         plane = cut_out(volume.voxels[contrast], voxel, axis, volume.grid.spacing_mm, edge_mm)
         flipped = convention == "neurological" and axis != 0
-        panels.append(_marked(_enlarged(plane[:, ::-1] if flipped else plane, brightest)))
+        panels.append(_marked(_enlarged(plane[:, ::-1] if flipped else plane, window)))
     gap = np.zeros((PIXELS, _GAP, 3), dtype=np.uint8)
     return np.concatenate([panels[0], gap, panels[1], gap, panels[2]], axis=1)
 
@@ -69,10 +71,29 @@ def cut_out(
     return plane.T[::-1, ::-1]
 
 
-def brightest_of(volume: Volume, contrast: int = 0) -> float:
-    """End of the grey window: the 99.5th percentile of the brain's values."""
-    inside = volume.voxels[contrast][volume.brain_mask]
-    return float(np.percentile(inside, 99.5)) or 1.0 if inside.size else 1.0
+def window_of(
+    places: Sequence[tuple[Volume, Sequence[int]]], contrast: int = 0, edge_mm: float = EDGE_MM
+) -> tuple[float, float]:
+    """One grey window for several places: 2nd to 99.8th percentile of the brain's values around all of them.
+
+    Of the surroundings alone, because there the tissue that is shown spreads over all greys.
+    """
+    inside = np.concatenate([_around(volume, voxel, contrast, edge_mm) for volume, voxel in places])
+    if not inside.size:
+        return 0.0, 1.0
+    low, high = (float(value) for value in np.percentile(inside, (2.0, 99.8)))
+    return (low, high) if high > low else (low, low + 1.0)
+
+
+def labelled_sheet(
+    pictures: Sequence[UInt8[np.ndarray, "rows columns 3"]], labels: Sequence[str]
+) -> UInt8[np.ndarray, "all_rows columns 3"]:
+    """Pictures below each other in radiological convention, planes named on top, each picture below its label."""
+    width = pictures[0].shape[1]
+    parts = [_planes(width)]
+    for picture, label in zip(pictures, labels, strict=True):
+        parts += [_line(width, [(_GAP, label, "lm")]), picture]
+    return np.concatenate(parts)
 
 
 def refuse_outside(volume: Volume, voxel: Sequence[int]) -> None:
@@ -85,8 +106,37 @@ def refuse_outside(volume: Volume, voxel: Sequence[int]) -> None:
         )
 
 
-def _enlarged(plane: Float32[np.ndarray, "rows columns"], brightest: float) -> UInt8[np.ndarray, "pixels pixels"]:
-    grey = np.clip(np.asarray(plane) / brightest, 0.0, 1.0).astype(np.float32)
+def _around(volume: Volume, voxel: Sequence[int], contrast: int, edge_mm: float) -> Float32[np.ndarray, " voxels"]:
+    """Values of the brain in the box around a voxel."""
+    reach = [max(1, round(edge_mm / 2 / mm)) for mm in volume.grid.spacing_mm]
+    box = tuple(slice(max(0, int(v) - r), int(v) + r + 1) for v, r in zip(voxel, reach, strict=True))
+    inside: np.ndarray = np.asarray(volume.voxels[contrast], dtype=np.float32)[box][volume.brain_mask[box]]
+    return inside
+
+
+def _planes(width: int) -> UInt8[np.ndarray, "rows columns 3"]:
+    words = []
+    for number, (plane, start, end) in enumerate((("axial", "R", "L"), ("coronal", "R", "L"), ("sagittal", "A", "P"))):
+        left = number * (PIXELS + _GAP)
+        words += [(left + 2, start, "lm"), (left + PIXELS // 2, plane, "mm"), (left + PIXELS - 2, end, "rm")]
+    return _line(width, words)
+
+
+def _line(width: int, words: Sequence[tuple[int, str, str]]) -> UInt8[np.ndarray, "rows columns 3"]:
+    """A strip of text; what the font cannot write (it has ASCII) is a question mark."""
+    strip = Image.new("RGB", (width, LABEL), (0, 0, 0))
+    drawing, font = ImageDraw.Draw(strip), ImageFont.load_default(size=12)
+    for x, text, anchor in words:
+        written = text.replace("\u00a0", " ").encode("ascii", "replace").decode()
+        drawing.text((x, LABEL // 2), written, fill=(255, 255, 255), font=font, anchor=anchor)
+    return np.asarray(strip)
+
+
+def _enlarged(
+    plane: Float32[np.ndarray, "rows columns"], window: tuple[float, float]
+) -> UInt8[np.ndarray, "pixels pixels"]:
+    low, high = window
+    grey = np.clip((np.asarray(plane) - low) / (high - low), 0.0, 1.0).astype(np.float32)
     big = np.asarray(Image.fromarray(grey).resize((PIXELS, PIXELS), Image.Resampling.BILINEAR))
     return np.round(255 * big).astype(np.uint8)
 

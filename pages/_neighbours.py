@@ -91,8 +91,7 @@ def _notes(scores: RunScores, view: NeighbourView) -> str:
     notes = [
         f"Distances are feature distances: {view.unit}."
         + (" Percentages: what each layer makes up of the squared distance." if _parted(view) else ""),
-        f"Patches lie {cells:g} mm apart; the map is interpolated between them, so the score under the cross-hair is a "
-        "mean of several patches.",
+        f"Patches lie {cells:g} mm apart; the map is interpolated between them.",
     ]
     settings: Any = scores.detector
     if settings.smoothing_mm or settings.median_voxels:

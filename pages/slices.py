@@ -52,6 +52,7 @@ st.caption(
     f"{protocol_text(figures['protocols']['healthy'])}. How to read it: drag the threshold and watch where false "
     "positives appear first. Edges of the brain and ventricles speak of alignment, whole slices of intensity, "
     "scattered dots of noise."
+    + (" Read-outs of single layers do not add up to a joint one: each has its own nearest patch." if banked else "")
 )
 if banked:
     place = data["state"] | {key: value for key, value in (view or {}).items() if value is not None}

@@ -18,9 +18,9 @@ from core.detectors import PatchCore
 from core.experiment import prepared_of
 from core.features import FeatureSettings
 from core.memory_bank.settings import BankSettings
-from core.neighbour_words import apart_text, distance_text, sentences
+from core.neighbour_words import apart_text, distance_text, mm_text, place_text, row_labels, sentences
 from core.neighbours import PLACE, BankSearch, open_bank, start_voxel
-from core.patch_pictures import EDGE_MM, MARK_RGB, PIXELS, brightest_of, cut_out, patch_picture
+from core.patch_pictures import EDGE_MM, LABEL, MARK_RGB, PIXELS, cut_out, labelled_sheet, patch_picture, window_of
 from core.run_scores import open_scores
 from core.store import open_run
 from data.errors import BadInput
@@ -85,14 +85,39 @@ def squared_by_hand(search: BankSearch, volume: Volume, position: int) -> dict[s
 # ---- neighbours -----------------------------------------------------------------------------------------------------
 
 
-def test_a_training_patch_is_its_own_neighbour_at_distance_zero(search: BankSearch, volumes: list[Volume]) -> None:
-    volume = volumes[2]
+def test_a_scan_under_another_name_is_found_at_distance_zero(search: BankSearch, volumes: list[Volume]) -> None:
+    volume = dataclasses.replace(volumes[2], subject_id="another")
     view = search.at(volume, search.features(volume), inner_voxel(volume), LAYERS)
     first = view.nearest[0]
-    assert (first.subject_id, first.distance, first.apart_mm) == (volume.subject_id, 0.0, 0.0)
+    assert (first.subject_id, first.distance, first.apart_mm) == (volumes[2].subject_id, 0.0, 0.0)
     assert first.voxel == view.patch_voxel
     assert first.shares == {}
     assert view.nearest[1].distance > 0
+    assert "left out" not in " ".join(sentences(view))
+
+
+@pytest.mark.parametrize("position", ["anywhere", "restricted"])
+def test_a_subject_of_the_bank_meets_the_others_alone(volumes: list[Volume], position: str) -> None:
+    whole, without = (
+        searching(some, position=position, scaling="none") for some in (volumes[:4], [volumes[0], *volumes[2:4]])
+    )
+    volume = volumes[1]
+    view, expected = (s.at(volume, s.features(volume), inner_voxel(volume), LAYERS, k=4) for s in (whole, without))
+    assert volume.subject_id not in {one.subject_id for one in (*view.nearest, view.other)}
+    assert [one.distance for one in view.nearest] == pytest.approx([one.distance for one in expected.nearest])
+    assert (view.entries, view.candidates, view.other_candidates) == (
+        expected.entries,
+        expected.candidates,
+        expected.other_candidates,
+    )
+    assert (view.own, expected.own) == (len(whole.bank) - view.entries, 0)
+    assert f"The {view.own:,} patches of this subject are in the bank and left out" in " ".join(sentences(view))
+
+
+def test_a_bank_of_one_subject_has_no_neighbours_for_it(volumes: list[Volume]) -> None:
+    alone = searching(volumes[:1], position="restricted")
+    with pytest.raises(BadInput, match=r"own\. Choose another voxel"):
+        alone.at(volumes[0], alone.features(volumes[0]), inner_voxel(volumes[0]), LAYERS)
 
 
 @pytest.mark.parametrize("layers", [("stage1",), ("input", "stage2"), LAYERS])
@@ -149,7 +174,9 @@ def test_a_restricted_bank_also_says_what_would_be_nearest_anywhere(search: Bank
     assert restricted.other.distance <= restricted.distance
     assert (restricted.radius_mm, anywhere.radius_mm) == (8.0, None)
     assert restricted.candidates < anywhere.candidates == anywhere.entries == len(search.bank)
-    assert "Only patches within 8 mm are allowed" in " ".join(sentences(restricted))
+    allowed = f"nearest of the {restricted.candidates:,} (of {restricted.entries:,}) healthy patches within 8 mm."
+    assert allowed in " ".join(sentences(restricted))
+    assert f"nearest of the {anywhere.entries:,} healthy patches." in " ".join(sentences(anywhere))
     assert "If the place did not matter" in " ".join(sentences(restricted))
 
 
@@ -157,9 +184,12 @@ def test_a_bank_that_keeps_few_patches_of_a_place_says_so(search: BankSearch, vo
     view = search.at(volumes[4], search.features(volumes[4]), inner_voxel(volumes[4]), LAYERS)
     assert view.other is not None
     far = dataclasses.replace(view.nearest[0], distance=view.other.distance / 2, voxel=(0, 0, 0))
-    few, many = (" ".join(sentences(dataclasses.replace(view, nearest=(far,), other_candidates=n))) for n in (1, 1000))
-    assert "Of the 1 patch kept within 8 mm" in few
-    assert "say little of what is normal here" in few
+    one, few, many = (
+        " ".join(sentences(dataclasses.replace(view, nearest=(far,), other_candidates=n))) for n in (1, 2, 1000)
+    )
+    assert "Of the 1 patch kept within 8 mm" in one
+    assert "Only 1 patch of this place is in the bank: too few to judge" in one
+    assert "Only 2 patches of this place are in the bank: too few to judge" in few
     assert "less strange than its own surroundings" not in few
     assert "look 50\u00a0% less strange than its own surroundings do" in many
 
@@ -198,6 +228,25 @@ def test_a_lookup_begins_in_the_largest_lesion(study: TinyStudy) -> None:
 def test_numbers_are_told_with_three_digits() -> None:
     assert [distance_text(d) for d in (12.345, 0.01234, 100.4, 4321.9)] == ["12.3", "0.0123", "100", "4322"]
     assert [apart_text(mm) for mm in (0.0, 5.7)] == ["at the same place", "6\u00a0mm away"]
+    assert mm_text((-0.4, -2.6, 3.0)) == "(0,\u00a0−3,\u00a03)\u00a0mm"
+
+
+def test_the_words_say_beside_the_score_why_the_read_out_can_differ(search: BankSearch, volumes: list[Volume]) -> None:
+    view = search.at(volumes[4], search.features(volumes[4]), inner_voxel(volumes[4]), LAYERS)
+    beside = f"scores {distance_text(view.distance)} (under the cross-hair the map blends several patches"
+    assert beside in sentences(view)[0]
+
+
+def test_every_row_of_a_sheet_is_labelled_with_whose_how_far_and_where(
+    search: BankSearch, volumes: list[Volume]
+) -> None:
+    view = search.at(volumes[4], search.features(volumes[4]), inner_voxel(volumes[4]), LAYERS, k=2)
+    here, first, second, within = row_labels(view)
+    assert here.startswith(f"Here: {volumes[4].subject_id}, ")
+    assert first.startswith(f"Nearest 1: {view.nearest[0].subject_id}, distance {distance_text(view.distance)}, ")
+    assert second.startswith("Nearest 2: ")
+    assert within.startswith("Within 8 mm: ")
+    assert place_text((-12.2, 3.6, -0.4)) == "12\u00a0mm left, 4\u00a0mm front, 0\u00a0mm up"
 
 
 # ---- pictures -------------------------------------------------------------------------------------------------------
@@ -228,7 +277,7 @@ def test_a_picture_is_three_cut_outs_with_an_open_cross_on_the_voxel() -> None:
     voxel = (12, 20, 25)
     voxels[0][voxel] = 1.0
     volume = Volume(voxels, grid, np.ones(grid.shape, dtype=bool), "s", ("T1",))
-    picture = patch_picture(volume, voxel, 1.0)
+    picture = patch_picture(volume, voxel, (0.0, 1.0))
     assert picture.shape == (PIXELS, 3 * PIXELS + 12, 3)
     for start in (0, PIXELS + 6, 2 * (PIXELS + 6)):
         panel = picture[:, start : start + PIXELS]
@@ -243,7 +292,7 @@ def test_a_picture_is_three_cut_outs_with_an_open_cross_on_the_voxel() -> None:
 def test_the_neurological_convention_mirrors_axial_and_coronal_alone() -> None:
     volume = small_volumes(1)[0]
     radiological, neurological = (
-        patch_picture(volume, (6, 12, 8), brightest_of(volume), convention=convention)
+        patch_picture(volume, (6, 12, 8), (0.0, 1.0), convention=convention)
         for convention in ("radiological", "neurological")
     )
     sides = [slice(0, PIXELS), slice(PIXELS + 6, 2 * PIXELS + 6), slice(2 * PIXELS + 12, None)]
@@ -255,9 +304,41 @@ def test_the_neurological_convention_mirrors_axial_and_coronal_alone() -> None:
 def test_one_grey_window_shows_equal_values_alike() -> None:
     volume = small_volumes(1)[0]
     darker = dataclasses.replace(volume, voxels=np.array(volume.voxels) / 2)
-    bright, dark = (patch_picture(v, (8, 12, 8), 1.0).astype(float) for v in (volume, darker))
+    bright, dark = (patch_picture(v, (8, 12, 8), (0.0, 1.0)).astype(float) for v in (volume, darker))
     inside = (bright[..., 0] > 80) & (bright[..., 0] != MARK_RGB[0])
     assert (dark[..., 0] / np.maximum(bright[..., 0], 1))[inside] == pytest.approx(0.5, abs=0.02)
+
+
+def test_the_grey_window_spans_the_tissue_around_the_places() -> None:
+    grid = Grid((60, 60, 60), np.diag([2.0, 2.0, 2.0, 1.0]))
+    values = np.random.Generator(np.random.Philox(3)).uniform(0.5, 0.8, grid.shape).astype(np.float32)
+    values[40:] = 5.0  # bright, but nowhere near
+    values[8:11, 10, 10] = 0.1  # outside the brain
+    brain = np.ones(grid.shape, dtype=bool)
+    brain[8:11, 10, 10] = False
+    one = Volume(values[None], grid, brain, "s", ("T1",))
+    low, high = window_of([(one, (10, 20, 20))])
+    assert 0.5 <= low < 0.51
+    assert 0.79 < high <= 0.8
+    brighter = dataclasses.replace(one, voxels=np.array(one.voxels) + 0.2)
+    both = window_of([(one, (10, 20, 20)), (brighter, (10, 20, 20))])
+    assert 0.5 <= both[0] < 0.53
+    assert 0.98 < both[1] <= 1.0
+    picture = patch_picture(one, (10, 20, 20), (low, high))[:, :PIXELS, 0]
+    assert (picture == 255).mean() < 0.05
+    assert picture.std() > 40
+
+
+def test_a_sheet_names_planes_and_rows_above_the_pictures() -> None:
+    picture = np.full((PIXELS, 3 * PIXELS + 12, 3), 90, dtype=np.uint8)
+    sheet = labelled_sheet([picture, picture], ["Here: sub-1", "Nearest 1: sub-\u00e4"])
+    assert sheet.shape == (LABEL + 2 * (LABEL + PIXELS), 3 * PIXELS + 12, 3)
+    planes, here, there = (sheet[at : at + LABEL] for at in (0, LABEL, 2 * LABEL + PIXELS))
+    for start in (0, PIXELS + 6, 2 * (PIXELS + 6)):
+        assert planes[:, start : start + PIXELS].max() == 255
+    assert here.max() == there.max() == 255
+    assert not np.array_equal(here, there)
+    assert np.array_equal(sheet[2 * LABEL : 2 * LABEL + PIXELS], picture)
 
 
 # ---- the verb and the page ------------------------------------------------------------------------------------------
@@ -283,8 +364,38 @@ def test_the_verb_prints_subjects_distances_and_the_other_rule(
     text = capsys.readouterr().out
     assert found["nearest"][0]["subject_id"] in text
     assert f"The patch here scores {distance_text(found['nearest'][0]['distance'])}" in text
-    assert "Only patches within 8 mm are allowed" in text
-    assert Image.open(picture).size == (3 * PIXELS + 12, 4 * PIXELS + 3 * 6)
+    assert "healthy patches within 8 mm" in text
+    assert Image.open(picture).size == (3 * PIXELS + 12, LABEL + 4 * (PIXELS + LABEL))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "parts"),
+    [
+        (["test01", "--picture", "/nope/x.png"], ["--picture /nope/x.png", "no folder /nope", "Make it first"]),
+        (["test01", "--picture", "."], ["--picture . is a folder", "Give the path of a .png file"]),
+        (["test01", "--picture", "x.jpg"], ["ends in .jpg", "Allowed: .png"]),
+        (["test01", "--count", "0"], ["--count is 0", "Allowed: 1 or more", "e.g. --count 3"]),
+        (["tst01"], ["No subject 'tst01' in run tiny-bank", "Allowed: its ", "e.g. test0", "Did you mean 'test01'?"]),
+        (["test01", "--layers", "input+no"], ["no layer 'no'", "Allowed: input, stage2", "joined by +"]),
+        (["test01", "--voxel", "0", "0", "0"], ["outside the brain", "Choose a voxel of the brain"]),
+    ],
+)
+def test_wrong_arguments_are_told_before_the_bank_is_read(
+    banks: TinyStudy,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    wrong: list[str],
+    parts: list[str],
+) -> None:
+    def never(run: Any) -> None:
+        raise AssertionError("The bank was read.")
+
+    monkeypatch.setattr("core.neighbours.open_bank", never)
+    capsys.readouterr()
+    assert cli.main(["neighbours", "tiny-bank", *wrong, "--runs", str(banks.runs)]) == 2
+    told = " ".join(capsys.readouterr().err.split())
+    for part in parts:
+        assert part in told
 
 
 def test_the_verb_refuses_a_run_without_a_bank(banks: TinyStudy, capsys: pytest.CaptureFixture[str]) -> None:
@@ -315,7 +426,8 @@ def test_slices_shows_the_neighbours_of_the_cross_hair_for_a_bank_run(
     assert not app.error
     text = texts(app)
     assert "Nearest healthy patches" in text
-    assert "Only patches within 8 mm are allowed" in text
+    assert "healthy patches within 8 mm" in text
+    assert "each has its own nearest patch" in text
     assert len(app.get("image")) == 5  # here, three neighbours, and the one anywhere
     run = open_run(banks.runs, "tiny-bank")
     prepared = prepared_of(run, "test01")

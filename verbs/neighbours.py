@@ -9,7 +9,7 @@ import tyro
 from rich.markup import escape
 from rich.table import Table
 
-from core.store import open_run
+from core.store import Run, open_run
 from data.errors import BadInput
 from verbs.shared import EXIT_OK, RUNS, console, print_json
 
@@ -41,21 +41,19 @@ class NeighboursVerb:
 
 def _neighbours(arguments: NeighboursVerb) -> int:
     from core.experiment import prepared_of
-    from core.neighbour_words import sentences
-    from core.neighbours import open_bank, refuse_no_bank, save_sheet, start_voxel
+    from core.neighbour_words import row_labels, sentences
+    from core.neighbours import open_bank, refuse_no_brain, save_sheet, start_voxel
     from core.recipes import as_json
 
-    if arguments.count < 1:
-        raise BadInput(f"--count is {arguments.count}. Allowed: 1 or more.")
-    run = open_run(arguments.runs, arguments.run, "detector")
-    refuse_no_bank(run)
+    run = _checked_run(arguments)
     prepared = prepared_of(run, arguments.subject)
+    voxel = arguments.voxel or start_voxel(prepared)
+    refuse_no_brain(prepared.volume, voxel)
     search = open_bank(run)
     layers = tuple(arguments.layers.split("+")) if arguments.layers else search.bank.layers
-    voxel = arguments.voxel or start_voxel(prepared)
     view = search.at(prepared.volume, search.features(prepared.volume), voxel, layers, arguments.count)
     if arguments.picture is not None:
-        save_sheet(arguments.picture, run, view)
+        save_sheet(arguments.picture, run, view, row_labels(view))
     if arguments.json:
         print_json(as_json(view))
         return EXIT_OK
@@ -63,6 +61,24 @@ def _neighbours(arguments: NeighboursVerb) -> int:
     for line in sentences(view):
         print(line)
     return EXIT_OK
+
+
+def _checked_run(arguments: NeighboursVerb) -> Run:
+    """The run, once every argument that its record can judge is right: before anything large is read."""
+    from core.neighbours import refuse_no_bank, refuse_unknown_layers, refuse_unknown_subject, refuse_unwritable
+
+    if arguments.count < 1:
+        raise BadInput(
+            f"--count is {arguments.count}. Allowed: 1 or more. Say how many neighbours to list, e.g. --count 3"
+        )
+    if arguments.picture is not None:
+        refuse_unwritable(arguments.picture)
+    run = open_run(arguments.runs, arguments.run, "detector")
+    refuse_no_bank(run)
+    refuse_unknown_subject(run, arguments.subject)
+    if arguments.layers:
+        refuse_unknown_layers(run, arguments.layers.split("+"))
+    return run
 
 
 def _table(view: Any) -> Table:
