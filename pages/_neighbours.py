@@ -98,7 +98,7 @@ def _notes(scores: RunScores, view: NeighbourView) -> str:
         notes.append("The map above is smoothed after that.")
     if settings.bank.search != "exact":
         notes.append("The map was searched approximately: its scores can be larger than the distances here.")
-    notes.append("Each picture: axial, coronal, sagittal, 48 mm wide, one grey window; the cross opens on the patch.")
+    notes.append("Each picture: axial, coronal, sagittal, 48 mm wide, the same greys; the cross opens on the patch.")
     return " ".join(notes)
 
 

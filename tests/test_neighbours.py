@@ -20,7 +20,17 @@ from core.features import FeatureSettings
 from core.memory_bank.settings import BankSettings
 from core.neighbour_words import apart_text, distance_text, mm_text, place_text, row_labels, sentences
 from core.neighbours import PLACE, BankSearch, open_bank, start_voxel
-from core.patch_pictures import EDGE_MM, LABEL, MARK_RGB, PIXELS, cut_out, labelled_sheet, patch_picture, window_of
+from core.patch_pictures import (
+    EDGE_MM,
+    GAMMA,
+    LABEL,
+    MARK_RGB,
+    PIXELS,
+    cut_out,
+    labelled_sheet,
+    patch_picture,
+    window_of,
+)
 from core.run_scores import open_scores
 from core.store import open_run
 from data.errors import BadInput
@@ -306,7 +316,7 @@ def test_one_grey_window_shows_equal_values_alike() -> None:
     darker = dataclasses.replace(volume, voxels=np.array(volume.voxels) / 2)
     bright, dark = (patch_picture(v, (8, 12, 8), (0.0, 1.0)).astype(float) for v in (volume, darker))
     inside = (bright[..., 0] > 80) & (bright[..., 0] != MARK_RGB[0])
-    assert (dark[..., 0] / np.maximum(bright[..., 0], 1))[inside] == pytest.approx(0.5, abs=0.02)
+    assert (dark[..., 0] / np.maximum(bright[..., 0], 1))[inside] == pytest.approx(0.5**GAMMA, abs=0.02)
 
 
 def test_the_grey_window_spans_the_tissue_around_the_places() -> None:
@@ -327,6 +337,17 @@ def test_the_grey_window_spans_the_tissue_around_the_places() -> None:
     picture = patch_picture(one, (10, 20, 20), (low, high))[:, :PIXELS, 0]
     assert (picture == 255).mean() < 0.05
     assert picture.std() > 40
+
+
+def test_bright_tissues_are_told_apart() -> None:
+    grid = Grid((60, 60, 60), np.diag([2.0, 2.0, 2.0, 1.0]))
+    values = np.full(grid.shape, 0.91, dtype=np.float32)  # white matter of a scan whose values are cut at 1
+    values[29:32, 29:32, 29:32] = 1.0
+    values[:22] = 0.1
+    volume = Volume(values[None], grid, np.ones(grid.shape, dtype=bool), "s", ("T1",))
+    picture = patch_picture(volume, (30, 30, 30), window_of([(volume, (30, 30, 30))]))[:, :PIXELS, 0].astype(int)
+    lesion, around = picture[PIXELS // 2, PIXELS // 2], picture[PIXELS // 4, PIXELS // 4]
+    assert lesion - around > 35
 
 
 def test_a_sheet_names_planes_and_rows_above_the_pictures() -> None:
