@@ -62,7 +62,8 @@ def show_views_before(run: Run, settings: SimclrSettings, key: str = "views-befo
         "What would these views teach it to ignore?",
         icon=":material/visibility_off:",
         key=key,
-        help="Measured on 3 healthy training scans, from the augmentations and an untrained network: some seconds.",
+        help="Measured on 3 healthy training scans, from the augmentations and an untrained network: about half a "
+        "minute.",
     ):
         st.session_state[f"{key}-asked"] = [run.run_id, asked]
     if f"{key}-asked" not in st.session_state:

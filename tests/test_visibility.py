@@ -26,9 +26,9 @@ from core.visibility.changes import (
     window_of,
 )
 from core.visibility.intensity import explained_share, intensity_effects
-from core.visibility.measure import Network, Visibility, measure_visibility, ratio_interval, windows_of
+from core.visibility.measure import Network, Visibility, measure_visibility, movement_of, ratio_interval, windows_of
 from core.visibility.runs import stored_visibility, visibility_before, visibility_of_run
-from core.visibility.trained import compare_training, damage, taught_away
+from core.visibility.trained import _compared, compare_training, damage, taught_away
 from core.visibility.words import before_sentences, trained_sentences
 from data.errors import BadInput
 from models.encoder import EncoderSettings, make_encoder
@@ -234,32 +234,63 @@ def test_the_verdict_of_a_sentence_follows_from_its_numbers() -> None:
         changed = dataclasses.replace(gamma, of_range=Interval(level, level, level, 2))
         given = dataclasses.replace(effects, views=(changed,))
         said = before_sentences(given, None, settings)[0]
-        assert ("is taught to ignore this lesion" in said) == taught
+        assert ("is asked to ignore changes as large as this lesion's" in said) == taught
 
 
 def test_an_encoder_made_blind_to_brightness_is_named_as_having_learned_gamma_and_lost_lesions() -> None:
     """Layer 'deep' before: the intensity and noise of its own; after: the intensity a tenth as strong."""
     fixed = torch.rand((1, 1, *SHAPE), generator=torch.Generator().manual_seed(3))
-    settings, views = SMALL, ViewSettings(geometric=0)
+    settings, views = dataclasses.replace(SMALL, scans=6), ViewSettings(geometric=0)
     tap = (Tap("deep", 1, (1, 1, 1)),)
     networks: dict[str, Network] = {
         "before": Fake(lambda x: x + fixed, tap),
         "after": Fake(lambda x: 0.1 * x + fixed, tap),
     }
-    found = measure_visibility(windows_of(volumes(), views, settings), networks, views, settings)
+    found = measure_visibility(windows_of(volumes(6), views, settings), networks, views, settings)
     trained = compare_training(found["before"], found["after"])
     assert {"gamma", "noise"} <= {one.change for one in taught_away(trained, "deep")}
     assert damage(trained, "deep").fell
     assert damage(trained, "deep").ratio.mean == pytest.approx(0.1, rel=0.1)
     said = " ".join(trained_sentences(found["before"], found["after"], trained, settings))
     assert "Learned as invariances at deep" in said
-    assert "Lesions went with them at deep" in said
+    assert "Lesions move deep less than before training, in all 6 scans" in said
+    assert said.index("Whole views move deep") < said.index("Learned as invariances")
     same = compare_training(found["before"], found["before"])
     unchanged = " ".join(trained_sentences(found["before"], found["before"], same, settings))
-    assert "nothing was learned as an invariance" in unchanged
-    assert "Lesions move no layer less than before training" in unchanged
+    assert "Whole views move deep 1.00 [1.00, 1.00] times as far as before training" in unchanged
+    assert "no invariance that 6 scans can show" in unchanged
+    assert "no loss that 6 scans can show" in unchanged
     assert taught_away(same, "deep") == []
     assert not damage(same, "deep").fell
+
+
+def test_a_claim_needs_six_scans_that_all_agree() -> None:
+    def fell(before: Sequence[float], after: Sequence[float]) -> bool:
+        first, second = (movement_of("gamma", values, 0) for values in (before, after))
+        return _compared("deep", first, second, 0).fell
+
+    assert fell([1.0] * 6, [0.5] * 6)
+    assert not fell([1.0] * 5, [0.5] * 5)
+    assert not fell([1.0] * 6, [0.1] * 5 + [1.01])  # the interval of the ratio lies below 1
+
+
+def test_few_scans_are_said_to_be_too_few_for_a_claim() -> None:
+    views, tap = ViewSettings(geometric=0), (Tap("deep", 1, (1, 1, 1)),)
+    networks: dict[str, Network] = {"before": Fake(identity, tap), "after": Fake(identity, tap)}
+    found = measure_visibility(windows_of(volumes(), views, SMALL), networks, views, SMALL)
+    trained = compare_training(found["before"], found["after"])
+    said = " ".join(trained_sentences(found["before"], found["after"], trained, SMALL))
+    assert "3 scans are too few" in said
+    assert "invariance" not in said
+
+
+def test_a_number_of_scans_below_one_is_refused_by_its_flag_before_anything_is_prepared(
+    own_study: TinyStudy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("core.experiment.prepare", lambda *given: pytest.fail("prepared"))
+    words = [str(own_study.table), "--runs", str(own_study.runs), "--scans", "-3"]
+    assert cli.main(["visibility-before", *words]) == 2
+    assert "--scans is -3. Allowed: 1 and above" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

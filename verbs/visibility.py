@@ -16,6 +16,10 @@ from data.errors import BadInput
 from data.preprocessing import Preprocessing
 from verbs.shared import EXIT_OK, RUNS, OneRun, console, interval_text, number_text, print_json
 
+_RATIO_WORDS = (
+    "How far a change moves the features after training, divided by before. Views below 1: the encoder has learned to "
+    "ignore them. Lesions below 1: it reacts to them less than before."
+)
 Architecture = Literal["cnn3d", "resnet10_3d", "resnet18_3d", "resnet10_2d", "resnet18_2d"]
 
 
@@ -66,11 +70,12 @@ class VisibilityBeforeVerb:
 
 
 def _visibility(arguments: VisibilityVerb) -> int:
-    from core.visibility.changes import VisibilitySettings
+    from core.visibility.changes import VisibilitySettings, check_settings
     from core.visibility.runs import visibility_of_run
 
-    run = open_run(arguments.runs, arguments.run, "encoder")
     settings = VisibilitySettings(scans=arguments.scans, seed=arguments.seed)
+    check_settings(settings)
+    run = open_run(arguments.runs, arguments.run, "encoder")
     found = visibility_of_run(run, open_progress(), settings)
     if arguments.json:
         print_json(found)
@@ -83,9 +88,11 @@ def _visibility(arguments: VisibilityVerb) -> int:
 
 def _visibility_before(arguments: VisibilityBeforeVerb) -> int:
     from core.experiment import DataSource, prepare
-    from core.visibility.changes import VisibilitySettings
+    from core.visibility.changes import VisibilitySettings, check_settings
     from core.visibility.runs import encoder_settings, visibility_before
 
+    settings = VisibilitySettings(scans=arguments.scans, seed=arguments.seed)
+    check_settings(settings)  # before minutes of preparing
     views = _views(arguments)
     source = DataSource(
         arguments.cohort, arguments.layout, arguments.split, arguments.split_seed, arguments.preprocessing
@@ -96,7 +103,7 @@ def _visibility_before(arguments: VisibilityBeforeVerb) -> int:
         study.volumes("train"),
         views,
         encoder_settings(arguments.architecture, arguments.width, arguments.seed),
-        VisibilitySettings(scans=arguments.scans, seed=arguments.seed),
+        settings,
         progress,
     )
     if arguments.json:
@@ -130,7 +137,7 @@ def _print_families(found: Mapping[str, Any]) -> None:
     layers = [one["layer"] for one in found["trained"]["layers"] if one["layer"] != "input"]
     changes = dict.fromkeys(row["change"] for row in found["compared"] if "contrast" not in row["change"])
     at = {(row["layer"], row["change"]): row["ratio"] for row in found["compared"]}
-    table = Table("trained / untrained", *layers, caption="Below 1: learned as an invariance; for lesions, the damage.")
+    table = Table("trained / untrained", *layers, caption=_RATIO_WORDS)
     for change in changes:
         table.add_row(change, *(interval_text(at.get((layer, change))) or "–" for layer in layers))
     console().print(table)

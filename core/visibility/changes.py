@@ -123,12 +123,19 @@ class Change:
 
 def check_settings(settings: VisibilitySettings) -> None:
     """BadInput for settings that measure nothing."""
-    counts = (settings.scans, settings.draws, settings.whole_views, settings.places, settings.window_voxels)
-    if min(counts) < 1 or not settings.diameters_mm or not settings.contrasts:
-        raise BadInput(
-            f"scans, window, draws, whole views and places are {counts}, {len(settings.diameters_mm)} diameters, "
-            f"{len(settings.contrasts)} contrasts. Allowed: at least 1 of each."
-        )
+    if settings.scans < 1:
+        raise BadInput(f"--scans is {settings.scans}. Allowed: 1 and above; 6 and above for what training changed.")
+    counts = {
+        "draws": settings.draws,
+        "whole_views": settings.whole_views,
+        "places": settings.places,
+        "window_voxels": settings.window_voxels,
+        "number of diameters_mm": len(settings.diameters_mm),
+        "number of contrasts": len(settings.contrasts),
+    }
+    for name, count in counts.items():
+        if count < 1:
+            raise BadInput(f"The {name} is {count}. Allowed: 1 and above.")
     if min(settings.diameters_mm) <= 0 or not all(0 <= c <= 1 for c in settings.contrasts):
         raise BadInput(
             f"Diameters {list(settings.diameters_mm)} mm, contrasts {list(settings.contrasts)}. Allowed: diameters "

@@ -20,7 +20,7 @@ from data.files import read_json, sha256_file, verify_directory, write_json
 from data.volume import Volume
 from models.encoder import Encoder, EncoderSettings, load_encoder, make_encoder
 
-METHOD = 1
+METHOD = 2
 """Counts up whenever the same run and settings would give other figures."""
 DIRECTORY = "visibility"
 

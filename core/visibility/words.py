@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 
 from core.bootstrap import Interval
-from core.visibility.changes import LOCAL, VisibilitySettings
+from core.visibility.changes import LOCAL, VIEW, VisibilitySettings
 from core.visibility.intensity import TONE, IntensityChange, IntensityEffects
 from core.visibility.measure import LayerVisibility, Visibility
-from core.visibility.trained import Trained, damage, taught_away
+from core.visibility.trained import LEAST_SCANS, Trained, damage, taught_away
 
 FAMILY_WORDS: Mapping[str, str] = {
     "flip": "flips",
@@ -20,7 +20,8 @@ FAMILY_WORDS: Mapping[str, str] = {
     "swap": "patch swaps",
 }
 COMPARABLE = 0.5
-"""A view that moves brightness by this share of what a lesion does, or more, teaches to ignore such a lesion."""
+"""A view that moves brightness by this share of what a lesion does, or more, asks the encoder to ignore changes as
+large; of their shape that says nothing."""
 
 
 def before_sentences(
@@ -43,7 +44,7 @@ def before_sentences(
         makers = " and ".join(FAMILY_WORDS[one.change] for one in moving)
         said.append(
             f"Seen from inside that lesion, {makers} could have made {_percent(alike.inside)} of its change; with "
-            f"8 mm of brain around it, {_percent(alike.with_surround)}. What tells it apart is its border."
+            f"8 mm of brain around it, {_percent(alike.with_surround)}."
         )
     others = [v for v in effects.views if v.change not in TONE and not _is_small(v, lesion)]
     if others:
@@ -60,32 +61,23 @@ def before_sentences(
 def trained_sentences(
     before: Visibility, after: Visibility, trained: tuple[Trained, ...], settings: VisibilitySettings
 ) -> tuple[str, ...]:
-    """What training did: where lesions are seen best, what was learned as an invariance, what became of lesions."""
+    """What training did: where lesions are seen best, what was learned as an invariance, what became of lesions.
+
+    A kind of view or of lesion is said to move a layer less when it did so in every scan, of at least LEAST_SCANS; else
+    it is said that so many scans show nothing, which is not that nothing is there.
+    """
     said = [_span_sentence(after, "After training")]
     last = (_net_sentence(before, after), _example_sentence(after, settings))
     if len(after.subjects) < 2:
         return (*said, "One scan gives no interval, so nothing is said of what training changed.", *last)
-    deepest = after.layers[-1].layer
-    gone = taught_away(trained, deepest)
-    if gone:
-        listed = ", ".join(
-            f"{FAMILY_WORDS[t.change]} {_number(t.before.mean)} → {_number(t.after.mean)} ({_fall(t)})"
-            for t in gone[:3]
-        )
-        said.append(f"Learned as invariances at {deepest}: {len(gone)} kinds of view, most of all {listed}.")
-    else:
-        said.append(f"No kind of view moves {deepest} less than before training: nothing was learned as an invariance.")
-    lost = [damage(trained, one.layer) for one in before.layers if one.layer != "input"]
-    fell = [one for one in lost if one.fell]
-    if fell:
-        worst = min(fell, key=lambda t: t.ratio.mean or 0.0)
-        said.append(
-            f"Lesions went with them at {_listed([t.layer for t in fell])}: at {worst.layer} they move features by "
-            f"{_number(worst.after.mean)} healthy SDs instead of {_number(worst.before.mean)} ({_fall(worst)})."
-        )
-    else:
-        said.append("Lesions move no layer less than before training: the invariances did not cost their signal.")
-    return (*said, *last)
+    deepest, scans = after.layers[-1].layer, len(after.subjects)
+    whole = next(t for t in trained if t.layer == deepest and t.change == VIEW)
+    if whole.ratio.mean is not None:
+        said.append(f"Whole views move {deepest} {interval_words(whole.ratio)} times as far as before training.")
+    if scans < LEAST_SCANS:
+        few = f"{scans} scans are too few to say what moves a layer less than before training: give {LEAST_SCANS}."
+        return (*said, few, *last)
+    return (*said, _invariance_sentence(trained, deepest, scans), _loss_sentence(before, trained, scans), *last)
 
 
 def interval_words(found: Interval, decimals: int = 2) -> str:
@@ -94,6 +86,30 @@ def interval_words(found: Interval, decimals: int = 2) -> str:
         return "without bound"
     span = "" if found.low is None else f" [{found.low:.{decimals}f}, {found.high:.{decimals}f}]"
     return f"{found.mean:.{decimals}f}{span}"
+
+
+def _invariance_sentence(trained: tuple[Trained, ...], layer: str, scans: int) -> str:
+    gone = taught_away(trained, layer)
+    if not gone:
+        return f"No kind of view moves {layer} less in all {scans} scans: no invariance that {scans} scans can show."
+    listed = ", ".join(
+        f"{FAMILY_WORDS[t.change]} {_number(t.before.mean)} → {_number(t.after.mean)} ({_fall(t)})" for t in gone[:3]
+    )
+    kinds = "1 kind of view" if len(gone) == 1 else f"{len(gone)} kinds of view"
+    most = "most of all " if len(gone) > 3 else ""
+    return f"Learned as invariances at {layer}, seen in all {scans} scans: {kinds}, {most}{listed}."
+
+
+def _loss_sentence(before: Visibility, trained: tuple[Trained, ...], scans: int) -> str:
+    fell = [one for one in (damage(trained, n.layer) for n in before.layers if n.layer != "input") if one.fell]
+    if not fell:
+        return f"Lesions move no layer less in all {scans} scans: no loss that {scans} scans can show."
+    worst = min(fell, key=lambda t: t.ratio.mean or 0.0)
+    return (
+        f"Lesions move {_listed([t.layer for t in fell])} less than before training, in all {scans} scans: "
+        f"{worst.layer} by {_number(worst.after.mean)} healthy SDs instead of {_number(worst.before.mean)} "
+        f"({_fall(worst)})."
+    )
 
 
 def _tone_sentence(view: IntensityChange, lesion: IntensityChange) -> str:
@@ -105,7 +121,7 @@ def _tone_sentence(view: IntensityChange, lesion: IntensityChange) -> str:
     )
     if _is_small(view, lesion):
         return f"{start}: learning to ignore {name} covers a small part of what this lesion changes."
-    return f"{start}: an encoder that learns to ignore {name} is taught to ignore this lesion."
+    return f"{start}: an encoder that learns to ignore {name} is asked to ignore changes as large as this lesion's."
 
 
 def _is_small(view: IntensityChange, lesion: IntensityChange) -> bool:
