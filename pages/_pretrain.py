@@ -37,6 +37,8 @@ VIEW_WORDS: Mapping[str, str] = {
 def pretrain_form(encoders: dict[str, Run], shown: str | None) -> None:
     """Which scans, then the settings; they begin with those of the run whose scans are used.
 
+    What is not asked (strides, schedule, weight decay, …) is that run's too; with another cohort, the default.
+
     A fragment without `st.form`: what a kind of negatives or of views needs is asked as soon as it is picked.
     """
     st.fragment(_form)(encoders, shown)
@@ -124,7 +126,10 @@ def _ask_settings(base: str, given: SimclrSettings, run: Run | None) -> SimclrSe
     width = third.number_input(
         "Width", 1, 128, given.encoder.width, key=key("width"), help="Channels of the first stage; the others follow."
     )
-    seed = fourth.number_input("Seed", 0, 2**31, given.seed, key=key("seed"))
+    seed = fourth.number_input(
+        "Seed", 0, 2**31, given.seed, key=key("seed"),
+        help="Of the encoder's initial weights, the projection head, the order of subjects and the views.",
+    )  # fmt: skip
     steps = first.number_input("Steps", 1, 1_000_000, given.steps, key=key("steps"))
     batch = second.number_input(
         "Batch size, subjects", 2, max(most, 2), min(given.batch, max(most, 2)), key=key("batch"),
@@ -142,8 +147,9 @@ def _ask_settings(base: str, given: SimclrSettings, run: Run | None) -> SimclrSe
     negatives = ask_negatives(key, given.negatives, architecture, int(batch))
     st.markdown("**How the two views of a pair differ**")
     views = _ask_views(key, given.views, crop)
-    return SimclrSettings(
-        encoder=replace(SimclrSettings().encoder, architecture=architecture, width=int(width)),
+    return replace(
+        given,
+        encoder=replace(given.encoder, architecture=architecture, width=int(width), seed=int(seed)),
         views=views,
         negatives=negatives,
         temperature=float(temperature),

@@ -17,10 +17,15 @@ class NegativesSettings:
     """What the partner of a view must be told from."""
 
     kind: Kind = "in-batch"
-    """in-batch: the other views of the step; queue, slots: and a bank of earlier ones; moco: keys of a slow copy of the
-    encoder; hard: only the nearest of these keys; ccd: and strongly shifted copies, with a class head; dense: positions
-    instead of whole brains; dense-shift: and the same position under a local change of intensity; atlas, atlas-shift:
-    the same, and the same position of other (registered) brains is a partner too."""
+    """in-batch: a view's partner is the other view of the same brain; it is told from both views of the other brains of
+    the step. queue: as in-batch, and told from a queue of earlier embeddings too. slots: as in-batch, and told from
+    slots into which embeddings are mixed (for comparison only). moco: the partner is the other view as a slow copy of
+    the encoder embeds it; told from a queue of such keys of other brains. hard: as moco, but only the keys that look
+    most alike count. ccd: as in-batch, and told from the same brain with its eighths shuffled; a class head names the
+    order. dense: the partner is the same place in the other view; told from places far from it in the same brain and
+    from places of other brains. dense-shift: as dense, and told from the same place under a local change of brightness.
+    atlas: the partner is the same place in every brain of the step (registered scans); told from places far from it in
+    any brain. atlas-shift: as atlas, and told from the same place under a local change of brightness."""
     bank_size: int = 1024
     """Embeddings that the bank holds: queue, slots, moco, hard."""
     slot_momentum: float = 0.99
