@@ -123,6 +123,9 @@ def diagnostics(z1: Float[Tensor, "batch dim"], z2: Float[Tensor, "batch dim"]) 
     arXiv:2005.10242). embedding_std: mean standard deviation per axis times √dim (1 spread, 0 collapsed).
     effective_rank: exp of the entropy of the covariance's eigenvalues (Roy & Vetterli 2007), at most 2N − 1.
     positive_similarity, negative_similarity: mean cosines.
+
+    With keys of a slow encoder (moco, hard) these are views of the trained encoder alone; the journal replaces top1,
+    alignment and the cosines by those of its views against the keys.
     """
     n, dim = z1.shape
     cosines = _similarities(z1, z2)

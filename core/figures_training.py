@@ -5,10 +5,12 @@ to be seen on white and on near-black. Shares are in cividis, as on the map of d
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
+from jaxtyping import Float64
 
 from core.figures import ANOMALOUS, HEALTHY, INK, VALIDATION, finish
 from core.figures_limits import SCALE
@@ -18,6 +20,10 @@ PARTNERS, OTHERS, HARDEST = "#2a9d8f", "#8a5fbf", "#c98a1b"
 PALETTE = (HEALTHY, VALIDATION, ANOMALOUS, PARTNERS)
 Level = float | Sequence[float | None]
 Line = tuple[str, Level, str]
+SHARES: Mapping[str, Any] = {
+    "range": [-0.02, 1.1], "tickvals": [0, 0.25, 0.5, 0.75, 1], "ticktext": ["0 %", "25 %", "50 %", "75 %", "100 %"],
+}  # fmt: skip
+"""A vertical axis of shares."""
 
 
 def monitor_curves(
@@ -60,21 +66,25 @@ def monitor_curves(
     return finish(figure, height=260)
 
 
-def similarity_map(similarities: Similarities, positive: bool, most: float) -> go.Figure:
-    """Cosines (y) over steps (x): each column is one histogram, coloured by the share of its pairs, 0 to `most`."""
+def similarity_map(similarities: Similarities, positive: bool) -> go.Figure:
+    """Cosines (y) over steps (x): each column is one histogram, coloured by the share of its pairs.
+
+    The scale is the map's own, from 0 to `most_share`: others lie far more spread than partners.
+    """
     shares = similarities.positive if positive else similarities.negative
     low, high = _range(similarities)
     edges = similarities.edges
     figure = go.Figure(
         go.Heatmap(
-            x=list(similarities.steps),
+            x=_column_edges(similarities.steps),
+            customdata=np.tile(similarities.steps, (shares.shape[1], 1)),
             y=(edges[:-1] + edges[1:]) / 2,
             z=100 * shares.T,
             zmin=0,
-            zmax=100 * most,
+            zmax=100 * most_share(shares),
             colorscale=[[place, f"rgb{colour}"] for place, colour in SCALE],
             colorbar={"ticksuffix": " %", "thickness": 8, "xpad": 4, "nticks": 4, "tickfont": {"color": INK}},
-            hovertemplate="step %{x}<br>cosine about %{y:.3f}<br>%{z:.1f} % of the pairs<extra></extra>",
+            hovertemplate="step %{customdata}<br>cosine about %{y:.3f}<br>%{z:.1f} % of the pairs<extra></extra>",
         )
     )
     figure.update_xaxes(title="step")
@@ -104,10 +114,9 @@ def latest_similarities(similarities: Similarities) -> go.Figure:
     return finish(figure, height=260)
 
 
-def most_share(similarities: Similarities) -> float:
-    """Top of the colour scale of both maps: the 98th percentile of what is not empty, so one full bin hides nothing."""
-    both = np.concatenate([similarities.positive, similarities.negative], axis=None)
-    return float(np.quantile(both[both > 0], 0.98))
+def most_share(shares: Float64[np.ndarray, "steps bins"]) -> float:
+    """Top of the colour scale of a map: the 98th percentile of what is not empty, so one full bin hides nothing."""
+    return float(np.quantile(shares[shares > 0], 0.98)) if (shares > 0).any() else 1.0
 
 
 def _range(similarities: Similarities) -> tuple[float, float]:
@@ -117,20 +126,20 @@ def _range(similarities: Similarities) -> tuple[float, float]:
 
 
 def _draw_line(figure: go.Figure, steps: Sequence[int], text: str, level: Level, colour: str) -> None:
-    style = {"color": colour, "dash": "dot", "width": 2}
-    label = {"text": text, "font": {"color": colour}, "showarrow": False}
-    if isinstance(level, (int, float)):
-        figure.add_hline(y=level, line=style, annotation=label, annotation_position="top right")
-        return
+    """A dotted line, named in the legend: a label beside it would lie on the curves, which come close to chance."""
+    constant = isinstance(level, (int, float))
+    heights = [level, level] if isinstance(level, (int, float)) else list(level)
     figure.add_scatter(
-        x=list(steps),
-        y=list(level),
+        x=[0, steps[-1] if steps else 1] if constant else list(steps),
+        y=heights,
         mode="lines",
-        line=style,
+        line={"color": colour, "dash": "dot", "width": 2},
         name=text,
-        showlegend=False,
+        showlegend=True,
         hovertemplate=f"step %{{x}}<br>{text} %{{y:.4g}}<extra></extra>",
     )
-    known = [value for value in level if value is not None]
-    if known:
-        figure.add_annotation(label, x=1, xref="paper", xanchor="right", y=known[-1], yanchor="bottom", yshift=1)
+
+
+def _column_edges(steps: Sequence[int]) -> list[float]:
+    """Where the columns of a map begin and end: half-way between logged steps, from 0 to the last."""
+    return [0.0, *((a + b) / 2 for a, b in pairwise(steps)), float(steps[-1])]

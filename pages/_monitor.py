@@ -1,6 +1,6 @@
 """What the Training page shows of a run: head, numbers, curves, settings, the next step, the jobs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,10 @@ from core.figures_training import (
     OTHERS,
     PALETTE,
     PARTNERS,
+    SHARES,
     Line,
     latest_similarities,
     monitor_curves,
-    most_share,
     similarity_map,
 )
 from core.jobs import Job, list_jobs, log_tail, read_job, stop_job
@@ -37,6 +37,7 @@ from core.training_view import (
     settings_groups,
     state_of,
 )
+from core.verdict import share_text
 from data.errors import BadInput, EnvironmentProblem
 from pages._shared import runs_directory
 
@@ -59,6 +60,13 @@ VERDICTS = {
 CHANCE_WORDS = {"in-batch": "chance ln(2N−1)", "ccd": "chance, pairs and classes"}
 """How the chance level of a loss is written; for the others it is ln(1 + negatives)."""
 OWN_WORDS = {"ccd": "The shifted copies", "dense-shift": "The changed copies", "atlas-shift": "The changed copies"}
+
+
+KEYED = ("moco", "hard")
+KEYED_WORDS = (
+    "Two sources: alignment, like the cosines above, compares an embedding of the trained encoder with a key of its "
+    "slow copy; uniformity, std and rank compare embeddings of the trained encoder with each other."
+)
 
 
 @dataclass(frozen=True)
@@ -130,15 +138,15 @@ def show_numbers(view: TrainingView, state: str) -> None:
     latest, columns = view.latest, st.columns(6)
     most = 2 * view.batch - 1 if view.kind in ("in-batch", "queue", "slots", "moco", "hard") else None
     texts = [
-        ("Loss", "loss", "{:.3f}", f"chance {view.chance:.3f}"),
-        ("Top-1", "top1", "{:.0%}", f"of {view.candidates:,}, chance {_percent(view.chance_top1)}"),
-        ("Alignment", "alignment", "{:.3f}", "0 is best"),
-        ("Uniformity", "uniformity", "{:.2f}", "−4 best, 0 worst"),
-        ("Embedding std", "embedding_std", "{:.2f}", "1 best, 0 collapsed"),
-        ("Effective rank", "effective_rank", "{:.1f}", f"at most {most}" if most else "below 2 collapsed"),
+        ("Loss", "loss", _with("z.3f"), f"chance {view.chance:.3f}"),
+        ("Top-1", "top1", share_text, f"of {view.candidates:,}, chance {share_text(view.chance_top1)}"),
+        ("Alignment", "alignment", _with("z.3f"), "0 is best"),
+        ("Uniformity", "uniformity", _with("z.2f"), "−4 best, 0 worst"),
+        ("Embedding std", "embedding_std", _with("z.2f"), "1 best, 0 collapsed"),
+        ("Effective rank", "effective_rank", _with("z.1f"), f"at most {most}" if most else "below 2 collapsed"),
     ]
     for column, (label, name, form, beside) in zip(columns, texts, strict=True):
-        column.metric(label, form.format(latest[name]) if name in latest else "–")
+        column.metric(label, form(latest[name]) if name in latest else "–")
         column.caption(beside)
 
 
@@ -153,6 +161,8 @@ def show_curves(view: TrainingView) -> None:
         _draw_row(view, own)
     st.subheader("How the embedding is spread", anchor=False)
     _draw_row(view, spread_charts())
+    if view.kind in KEYED:
+        st.caption(KEYED_WORDS)
     with st.expander("How the optimiser goes", icon=":material/speed:"):
         _draw_row(view, optimiser_charts())
 
@@ -172,7 +182,7 @@ def difficulty_charts(view: TrainingView) -> list[Chart]:
             f"Top-1 among {view.candidates:,}",
             {"top1": "top-1"},
             [("chance 1/K", view.curves.values["chance_top1"], ORACLE)],
-            {"range": [-0.02, 1.1], "tickformat": ".0%"},
+            SHARES,
             words="How often the partner is the most similar of all K candidates.",
         ),
         Chart(
@@ -189,7 +199,7 @@ def difficulty_charts(view: TrainingView) -> list[Chart]:
 def own_charts(view: TrainingView) -> list[Chart]:
     """What only a bank, a class head or changed copies have."""
     epoch = [(f"one epoch, {view.epoch:.0f} steps", view.epoch, ORACLE)] if view.epoch else []
-    share = {"range": [-0.02, 1.1], "tickformat": ".0%"}
+    share = SHARES
     charts = [
         Chart("Bank: share that is filled", {"queue_fill": "filled"}, (), share),
         Chart(
@@ -248,20 +258,19 @@ def _show_similarities(view: TrainingView) -> None:
     found = view.similarities
     if found is None:
         return
-    most = most_share(found)
     partners, others, latest = st.columns(3)
     partners.markdown("**Partners: cosine over steps**")
     partners.plotly_chart(
-        similarity_map(found, True, most), key="map-positive", alt="Histograms of partners' cosines over training steps"
+        similarity_map(found, True), key="map-positive", alt="Histograms of partners' cosines over training steps"
     )
     others.markdown("**Others: cosine over steps**")
     others.plotly_chart(
-        similarity_map(found, False, most),
+        similarity_map(found, False),
         key="map-negative",
         alt="Histograms of the cosines with what a partner must be told from, over training steps",
     )
     latest.markdown(
-        f"**Both at step {found.steps[-1]:,}: {found.overlap:.0%} overlap**",
+        f"**Both at step {found.steps[-1]:,}: {share_text(found.overlap)} overlap**",
         help="Overlap 0 %: one cosine parts partners from others, the task is solved. 100 %: they look alike.",
     )
     latest.plotly_chart(
@@ -287,8 +296,9 @@ def _draw_row(view: TrainingView, charts: Sequence[Chart]) -> None:
         )
 
 
-def _percent(share: float) -> str:
-    return f"{share:.0%}" if share >= 0.01 else f"{100 * share:.1g}%"
+def _with(form: str) -> Callable[[float], str]:
+    """Numbers in a format, with a real minus sign."""
+    return lambda value: format(value, form).replace("-", "−")
 
 
 def journal_of(run: Run) -> Journal:

@@ -152,13 +152,41 @@ def test_histograms_become_shares_over_at_most_so_many_steps_and_keep_the_last()
 def test_a_map_of_similarities_shows_every_histogram_in_percent_and_no_range_that_was_never_filled() -> None:
     [found] = [similarities_of([event(1) | {"positive_histogram": [0, 0, 1, 3], "negative_histogram": [0, 2, 2, 0]}])]
     assert found is not None
-    drawn = figures_training.similarity_map(found, positive=True, most=1.0)
+    drawn = figures_training.similarity_map(found, positive=True)
     assert drawn.data[0].z.tolist() == [[0], [0], [25], [75]]
+    assert drawn.data[0].x == (0, 1)  # no column left of step 0
     assert drawn.data[0].y.tolist() == [-0.75, -0.25, 0.25, 0.75]
     assert drawn.layout.yaxis.range == (-0.5, 1)
     assert [(bars.name, list(bars.y)) for bars in figures_training.latest_similarities(found).data] == [
         ("others", [0, 50, 50, 0]), ("partners", [0, 0, 25, 75]),
     ]  # fmt: skip
+
+
+def test_each_map_of_similarities_has_a_scale_of_its_own_and_columns_from_step_0_to_the_last() -> None:
+    bins = {"positive_histogram": [0, 0, 0, 0, 8], "negative_histogram": [2, 2, 2, 2, 0]}
+    found = similarities_of([event(step) | bins for step in (1, 10, 20)])
+    assert found is not None
+    partners, others = (figures_training.similarity_map(found, positive).data[0] for positive in (True, False))
+    assert (partners.zmax, others.zmax) == (100, 25)
+    assert partners.x == (0, 5.5, 15, 20)
+
+
+def test_a_chance_level_is_named_in_the_legend_and_never_written_over_a_curve() -> None:
+    curve = {"loss": [3.0, 2.0]}
+    drawn = figures_training.monitor_curves([1, 9], curve, curve, [("chance", 3.1, "grey"), ("own", [3, 4], "grey")])
+    assert not drawn.layout.annotations
+    assert [(line.name, list(line.x), list(line.y)) for line in drawn.data if line.showlegend] == [
+        ("chance", [0, 9], [3.1, 3.1]), ("own", [1, 9], [3, 4]),
+    ]  # fmt: skip
+
+
+def test_in_moco_both_sources_of_the_spread_are_named_and_minus_is_a_minus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    an_encoder(tmp_path, negatives=NegativesSettings("moco"))
+    page = open_page(tmp_path, monkeypatch)
+    assert {metric.label: metric.value for metric in page.metric}["Uniformity"] == "−1.50"
+    assert any("a key of its slow copy" in caption.value for caption in page.caption)
 
 
 def test_every_setting_of_the_negatives_is_read_by_some_kind_and_every_kind_is_explained() -> None:
@@ -365,7 +393,7 @@ def test_the_page_shows_the_verdict_in_words_and_the_same_numbers(
     page = open_page(tmp_path, monkeypatch)
     assert any(box.value.startswith("**Trained.**") for box in page.success)
     numbers = {metric.label: metric.value for metric in page.metric}
-    assert (numbers["Loss"], numbers["Top-1"]) == (f"{1.5 - 0.005 * 114.5:.3f}", "50%")
+    assert (numbers["Loss"], numbers["Top-1"]) == (f"{1.5 - 0.005 * 114.5:.3f}", "50 %")
     assert "Fit a Gaussian on this encoder" in [b.label for b in page.button]
 
 
@@ -445,7 +473,25 @@ def test_the_page_draws_what_a_kind_logs_and_nothing_else(
     titles = " ".join(m.value for m in open_page(tmp_path, monkeypatch).markdown)
     assert there in titles
     assert absent not in titles
-    assert "Both at step 120: 10% overlap" in titles
+    assert "Both at step 120: 10 % overlap" in titles
+
+
+def test_what_the_form_does_not_ask_is_that_of_the_run_and_its_seed_is_the_encoders_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = an_encoder(tmp_path)
+    recipe = run.record["recipe"] | {"weight_decay": 0.03, "schedule": "constant", "warmup_steps": 7}
+    recipe["encoder"] = recipe["encoder"] | {"strides": [2, 2, 1, 1, 1]}
+    (run.directory / "run.json").write_text(json.dumps(run.record | {"recipe": recipe}))
+    words: list[list[str]] = []
+    monkeypatch.setattr("pages._monitor.start_once", lambda runs, argv: words.append(list(argv)))
+    page = open_page(tmp_path, monkeypatch)
+    page.number_input(key="new-enc-1-seed").set_value(5)
+    next(b for b in page.button if b.label == "Start training").click().run()
+    asked = tyro.cli(PretrainVerb, args=words[0][1:]).simclr
+    assert (asked.weight_decay, asked.schedule, asked.warmup_steps) == (0.03, "constant", 7)
+    assert asked.encoder.strides == (2, 2, 1, 1, 1)
+    assert (asked.seed, asked.encoder.seed) == (5, 5)
 
 
 def test_a_cohort_that_is_not_there_is_said_on_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
