@@ -380,6 +380,8 @@ def test_the_plan_says_bytes_and_seconds_and_refuses_what_does_not_fit() -> None
     assert everything.entries == 4 * len(MM)
     with pytest.raises(EnvironmentProblem, match="Keep a part of the patches"):
         plan_bank(4, LAYOUT, BankSettings(subset="all"), 1e6)
+    with pytest.raises(EnvironmentProblem, match=r"keeps [\d.]+ [kM]B.*Allowed are 1 MB \(--memory in GB, memory_gb"):
+        plan_bank(4, LAYOUT, BankSettings(subset="all"), 1e6)
     with pytest.raises(EnvironmentProblem, match="No pool is small enough"):
         MemoryBank.build(TRAIN, SUBJECTS, LAYOUT, BankSettings(), limit_bytes=1e6)
     large = BankSettings(pool=400_000)

@@ -48,7 +48,8 @@ def plan_bank(n_subjects: int, layout: FeatureLayout, settings: BankSettings, li
     if plan.peak_bytes <= limit_bytes:
         return plan
     raise EnvironmentProblem(
-        f"The memory bank does not fit into memory: {plan.text} Allowed are {_gigabytes(limit_bytes)}. "
+        f"The memory bank does not fit into memory: {plan.text} Allowed are {_size(limit_bytes)} "
+        "(--memory in GB, memory_gb of the recipe). "
         f"{_advice(n_subjects, layout, settings, limit_bytes)}"
     )
 
@@ -70,8 +71,8 @@ def _plan(n_subjects: int, layout: FeatureLayout, settings: BankSettings) -> Ban
     search = _search_seconds(entries, layout)
     text = (
         f"Memory bank, {_SUBSETS[settings.subset]}: {entries} of {total} patches ({candidates} looked at), "
-        f"{n_subjects} subjects, {d} features in {len(layout.channels)} layers; keeps {_gigabytes(stored)}, at its "
-        f"peak {_gigabytes(peak)}; selection about {_duration(seconds)}, exact search about {_duration(search)} per "
+        f"{n_subjects} subjects, {d} features in {len(layout.channels)} layers; keeps {_size(stored)}, at its "
+        f"peak {_size(peak)}; selection about {_duration(seconds)}, exact search about {_duration(search)} per "
         "volume for all layer sets."
     )
     return BankPlan(candidates, entries, int(stored), int(peak), seconds, search, text)
@@ -120,8 +121,8 @@ def _advice(n_subjects: int, layout: FeatureLayout, settings: BankSettings, limi
     return "No pool is small enough: raise the memory limit, use fewer or coarser layers, or a coarser feature grid."
 
 
-def _gigabytes(n_bytes: float) -> str:
-    return f"{n_bytes / 1e9:.2f} GB"
+def _size(n_bytes: float) -> str:
+    return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e9 else f"{max(n_bytes / 1e6, 0.01):.3g} MB"
 
 
 def _duration(seconds: float) -> str:
