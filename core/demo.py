@@ -55,7 +55,10 @@ def build_demo(runs: Path, progress: Progress, settings: DemoSettings | None = N
         ("demo-bank", "memory bank, SimCLR encoder", PatchCore(features=PATCHES, bank=BANK), encoder),
         ("demo-bank-position", "memory bank by position", PatchCore(features=PATCHES, bank=BANK_POSITION), encoder),
     ]
-    made = [_finished(runs, source, progress, *recipe) for recipe in detectors]
+    made = []
+    for number, recipe in enumerate(detectors, 1):
+        progress.say(f"[{number} of {len(detectors)}] {recipe[1]}")
+        made.append(_finished(runs, source, progress, *recipe))
     leads = leading([run_summary(run) for run in made])["run_id"]
     for run in made:
         if run.run_id == leads:
