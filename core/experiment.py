@@ -21,12 +21,15 @@ from core.detectors import (
     PatchCore,
     detector_kind,
     from_recipe,
+    kind_of,
+    plain_name,
     recipe_json,
 )
+from core.features import check_features
 from core.progress import Progress
 from core.provenance import reset_peak_memory
 from core.recipes import as_json, from_json
-from core.simclr import SimclrSettings, pretrain_encoder
+from core.simclr import SimclrSettings, check_settings, pretrain_encoder
 from core.store import (
     Run,
     check_same,
@@ -39,6 +42,7 @@ from core.store import (
     stage_done,
     update_run,
 )
+from core.training import checkpoint_step
 from data.cohort import ROLES, Cohort, Split, Subject, check_healthy, split_by_roles
 from data.errors import BadInput, IntegrityError, Interrupted
 from data.files import committed_directory, is_committed, read_json, sha256_file, verify_directory, write_json
@@ -143,9 +147,10 @@ def pretrain(
     run_id: str | None = None,
 ) -> Run:
     """Train an encoder by SimCLR on the training split. The same `run_id` and settings resume a stopped run."""
-    study = prepare(runs, source, progress)
     settings = replace(settings, encoder=replace(settings.encoder, in_channels=len(source.preprocessing.contrasts)))
-    _check_encoder(settings.encoder)
+    check_settings(settings, len(_split(read_cohort(source.cohort, source.layout), source).train))
+    study = prepare(runs, source, progress)
+    check_settings(settings, len(study.split.train))  # again: some of the scans may have been set aside
     recipe = {"kind": "SimCLR", **as_json(settings)}
     run = _open_or_create(runs, "encoder", name, recipe, study, run_id, {})
     with lock(run) as run, _outcome(run):
@@ -154,8 +159,10 @@ def pretrain(
         update_run(run, status="running")
         began = time.perf_counter()
         reset_peak_memory()
-        with progress.task("Training the encoder", settings.steps) as advance:
-            seen = 0
+        seen = checkpoint_step(run.directory)
+        if seen:
+            progress.say(f"Training goes on from step {seen} of {settings.steps}.")
+        with progress.task("Training the encoder", settings.steps - seen) as advance:
 
             def monitor(step: int, values: Mapping[str, float]) -> None:
                 nonlocal seen
@@ -473,29 +480,20 @@ def preprocessing_of(run: Run) -> Preprocessing:
 
 
 def _check_layers(detector: Layered, encoder_run: Run | None) -> None:
-    """Unknown layers are refused before any scan is prepared."""
+    """Unknown layers and an even neighbourhood are refused before any scan is prepared."""
     settings = detector.encoder
     if encoder_run is not None:
         settings = from_json(EncoderSettings, encoder_run.record["recipe"]["encoder"])
     try:
-        known = [tap.name for tap in make_encoder(settings).taps]
-    except ValueError as error:
-        raise BadInput(str(error)) from error
-    unknown = [layer for layer in detector.features.layers if layer not in known]
-    if unknown:
-        raise BadInput(f"Layer {', '.join(map(repr, unknown))} is not in the encoder. It has: {', '.join(known)}.")
-
-
-def _check_encoder(settings: EncoderSettings) -> None:
-    try:
-        make_encoder(settings)
+        encoder = make_encoder(settings)
     except ValueError as error:  # models knows no error of ours
         raise BadInput(str(error)) from error
+    check_features(detector.features, encoder)
 
 
 def _with_encoder(detector: AnyDetector, encoder_run: Run, study: Study) -> tuple[AnyDetector, dict[str, str]]:
     if not isinstance(detector, LAYERED):
-        raise BadInput(f"{type(detector).__name__} takes no encoder. Leave --encoder out.")
+        raise BadInput(f"The detector is {plain_name(kind_of(detector))} and takes no encoder. Leave --encoder out.")
     if not stage_done(encoder_run, "encoder"):
         raise BadInput(
             f"Encoder run {encoder_run.run_id} is {encoder_run.status}: it has no finished encoder. "

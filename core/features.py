@@ -215,17 +215,12 @@ def make_extractor(
     advance: Callable[[], None] = lambda: None,
 ) -> FeatureExtractor:
     """An extractor for brains like the training ones; learns the channel reduction where one is asked for."""
-    if settings.neighbourhood < 1 or settings.neighbourhood % 2 == 0:
-        raise BadInput(f"neighbourhood is {settings.neighbourhood}. Allowed: 1 (the cell alone), 3, 5, ... cells.")
+    check_features(settings, encoder)
     support = np.zeros(train[0].grid.shape, dtype=bool)
     for volume in train:
         support |= volume.brain_mask
     encoder.eval().to(device)
     taps = {tap.name: tap for tap in encoder.taps}
-    unknown = [name for name in settings.layers if name not in taps]
-    if unknown or not settings.layers:
-        given = ", ".join(map(repr, unknown)) or "(none)"
-        raise BadInput(f"Layer {given} is not in the encoder. It has: {', '.join(taps)}.")
     stride = feature_stride(encoder, settings.grid, train[0].grid)
     _check_strides(settings, stride, {name: taps[name].stride for name in settings.layers}, train[0].grid)
     layout = feature_layout(
@@ -261,6 +256,17 @@ def _made_or_loaded(encoder: EncoderSettings, weights: str) -> tuple[Encoder, En
     if weights:
         load_weights(network, Path(weights))
     return network, encoder
+
+
+def check_features(settings: FeatureSettings, encoder: Encoder) -> None:
+    """BadInput for an even neighbourhood, no layer, or a layer that the encoder lacks: known before a scan is read."""
+    if settings.neighbourhood < 1 or settings.neighbourhood % 2 == 0:
+        raise BadInput(f"neighbourhood is {settings.neighbourhood}. Allowed: 1 (the cell alone), 3, 5, ... cells.")
+    known = [tap.name for tap in encoder.taps]
+    unknown = [name for name in settings.layers if name not in known]
+    if unknown or not settings.layers:
+        given = ", ".join(map(repr, unknown)) or "(none)"
+        raise BadInput(f"Layer {given} is not in the encoder. It has: {', '.join(known)}.")
 
 
 def _check_strides(

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float32
 
-from core.detectors import LAYERED, AnyDetector, LayerSet, from_recipe
+from core.detectors import LAYERED, AnyDetector, LayerSet, from_recipe, kind_of, plain_name
 from core.experiment import SUBJECT_FILE, prepared_of, subjects_of
 from core.features import load_layout
 from core.metrics import SubjectScores
@@ -58,6 +58,9 @@ class RunScores:
         for layers in self.layer_sets:
             if set(layers) == set(which.split("+")):
                 return layers
+        if not isinstance(self.detector, LAYERED):
+            name = plain_name(kind_of(self.detector))
+            raise BadInput(f"Run {self.run.run_id} is {name}: it has no layers to choose from, and got {which!r}.")
         raise BadInput(f"Layer set {which!r} is not in run {self.run.run_id}. Its layers: {', '.join(self.layers)}.")
 
     def layer_spacing_mm(self, layer: str) -> float:

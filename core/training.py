@@ -82,7 +82,7 @@ def minimise(
     from that of the run in `directory`, or the loss is not finite (the last checkpoint stays). Interrupted after
     SIGTERM, SIGINT or SIGUSR1, with a checkpoint of the step just done; a second signal ends at once.
     """
-    _check(optimisation)
+    check_optimisation(optimisation)
     directory.mkdir(parents=True, exist_ok=True)
     _same_config(directory / "training.json", config, defaults or {})
     named = {f"{m}.{n}": p for m, module in modules.items() for n, p in module.named_parameters() if p.requires_grad}
@@ -142,7 +142,16 @@ def read_events(path: Path) -> list[dict[str, Any]]:
     return events
 
 
-def _check(optimisation: Optimisation) -> None:
+def checkpoint_step(directory: Path) -> int:
+    """The step of the newest checkpoint that training in `directory` would go on from; 0 without one."""
+    with contextlib.suppress(OSError, IntegrityError):
+        for checkpoint in _listed(directory / "checkpoints"):
+            return int(read_json(checkpoint / "step.json")["step"])
+    return 0
+
+
+def check_optimisation(optimisation: Optimisation) -> None:
+    """BadInput when a setting of the training loop is out of its range."""
     for name in ("steps", "log_every", "checkpoint_every"):
         if getattr(optimisation, name) < 1:
             raise BadInput(f"{name} is {getattr(optimisation, name)}. Allowed: 1 and above.")

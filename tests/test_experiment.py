@@ -19,6 +19,7 @@ from core.export import export_maps
 from core.features import FeatureSettings
 from core.progress import Progress
 from core.run_scores import RunScores, open_scores, set_id
+from core.simclr import NegativesSettings, SimclrSettings
 from core.store import Run, open_run, update_run
 from core.summary import layer_contributions, layer_table, run_summary
 from data.cohort import ROLES, Cohort, Subject
@@ -630,3 +631,37 @@ def test_display_maps_keep_the_order_of_the_scores_and_see_no_test_subject(
     order = np.argsort(scores[inside], kind="stable")
     assert (np.diff(display[inside][order]) >= 0).all()
     assert display[inside].std() > 0.05
+
+
+# Bad input is refused at the border
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (SimclrSettings(negatives=NegativesSettings(kind="queue", bank_size=-4)), "bank of -4"),
+        (SimclrSettings(negatives=NegativesSettings(kind="dense", layer="layer2")), "'layer2' is not in encoder"),
+        (SimclrSettings(steps=0), "steps is 0"),
+        (SimclrSettings(batch=1), "batch is 1"),
+        (SimclrSettings(batch=500), "batch of 500 distinct subjects"),
+    ],
+)
+def test_bad_pretraining_settings_prepare_nothing_and_leave_no_run(
+    study: TinyStudy, tmp_path: Path, settings: SimclrSettings, said: str
+) -> None:
+    with pytest.raises(BadInput, match=said):
+        experiment.pretrain(tmp_path, source(study), settings, quiet(), run_id="bad")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_even_neighbourhood_prepares_nothing_and_leaves_no_run(study: TinyStudy, tmp_path: Path) -> None:
+    even = dataclasses.replace(GAUSSIAN, features=dataclasses.replace(GAUSSIAN.features, neighbourhood=2))
+    with pytest.raises(BadInput, match="neighbourhood is 2"):
+        experiment.fit(tmp_path, source(study), even, quiet(), name="bad", run_id="bad")
+    assert not list(tmp_path.iterdir())
+
+
+def test_errors_name_a_detector_in_the_words_of_the_catalogue(study: TinyStudy) -> None:
+    scores = dataclasses.replace(tiny(study), detector=make("zscore"))
+    with pytest.raises(BadInput, match=r"is a voxel-wise \|z\|: it has no layers"):
+        scores.layer_set("stage1")

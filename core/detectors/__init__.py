@@ -54,6 +54,13 @@ _KINDS: Mapping[str, type[AnyDetector]] = {
     "VoxelZScore": VoxelZScore,
     "Gated": Gated,
 }
+_PLAIN: Mapping[str, str] = {
+    "FeatureGaussian": "a Gaussian per voxel",
+    "PatchCore": "a memory bank",
+    "Intensity": "a rank of the intensity",
+    "VoxelZScore": "a voxel-wise |z|",
+    "Gated": "a gated detector",
+}
 Gated.kinds = _KINDS
 
 __all__ = [
@@ -68,6 +75,7 @@ __all__ = [
     "PatchCore",
     "every_layer_set",
     "make",
+    "plain_name",
 ]
 
 
@@ -83,6 +91,11 @@ def make(name: str, changes: Mapping[str, Any] | None = None) -> AnyDetector:
 def kind_of(detector: AnyDetector) -> str:
     """Name of the detector's type, as it stands in run.json."""
     return type(detector).__name__
+
+
+def plain_name(kind: str) -> str:
+    """What a kind of detector is, in the words of the catalogue: for texts that a user reads."""
+    return _PLAIN.get(kind, f"a detector of kind {kind!r}")
 
 
 def recipe_json(detector: AnyDetector) -> dict[str, Any]:

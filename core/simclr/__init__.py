@@ -15,13 +15,14 @@ from core import distributed
 from core.randomness import stream
 from core.simclr.atlas import Atlas
 from core.simclr.ccd import Ccd
-from core.simclr.dense import Dense
+from core.simclr.dense import Dense, tap_of
 from core.simclr.parts import Batch, Setup, Variant
 from core.simclr.scans import open_scans
 from core.simclr.settings import DENSE, NegativesSettings, SimclrSettings, check_negatives
 from core.simclr.whole import InBatch, Moco, Queue, Slots
-from core.training import Optimisation, minimise
+from core.training import Optimisation, check_optimisation, minimise
 from core.types import Monitor, silent
+from data.errors import BadInput
 from data.files import committed_directory
 from data.volume import Volume
 from models.encoder import make_encoder, save_encoder
@@ -31,6 +32,7 @@ __all__ = [
     "NegativesSettings",
     "SimclrSettings",
     "batch_indices",
+    "check_settings",
     "optimisation",
     "pretrain_encoder",
 ]
@@ -61,7 +63,7 @@ def pretrain_encoder(
     BadInput when volumes differ in shape, contrasts do not fit the encoder, there are fewer subjects than `batch`, or
     a setting is out of its range. SimCLR: Chen et al. 2020, arXiv:2002.05709; the variants name their own sources.
     """
-    check_negatives(settings.negatives, settings.batch)
+    check_settings(settings)
     device = distributed.device()
     scans = open_scans(volumes, settings, device)
     encoder = make_encoder(settings.encoder).to(device).train()
@@ -91,6 +93,25 @@ def pretrain_encoder(
     with committed_directory(directory / "encoder") as scratch:
         save_encoder(encoder, settings.encoder, scratch)
     return directory / "encoder"
+
+
+def check_settings(settings: SimclrSettings, subjects: int | None = None) -> None:
+    """BadInput for what can be refused before a scan is read: ranges, the layer, the batch against `subjects`."""
+    check_negatives(settings.negatives, settings.batch)
+    check_optimisation(optimisation(settings))
+    if settings.batch < 2:
+        raise BadInput(f"batch is {settings.batch}. Allowed: 2 and above, up to the number of training subjects.")
+    try:
+        encoder = make_encoder(settings.encoder)
+    except ValueError as error:  # models knows no error of ours
+        raise BadInput(str(error)) from error
+    if settings.negatives.kind in DENSE:
+        tap_of(encoder, settings)
+    if subjects is not None and settings.batch > subjects:
+        raise BadInput(
+            f"A batch of {settings.batch} distinct subjects cannot be drawn from {subjects}. "
+            f"Allowed: 2 to {subjects}. Lower the batch or add healthy subjects."
+        )
 
 
 def optimisation(settings: SimclrSettings) -> Optimisation:

@@ -54,7 +54,7 @@ class Atlas:
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
-        self.tap = tap_of(setup)
+        self.tap = tap_of(setup.encoder, setup.settings)
         self.head = projection_head(self.tap.channels, seed=setup.settings.seed).to(setup.device).train()
         self.modules: Mapping[str, nn.Module] = {"encoder": setup.encoder, "head": self.head}
 

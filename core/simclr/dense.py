@@ -13,8 +13,10 @@ from core.contrastive import cosines, diagnostics, difficulty, histograms, info_
 from core.randomness import stream
 from core.simclr.blobs import draw_blobs, shifted
 from core.simclr.parts import Batch, Setup, sample_view, view_draws, view_pair
+from core.simclr.settings import SimclrSettings
 from core.views import ViewDraw, places_in_view, trilinear, view_coordinates
 from data.errors import BadInput
+from models.encoder import Encoder
 from models.projection import projection_head
 from models.taps import Tap
 
@@ -51,7 +53,7 @@ class Dense:
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
-        self.tap = tap_of(setup)
+        self.tap = tap_of(setup.encoder, setup.settings)
         self.head = projection_head(self.tap.channels, seed=setup.settings.seed).to(setup.device).train()
         self.modules: Mapping[str, nn.Module] = {"encoder": setup.encoder, "head": self.head}
 
@@ -194,13 +196,13 @@ def _shift_logs(own: Float[Tensor, "2 places"], changed: Bool[Tensor, " places"]
     return {"shift_share": share, "shift_similarity": float(own[:, changed].double().mean()) if share else 0.0}
 
 
-def tap_of(setup: Setup) -> Tap:
+def tap_of(encoder: Encoder, settings: SimclrSettings) -> Tap:
     """The layer whose positions are compared. BadInput, with the encoder's layers, when it has no such one."""
-    layer = setup.settings.negatives.layer
-    for tap in setup.encoder.taps:
+    layer = settings.negatives.layer
+    for tap in encoder.taps:
         if tap.name == layer:
             return tap
     raise BadInput(
-        f"Layer {layer!r} is not in encoder {setup.settings.encoder.architecture!r}. "
-        f"It has: {', '.join(tap.name for tap in setup.encoder.taps[1:])}."
+        f"Layer {layer!r} is not in encoder {settings.encoder.architecture!r}. "
+        f"It has: {', '.join(tap.name for tap in encoder.taps[1:])}."
     )
