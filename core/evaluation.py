@@ -106,6 +106,9 @@ def evaluate_layer_set(
         rule = healthy_rule(calibration, quantile=quantile, fp_ml_per_scan=fp_ml_per_scan)
         figures = _without_lesions(test, asdict(rule))
         values = [rule.threshold]
+    if getattr(scores.detector, "threshold_from", None) == "validation":  # a gate, and labels cut it
+        row = figures["protocols"]["healthy"]
+        row |= {"needs_labels": True, "rule": f"{row['rule']}, behind a gate cut on validation labels"}
     sample = np.concatenate(
         [s.normal[::7] for s in calibration] + [s.anomalous for s in test] + [s.normal[::7] for s in test]
     )

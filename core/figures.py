@@ -26,8 +26,15 @@ def protocol_dots(rows: Sequence[Mapping[str, Any]], title: str) -> go.Figure:
     """One line per row {label, dice: {protocol: {mean, low, high}}}: mean Dice with 95 % intervals."""
     figure = go.Figure()
     labels = [row["label"] for row in rows]
-    for key, name, colour, symbol in PROTOCOLS:
-        found = [row["dice"].get(key) or {} for row in rows]
+    told = {key: [row["dice"].get(key) or {} for row in rows] for key, _, _, _ in PROTOCOLS}
+    traces = [(*protocol, told[protocol[0]]) for protocol in PROTOCOLS]
+    if any(f.get("needs_labels") for f in told["healthy"]):
+        key, name, colour, symbol = PROTOCOLS[0]
+        behind = [f if f.get("needs_labels") else {} for f in told[key]]
+        free = [{} if f.get("needs_labels") else f for f in told[key]]
+        gated = (key, "healthy scans, behind a gate cut on validation labels", PROTOCOLS[1][2], symbol, behind)
+        traces[:1] = [(key, name, colour, symbol, free), gated]
+    for key, name, colour, symbol, found in traces:
         means = [f.get("mean") for f in found]
         figure.add_scatter(
             x=means,

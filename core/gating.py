@@ -69,6 +69,10 @@ def make_gated(
     `layers` and `second_layers` name layer sets of the two runs; not given, each run's headline set, which validation
     chose. BadInput when the two do not share scans, split and preparation, or one is not evaluated.
     """
+    if not 0 < quantile < 1:
+        raise BadInput(f"Quantile is {quantile:g}. Allowed: between 0 and 1, for example 0.99.")
+    if fp_ml_per_scan is not None and not fp_ml_per_scan >= 0:
+        raise BadInput(f"False-positive volume is {fp_ml_per_scan:g} mL. Allowed: 0 or more.")
     parts = (_part(gate, layers), _part(second, second_layers))
     _check_alike(gate, second)
     detector = gated_detector(*parts)
@@ -81,7 +85,7 @@ def make_gated(
                     _link_tree(part.run.directory / "detector", scratch / folder)
                 detector.save_recipe(scratch)
         _combine_all(run, detector, parts, progress)
-    if not stage_done(run, "evaluation"):
+    if not stage_done(run, "evaluation") or not _same_rule(run, quantile, fp_ml_per_scan):
         evaluate_run(run, progress, quantile=quantile, fp_ml_per_scan=fp_ml_per_scan, workers=workers)
     return run
 
@@ -109,6 +113,13 @@ def gate_threshold(gate: Part) -> tuple[float, str, str]:
     if source == "validation":
         value -= ROUNDING * abs(value)
     return value, source, str(chosen["rule"])
+
+
+def _same_rule(run: Run, quantile: float, fp_ml: float | None) -> bool:
+    metrics = read_metrics(run)
+    stored = str(metrics["sets"][metrics["headline"]]["working"]["protocols"]["healthy"]["rule"])
+    told = f"quantile {quantile:g} of" if fp_ml is None else f"at most {fp_ml:g} mL above"
+    return stored.startswith(told)
 
 
 def _part(run: Run, layers: str) -> Part:

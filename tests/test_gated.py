@@ -17,11 +17,13 @@ from core.detectors.voxel_zscore import VoxelZScore
 from core.evaluation import read_metrics
 from core.experiment import load_detector
 from core.features import FeatureSettings
+from core.figures import protocol_dots
 from core.gating import ROUNDING
 from core.report_parts.commands import commands_of
 from core.run_scores import open_scores
 from core.store import Run, open_run
 from core.subject_level import OF_THE_GATE
+from core.summary import run_summary
 from core.types import ScoreMap
 from data.errors import BadInput
 from data.files import verify_directory
@@ -291,3 +293,24 @@ def test_other_verbs_take_a_gated_run(made: Made) -> None:
     assert cli.main(["score", "tiny-gated", *runs]) == 0
     assert cli.main(["evaluate", "tiny-gated", *runs, "--workers", "1"]) == 0
     assert cli.main(["runs", *runs]) == 0
+
+
+def test_behind_a_gate_cut_on_validation_labels_no_threshold_is_called_label_free(made: Made) -> None:
+    row = run_summary(made.run)["dice"]
+    assert row["healthy"]["needs_labels"]
+    metrics = read_metrics(made.run)
+    for space in ("working", "native"):
+        rule = metrics["sets"][metrics["headline"]][space]["protocols"]["healthy"]["rule"]
+        assert rule.endswith("behind a gate cut on validation labels")
+    traces = protocol_dots([{"label": "gated", "dice": row}], "Dice").data
+    assert [t.name for t in traces if "label-free" in t.name and t.x[0] is not None] == []
+    assert any("behind a gate" in t.name and t.x[0] is not None for t in traces)
+
+
+def test_another_quantile_evaluates_anew_and_an_impossible_one_makes_nothing(made: Made) -> None:
+    assert cli.main(gate_words(made.study, "--quantile", "0.9")) == 0
+    metrics = read_metrics(made.run)
+    rule = metrics["sets"][metrics["headline"]]["native"]["protocols"]["healthy"]["rule"]
+    assert rule.startswith("quantile 0.9 of")
+    assert cli.main(gate_words(made.study, "--quantile", "2", run_id="x2")) == 2
+    assert not (made.study.runs / "x2").exists()
