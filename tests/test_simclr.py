@@ -315,7 +315,7 @@ def test_a_constant_encoder_is_called_collapsed() -> None:
     assert "at chance (3.135)" in found.reason
 
 
-def test_an_embedding_of_one_direction_is_called_collapsed() -> None:
+def test_the_verdict_names_the_rank_of_an_embedding_of_one_direction() -> None:
     z = torch.linspace(-1, 1, 12)[:, None] * torch.eye(8)[:1] + 0.01 * torch.randn(12, 8)
     assert "effective rank" in verdict([_event(step, z, z) for step in range(1, 61)]).reason
 
