@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from core.pretraining_table import CHOICE_TITLES, CHOICES, FIGURE_TITLES, FIGURES
-from core.two_level import said
+from core.pretraining_table import CHOICE_TITLES, CHOICES, FIGURE_TITLES, FIGURES, correlation_lines
+from core.two_level import number_text, said, span_text
 
 Found = Mapping[str, Any]
 
@@ -78,12 +78,12 @@ def _dice(found: Found, choice: str) -> str:
         rows.append(
             [
                 row["title"],
-                _number(end.get("loss_share"), 2),
-                _number(end.get("top1"), 2),
-                _number(end.get("candidates"), 0),
-                _number((row["visibility"] or {}).get("trained"), 2),
-                *(_span(figures[figure]) for figure in FIGURES),
-                _number((figures["validation"] or {}).get("seed_sd"), 3),
+                number_text(end.get("loss_share"), 2),
+                number_text(end.get("top1"), 2),
+                number_text(end.get("candidates"), 0),
+                number_text((row["visibility"] or {}).get("trained"), 2),
+                *(span_text(figures[figure]) for figure in FIGURES),
+                number_text((figures["validation"] or {}).get("seed_sd"), 3),
             ]
         )
     titles = [
@@ -121,10 +121,10 @@ def _differences(found: Found, choice: str) -> str:
 def _layers(found: Found) -> str:
     untrained = found["controls"][0]
     layers = list(untrained["layers"])
-    rows = [[untrained["title"], *(_number(untrained["layers"][x]["ceil_dice"]["mean"], 3) for x in layers)]]
+    rows = [[untrained["title"], *(number_text(untrained["layers"][x]["ceil_dice"]["mean"], 3) for x in layers)]]
     for row in found["rows"]:
         cells = [
-            f"{row['layers'][x]['ceil_dice']['mean']:.3f} ({_marked(row['layers'][x]['minus_untrained'])})"
+            f"{number_text(row['layers'][x]['ceil_dice']['mean'])} ({_marked(row['layers'][x]['minus_untrained'])})"
             for x in layers
         ]
         rows.append([row["title"], *cells])
@@ -135,7 +135,7 @@ def _layers(found: Found) -> str:
 
 
 def _correlation(found: Found) -> str:
-    lines = [f"- {one['text']}" for one in found["correlation"]]
+    lines = [f"- {line}" for line in correlation_lines(found["correlation"])]
     return "## Does the training loss say anything about localisation?\n\n" + "\n".join(lines)
 
 
@@ -149,8 +149,8 @@ def _training(found: Found) -> str:
                 row["title"],
                 ", ".join(row["contrastive"]["states"]),
                 ", ".join(sorted(set(row["headline_layers"].values()))),
-                _number(row["validation_dice"], 3),
-                _number(sum(seconds) / len(seconds) if seconds else None, 0),
+                number_text(row["validation_dice"], 3),
+                number_text(sum(seconds) / len(seconds) if seconds else None, 0),
             ]
         )
     titles = [
@@ -182,17 +182,6 @@ def _plain(text: str) -> str:
     return text.replace("|", "\\|")
 
 
-def _number(value: float | None, decimals: int) -> str:
-    return "" if value is None else f"{value:.{decimals}f}"
-
-
-def _span(found: Mapping[str, Any] | None, sign: str = "") -> str:
-    if not found:
-        return ""
-    text = f"{found['mean']:{sign}.3f}"
-    return text if found["low"] is None else f"{text} [{found['low']:{sign}.3f}, {found['high']:{sign}.3f}]"
-
-
 def _marked(gain: Mapping[str, Any] | None) -> str:
-    text = _span(gain, "+")
+    text = span_text(gain, signed=True)
     return f"**{text}**" if gain and said(gain) in ("better", "worse") else text

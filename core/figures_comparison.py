@@ -9,13 +9,13 @@ from core.figures import ORACLE, finish
 
 Training = Literal["top1", "loss_share"]
 VARIANT_COLOURS: Mapping[str, str] = {
-    "in-batch": "#2f7ed8",
+    "in-batch": "#0f4c5c",
     "queue": "#1b9aaa",
     "slots": "#7a5ccf",
     "moco": "#2a9d8f",
-    "hard": "#c0392b",
+    "hard": "#7f5539",
     "ccd": "#c98a1b",
-    "dense": "#d81b7a",
+    "dense": "#556b2f",
     "dense-shift": "#6a8d2f",
     "atlas": "#8a5a2b",
     "atlas-shift": "#44546a",
@@ -86,7 +86,7 @@ def training_against_dice(
             y=found["mean"],
             line={"color": ORACLE, "dash": dash, "width": 1.5},
             annotation={"text": f"{row['title']} {found['mean']:.3f}", "font": {"color": ORACLE}},
-            annotation_position="top left" if row["key"] == "untrained" else "bottom left",
+            annotation_position="top right" if row["key"] == "untrained" else "bottom right",
         )
     chart.update_xaxes(title=TRAINING_TITLES[training], rangemode="tozero")
     chart.update_yaxes(title=title, rangemode="tozero")

@@ -19,7 +19,7 @@ from core.pooled_counts import pooled_counts
 from core.run_scores import set_id
 from core.store import Run
 from core.training import read_events
-from core.two_level import Figure, Resamples, over_seeds, paired_over_seeds, said
+from core.two_level import Figure, Resamples, number_text, over_seeds, paired_over_seeds, said, span_text
 from core.verdict import verdict
 from core.visibility.runs import stored_visibility
 from data.errors import BadInput
@@ -36,7 +36,11 @@ CHOICES = ("headline", "all")
 CHOICE_TITLES = {"headline": "layer set chosen on validation, run by run", "all": "all layers"}
 TRAINING_KEYS = ("loss_share", "top1")
 MINIMUM_RUNS = 4
-"""A rank correlation of fewer runs is not told."""
+"""A rank correlation of fewer ways of training is not told."""
+CORRELATION_CAVEAT = (
+    "Read with care: the ways of training solve different tasks, so their loss shares and top-1 are not on one scale, "
+    "and the p values of these {tests} tests are not corrected for their number."
+)
 EXACT_RUNS, DRAWN_PERMUTATIONS = 7, 20_000
 
 
@@ -96,21 +100,27 @@ def judge_pretraining(rows: Sequence[Mapping[str, Any]], controls: Sequence[Mapp
     parts = [
         f"Chosen on validation: {best['title']} (mean validation Dice {_three(best['validation_dice'])}; "
         f"untrained {_three(untrained['validation_dice'])}, |z| {_three(zscore['validation_dice'])}).",
-        f"On test, at the validation threshold, it has Dice {_span(quoted)} ({quoted['n']} subjects, {seeds}).",
-        *(f"Minus {name}: {_span(gain, signed=True)}: {said(gain)}." for name, gain in gains.items()),
+        f"On test, at the validation threshold, it has Dice {span_text(quoted)} ({quoted['n']} subjects, {seeds}).",
+        *(f"Minus {name}: {span_text(gain, signed=True)}: {said(gain)}." for name, gain in gains.items()),
         "It beat both." if won else "No pretraining that validation would choose beat both on test.",
     ]
     return {"winner": best["key"], "won": won, "protocol": protocol, "text": " ".join(parts)}
 
 
 def contrastive_end(run: Run) -> dict[str, Any]:
-    """Means over the last tenth of the logged steps (at least five): loss, its share of chance, top-1, candidates."""
+    """Means over the last tenth of the logged steps (at least five): loss, its share of chance, top-1, candidates.
+
+    A training with a class head (ccd) is told by its contrastive part alone, whose chance is ln(candidates).
+    """
     events = [e for e in read_events(run.directory / "events.jsonl") if "loss" in e and "chance" in e]
     tail = events[-max(5, len(events) // 10) :]
     if not tail:
         raise BadInput(f"Encoder run {run.run_id} has no logged steps.")
-    loss, chance = _mean(tail, "loss"), _mean(tail, "chance")
-    candidates = _mean(tail, "candidates") if "candidates" in tail[-1] else float(np.exp(chance))
+    candidates = _mean(tail, "candidates") if "candidates" in tail[-1] else float(np.exp(_mean(tail, "chance")))
+    if "contrastive_loss" in tail[-1]:
+        loss, chance = _mean(tail, "contrastive_loss"), float(np.log(candidates))
+    else:
+        loss, chance = _mean(tail, "loss"), _mean(tail, "chance")
     return {
         "steps": tail[-1]["step"],
         "loss": loss,
@@ -300,37 +310,50 @@ def visibility_of(encoders: Sequence[Run], layers: Sequence[str]) -> dict[str, A
     return {side: float(np.mean(values)) if values else None for side, values in means.items()}
 
 
+def correlation_lines(correlation: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What to print of the correlations: each sentence, then the caveat; one sentence when none could be computed."""
+    if all(one["rho"] is None for one in correlation):
+        count = correlation[0]["n"] if correlation else 0
+        return [
+            f"Whether training success says anything about localisation: {count} way{'' if count == 1 else 's'} of "
+            "training, too few or too equal to correlate."
+        ]
+    return [*(one["text"] for one in correlation), CORRELATION_CAVEAT.format(tests=len(correlation))]
+
+
 def _correlation(rows: Sequence[Mapping[str, Any]], key: str, figure: str) -> dict[str, Any]:
-    """Spearman's rank correlation of a training figure with a downstream one over all trained runs, and a sentence."""
-    pairs = []
-    for row in rows:
-        ends = list(row["contrastive"]["by_seed"].values())
-        found = row["choices"]["headline"]["figures"][figure]["by_seed"]
-        pairs += [(end[key], value) for end, value in zip(ends, found, strict=True)]
-    first, second = np.array([p[0] for p in pairs]), np.array([p[1] for p in pairs])
+    """Spearman's rank correlation of a training figure with a downstream one, and a sentence.
+
+    One point per way of training (variant and views), the mean over its seeds: seeds of one way are no independent
+    observations.
+    """
+    first = np.array([row["contrastive"][key] for row in rows], dtype=np.float64)
+    second = np.array([row["choices"]["headline"]["figures"][figure]["mean"] for row in rows], dtype=np.float64)
     rho, p = spearman(first, second)
     return {
         "training": key,
         "figure": figure,
-        "n": len(pairs),
+        "n": len(rows),
         "rho": rho,
         "p": p,
-        "text": _correlation_text(key, figure, len(pairs), rho, p),
+        "text": _correlation_text(key, figure, len(rows), rho, p),
     }
 
 
 def _correlation_text(key: str, figure: str, n: int, rho: float | None, p: float | None) -> str:
     name = {"loss_share": "loss as a share of chance", "top1": "top-1"}[key]
     if rho is None or p is None:
-        return f"{name} against {FIGURE_TITLES[figure]}: {n} trained run(s), too few or too equal to correlate."
+        ways = "way" if n == 1 else "ways"
+        return f"{name} against {FIGURE_TITLES[figure]}: {n} {ways} of training, too few or too equal to correlate."
     good_sign = rho < 0 if key == "loss_share" else rho > 0
     if p >= 0.05:
         sense = "training success says nothing about localisation that these runs can show"
     elif good_sign:
-        sense = "runs that solved the training task better localise better"
+        sense = "ways that solved the training task better localise better"
     else:
-        sense = "runs that solved the training task better localise worse"
-    numbers = f"Spearman {rho:+.2f} over {n} trained runs (permutation p = {p:.2g})"
+        sense = "ways that solved the training task better localise worse"
+    size = number_text(rho, 2, signed=True)
+    numbers = f"Spearman {size} over {n} ways of training, seeds averaged (permutation p = {p:.2g})"
     return f"{name} against {FIGURE_TITLES[figure]}: {numbers}: {sense}."
 
 
@@ -351,9 +374,3 @@ def _mean(events: Sequence[Mapping[str, Any]], key: str) -> float:
 
 def _three(value: float | None) -> str:
     return "unknown" if value is None else f"{value:.3f}"
-
-
-def _span(found: Mapping[str, Any], *, signed: bool = False) -> str:
-    sign = "+" if signed else ""
-    text = f"{found['mean']:{sign}.3f}"
-    return text if found["low"] is None else f"{text} [{found['low']:{sign}.3f}, {found['high']:{sign}.3f}]"

@@ -89,6 +89,26 @@ def said(found: Mapping[str, Any] | None) -> str:
     return "better" if found["low"] > 0 else "worse"
 
 
+def number_text(value: float | None, decimals: int = 3, *, signed: bool = False) -> str:
+    """A number with a real minus sign, or nothing; what rounds to zero has no sign."""
+    if value is None:
+        return ""
+    rounded = round(value, decimals)
+    if not rounded:
+        return f"{0:.{decimals}f}"
+    return f"{rounded:{'+' if signed else ''}.{decimals}f}".replace("-", "−")
+
+
+def span_text(found: Mapping[str, Any] | None, *, signed: bool = False) -> str:
+    """A mean with its interval, or nothing."""
+    if not found:
+        return ""
+    text = number_text(found["mean"], signed=signed)
+    if found["low"] is None:
+        return text
+    return f"{text} [{number_text(found['low'], signed=signed)}, {number_text(found['high'], signed=signed)}]"
+
+
 def _ends(
     replicates: Float64[np.ndarray, "seeds resamples"], resamples: Resamples
 ) -> tuple[float | None, float | None]:

@@ -9,6 +9,7 @@ import streamlit as st
 from core.figures_comparison import TRAINING_TITLES, training_against_dice
 from core.pretraining_comparison import list_comparisons, read_comparison
 from core.pretraining_table import CHOICE_TITLES, CHOICES, FIGURE_TITLES, FIGURES
+from core.two_level import number_text, span_text
 from pages._shared import in_words, runs_directory
 
 AXES = {"top1": "top-1", "loss_share": "loss / chance"}
@@ -46,6 +47,8 @@ def show_comparison() -> None:
     st.caption(f"{TRAINING_TITLES[training]}. {' '.join(said)}")
     st.dataframe(pd.DataFrame(_rows(found, choice)), hide_index=True, key="comparison-table")
     st.caption(_legend(found, choice))
+    if not found["controls"][0]["layers"]:
+        return
     with st.expander("One layer at a time"):
         st.dataframe(pd.DataFrame(_layer_rows(found)), hide_index=True, key="comparison-layers")
         st.caption("⌈Dice⌉ (pooled oracle) of a single layer; in brackets the difference to the untrained encoder.")
@@ -72,20 +75,21 @@ def _pickers(found: Mapping[str, Any]) -> tuple[str, str, str]:
 
 def _rows(found: Mapping[str, Any], choice: str) -> list[dict[str, Any]]:
     rows = []
+    measured = any(row["visibility"] for row in found["rows"])
     for row in (*found["rows"], *found["controls"]):
         end, own = row["contrastive"] or {}, row["choices"][choice]
         rows.append(
             {
                 "encoder": row["title"],
-                "seeds": len(row["seeds"]) or None,
-                "loss / chance": _number(end.get("loss_share"), 2),
-                "top-1": _number(end.get("top1"), 2),
-                "among": _number(end.get("candidates"), 0),
-                "visibility": _number((row["visibility"] or {}).get("trained"), 2),
-                **{FIGURE_TITLES[f]: _span(own["figures"][f]) for f in FIGURES},
-                "minus untrained (validation)": _span(own["minus_untrained"].get("validation"), signed=True),
-                "minus |z| (validation)": _span(own["minus_zscore"].get("validation"), signed=True),
-                "SD between seeds (validation)": _number((own["figures"]["validation"] or {}).get("seed_sd"), 3),
+                "seeds": str(len(row["seeds"]) or "–"),
+                "loss / chance": number_text(end.get("loss_share"), 2),
+                "top-1": number_text(end.get("top1"), 2),
+                "among": number_text(end.get("candidates"), 0),
+                **({"visibility": number_text((row["visibility"] or {}).get("trained"), 2)} if measured else {}),
+                **{FIGURE_TITLES[f]: span_text(own["figures"][f]) for f in FIGURES},
+                "minus untrained (validation)": span_text(own["minus_untrained"].get("validation"), signed=True),
+                "minus |z| (validation)": span_text(own["minus_zscore"].get("validation"), signed=True),
+                "SD between seeds (validation)": number_text((own["figures"]["validation"] or {}).get("seed_sd"), 3),
             }
         )
     return rows
@@ -96,32 +100,26 @@ def _layer_rows(found: Mapping[str, Any]) -> list[dict[str, Any]]:
     for row in (found["controls"][0], *found["rows"]):
         cells = {}
         for layer, own in row["layers"].items():
-            gain = _span(own["minus_untrained"], signed=True)
-            cells[layer] = _number(own["ceil_dice"]["mean"], 3) + (f" ({gain})" if gain else "")
+            gain = span_text(own["minus_untrained"], signed=True)
+            cells[layer] = number_text(own["ceil_dice"]["mean"], 3) + (f" ({gain})" if gain else "")
         rows.append({"encoder": row["title"], **cells})
     return rows
 
 
 def _legend(found: Mapping[str, Any], choice: str) -> str:
     seeds = found["plan"]["seeds"]
+    measured = any(row["visibility"] for row in found["rows"])
+    visibility = (
+        " Visibility: movement of the features under planted lesions divided by that under the run's own views, mean "
+        "over the fitted layers."
+    )
     return (
         f"Scans' own space, {CHOICE_TITLES[choice]}. Mean over {len(seeds)} seed{'s' if len(seeds) > 1 else ''}; 95 % "
         f"interval over {found['n_subjects']} lesion-bearing test subjects"
         f"{' and over seeds' if len(seeds) > 1 else '; one seed says nothing about another training'}. Healthy "
         f"threshold: the {found['quantile']:g} quantile of healthy calibration voxels. Differences are paired, against "
         "the untrained encoder of the same seed. Oracle columns chose their threshold on test labels. `among`: "
-        "candidates of which one is the positive. Visibility: movement of the features under planted lesions divided "
-        "by that under the run's own views, mean over the fitted layers."
+        "candidates of which one is the positive. Intervals are of a two-level bootstrap, over subjects and, with "
+        "several, seeds; Overview's are over subjects alone, by another bootstrap, so they differ a little."
+        f"{visibility if measured else ''}"
     )
-
-
-def _number(value: float | None, decimals: int) -> str:
-    return "" if value is None else f"{value:.{decimals}f}"
-
-
-def _span(interval: Mapping[str, Any] | None, *, signed: bool = False) -> str:
-    if not interval:
-        return ""
-    sign = "+" if signed else ""
-    text = f"{interval['mean']:{sign}.3f}"
-    return text if interval["low"] is None else f"{text} [{interval['low']:{sign}.3f}, {interval['high']:{sign}.3f}]"

@@ -21,9 +21,10 @@ from core.figures_comparison import training_against_dice
 from core.metrics import SubjectScores, exact_curve, pooled_dice_at
 from core.pooled_counts import count
 from core.pretraining_comparison import ComparisonPlan, list_comparisons, read_comparison
-from core.pretraining_table import contrastive_end, judge_pretraining, spearman, visibility_of
+from core.pretraining_table import contrastive_end, correlation_lines, judge_pretraining, spearman, visibility_of
 from core.store import list_runs, open_run
-from core.two_level import Figure, Resamples, over_seeds, paired_over_seeds, said
+from core.training import read_events
+from core.two_level import Figure, Resamples, number_text, over_seeds, paired_over_seeds, said, span_text
 from data.errors import BadInput, IntegrityError
 from tests.study import PREPROCESSING, SCAN_FLAGS, SIMCLR_FLAGS, TinyStudy
 
@@ -211,14 +212,45 @@ def test_the_end_of_training_is_the_mean_of_its_last_steps(compared: TinyStudy, 
     assert found["rows"][0]["contrastive"]["by_seed"]["0"]["top1"] == end["top1"]
 
 
-def test_the_correlation_counts_every_trained_run_and_says_what_it_found(found: dict[str, Any]) -> None:
+def test_the_correlation_counts_a_way_of_training_once_however_many_seeds_it_has(found: dict[str, Any]) -> None:
     assert {(c["training"], c["figure"]) for c in found["correlation"]} == {
         (t, f) for t in ("loss_share", "top1") for f in ("validation", "healthy", "ceil_dice")
     }
-    assert all(c["n"] == 4 for c in found["correlation"])
-    for one in found["correlation"]:
-        assert (one["rho"] is None) == ("too few or too equal" in one["text"])
-        assert one["rho"] is None or f"Spearman {one['rho']:+.2f} over 4 trained runs" in one["text"]
+    assert all(c["n"] == 2 and c["rho"] is None for c in found["correlation"])
+    assert len(correlation_lines(found["correlation"])) == 1
+
+
+def test_correlations_come_with_their_caveat() -> None:
+    told = [{"n": 5, "rho": 0.5, "p": 0.4, "text": "one."}, {"n": 5, "rho": None, "p": None, "text": "two."}]
+    lines = correlation_lines(told)
+    assert lines[:2] == ["one.", "two."]
+    assert "these 2 tests are not corrected" in lines[2]
+
+
+def test_the_loss_of_ccd_is_its_contrastive_part_against_its_own_chance(
+    compared: TinyStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = open_run(compared.runs, "cmp-tiny-in-batch-geometric-s0-encoder")
+    honest = [
+        {**e, "candidates": 8, "contrastive_loss": 1.5, "loss": 3.0, "chance": 4.0}
+        for e in read_events(run.directory / "events.jsonl")
+        if "loss" in e
+    ]
+    monkeypatch.setattr("core.pretraining_table.read_events", lambda path: honest)
+    end = contrastive_end(run)
+    assert (end["loss"], end["chance"]) == pytest.approx((1.5, np.log(8)))
+    assert end["loss_share"] == pytest.approx(1.5 / np.log(8))
+
+
+def test_numbers_have_a_real_minus_and_zero_has_no_sign() -> None:
+    assert [number_text(v, signed=True) for v in (-0.25, -0.0001, 0.0001, 0.5)] == [
+        "−0.250",
+        "0.000",
+        "0.000",
+        "+0.500",
+    ]
+    assert span_text({"mean": -0.1, "low": -0.2, "high": 0.00001}, signed=True) == "−0.100 [−0.200, 0.000]"
+    assert number_text(None) == span_text(None) == ""
 
 
 def test_a_rank_correlation_is_spearmans_and_its_p_counts_permutations() -> None:
@@ -345,7 +377,7 @@ def test_the_terminal_shows_every_protocol_the_controls_and_the_verdict(
         "voxel-wise |z|",
         "intensity, dark",
         "Chosen on validation",
-        "Spearman",
+        "too few or too equal to correlate",
         "top-1",
     ):
         assert words in out
@@ -378,7 +410,7 @@ def test_the_winner_is_chosen_on_validation_and_quoted_on_test() -> None:
     said = judge_pretraining(rows, CONTROLS)
     assert (said["winner"], said["won"]) == ("a", False)
     assert "untrained 0.300, |z| 0.350" in said["text"]
-    assert "+0.010 [-0.040, +0.060]: no difference" in said["text"]
+    assert "+0.010 [−0.040, +0.060]: no difference" in said["text"]
     assert said["text"].endswith("No pretraining that validation would choose beat both on test.")
 
 
@@ -462,7 +494,7 @@ def test_the_report_tables_every_row_and_states_budget_and_command(found: dict[s
     assert set(widths) == set(heads)
     assert len(heads) == 6
     gain = found["rows"][0]["choices"]["all"]["minus_untrained"]["validation"]
-    assert f"{gain['mean']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}]" in text
+    assert span_text(gain, signed=True) in text
 
 
 def test_the_study_trains_on_fewer_heads_and_writes_its_report(

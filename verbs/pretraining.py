@@ -11,11 +11,12 @@ from rich.table import Table
 from core.experiment import DataSource
 from core.features import FeatureSettings
 from core.pretraining_comparison import ComparisonPlan, compare_pretraining
-from core.pretraining_table import CHOICE_TITLES, CHOICES, FIGURE_TITLES, FIGURES
+from core.pretraining_table import CHOICE_TITLES, CHOICES, FIGURE_TITLES, FIGURES, correlation_lines
 from core.progress import open_progress
 from core.simclr import SimclrSettings
+from core.two_level import number_text, span_text
 from data.preprocessing import Preprocessing
-from verbs.shared import EXIT_OK, RUNS, console, interval_text, number_text, print_json, runs_flag
+from verbs.shared import EXIT_OK, RUNS, console, print_json, runs_flag
 
 
 @dataclass(frozen=True)
@@ -88,44 +89,54 @@ def _compare_pretraining(arguments: ComparePretrainingVerb) -> int:
     if arguments.json:
         print_json(found)
         return EXIT_OK
-    for choice in CHOICES:
+    alone = not found["controls"][0]["layers"]  # of one layer, the chosen set and all layers are the same
+    for choice in CHOICES[:1] if alone else CHOICES:
         console().print(_dice_table(found, choice))
         console().print(_difference_table(found, choice))
-    console().print(_layer_table(found))
+    if not alone:
+        console().print(_layer_table(found))
     for failure in found["failed"]:
         print(f"failed: {failure['variant']}, views {failure['views']}, seed {failure['seed']}: {failure['error']}")
-    for line in (*(one["text"] for one in found["correlation"]), found["verdict"]["text"]):
+    for line in (*correlation_lines(found["correlation"]), found["verdict"]["text"]):
         print(line)
     print(f"See it on the Training page: python cli.py app{runs_flag(arguments.runs)}")
     return EXIT_OK
 
 
 def _dice_table(found: Mapping[str, Any], choice: str) -> Table:
+    measured = any(row["visibility"] for row in found["rows"])
+    several = len(found["plan"]["seeds"]) > 1
+    visibility = (
+        " Visibility: movement of features under planted lesions divided by that under the run's own views, mean over "
+        "the fitted layers; python cli.py visibility RUN."
+    )
     table = Table(
         "encoder",
         "seeds",
         "loss / chance",
         "top-1",
         "candidates",
-        "visibility",
+        *(["visibility"] if measured else []),
         *(FIGURE_TITLES[f] for f in FIGURES),
         title=f"Native space, {CHOICE_TITLES[choice]}",
-        caption=f"Mean over seeds; 95 % interval over {found['n_subjects']} lesion-bearing test subjects and over "
-        f"seeds. Healthy threshold: the {found['quantile']:g} quantile of healthy calibration voxels. Oracle columns "
-        "chose their threshold on test labels. Visibility: movement of features under planted lesions divided by that "
-        "under the run's own views, mean over the fitted layers; python cli.py visibility RUN.",
+        caption=f"{'Mean over seeds; ' if several else ''}95 % interval of a two-level bootstrap over "
+        f"{found['n_subjects']} lesion-bearing test subjects"
+        f"{' and over seeds' if several else '; one seed says nothing about another training'}. Overview's intervals "
+        "are over subjects alone, by another bootstrap, so they differ a little. Healthy threshold: the "
+        f"{found['quantile']:g} quantile of healthy calibration voxels. Oracle columns chose their threshold on test "
+        f"labels.{visibility if measured else ''}",
     )
     for row in (*found["rows"], *found["controls"]):
         end = row["contrastive"] or {}
         figures = row["choices"][choice]["figures"]
         table.add_row(
             row["title"],
-            str(len(row["seeds"]) or ""),
+            str(len(row["seeds"]) or "–"),
             number_text(end.get("loss_share"), 2),
             number_text(end.get("top1"), 2),
             number_text(end.get("candidates"), 0),
-            number_text((row["visibility"] or {}).get("trained"), 2),
-            *(interval_text(figures[f]) for f in FIGURES),
+            *([number_text((row["visibility"] or {}).get("trained"), 2)] if measured else []),
+            *(span_text(figures[f]) for f in FIGURES),
         )
     return table
 
@@ -142,9 +153,7 @@ def _difference_table(found: Mapping[str, Any], choice: str) -> Table:
     )
     for row in (*found["rows"], found["controls"][0]):
         own = row["choices"][choice]
-        gains = [
-            interval_text(own[side].get(f), signed=True) for side in ("minus_untrained", "minus_zscore") for f in told
-        ]
+        gains = [span_text(own[side].get(f), signed=True) for side in ("minus_untrained", "minus_zscore") for f in told]
         spread = (own["figures"]["validation"] or {}).get("seed_sd")
         table.add_row(row["title"], *gains, number_text(spread))
     return table
@@ -160,7 +169,7 @@ def _layer_table(found: Mapping[str, Any]) -> Table:
         cells = []
         for layer in layers:
             own = row["layers"][layer]
-            gain = interval_text(own["minus_untrained"], signed=True)
+            gain = span_text(own["minus_untrained"], signed=True)
             cells.append(number_text(own["ceil_dice"]["mean"]) + (f" ({gain})" if gain else ""))
         table.add_row(row["title"], *cells)
     return table
