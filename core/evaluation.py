@@ -27,6 +27,8 @@ from data.files import is_committed, read_json, verify_directory
 from data.volume import Mask
 
 N_BOOTSTRAP = 10_000
+SMALLEST = 1e-30
+"""No score of a gated map is smaller without being 0."""
 
 
 def evaluate_run(
@@ -109,6 +111,8 @@ def evaluate_layer_set(
     if getattr(scores.detector, "threshold_from", None) == "validation":  # a gate, and labels cut it
         row = figures["protocols"]["healthy"]
         row |= {"needs_labels": True, "rule": f"{row['rule']}, behind a gate cut on validation labels"}
+        if row["threshold"] < SMALLEST:  # the quantile falls among the zeros outside the gate
+            row["rule"] += "; that falls outside the gate, so the gate alone decides"
     sample = np.concatenate(
         [s.normal[::7] for s in calibration] + [s.anomalous for s in test] + [s.normal[::7] for s in test]
     )

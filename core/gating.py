@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -29,6 +29,9 @@ from data.files import MANIFEST, committed_directory, is_committed, verify_direc
 ROUNDING = 1e-5
 """A threshold chosen on validation is the score of one of its voxels; it is lowered by this fraction, so that the
 same maps computed again, equal up to rounding, have the same gate."""
+
+
+Cut = Literal["validation", "healthy"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +63,7 @@ def make_gated(
     second_layers: str = "",
     name: str = "",
     run_id: str | None = None,
+    cut: Cut = "validation",
     quantile: float = QUANTILE,
     fp_ml_per_scan: float | None = None,
     workers: int = 2,
@@ -67,7 +71,8 @@ def make_gated(
     """Make, score and evaluate the run; the same `run_id` and parts resume a stopped one.
 
     `layers` and `second_layers` name layer sets of the two runs; not given, each run's headline set, which validation
-    chose. BadInput when the two do not share scans, split and preparation, or one is not evaluated.
+    chose. `cut`: the gate's threshold, from labelled validation subjects or from healthy scans alone, which makes the
+    whole pipeline label-free. BadInput when the two do not share scans, split and preparation, or one is not evaluated.
     """
     if not 0 < quantile < 1:
         raise BadInput(f"Quantile is {quantile:g}. Allowed: between 0 and 1, for example 0.99.")
@@ -75,7 +80,7 @@ def make_gated(
         raise BadInput(f"False-positive volume is {fp_ml_per_scan:g} mL. Allowed: 0 or more.")
     parts = (_part(gate, layers), _part(second, second_layers))
     _check_alike(gate, second)
-    detector = gated_detector(*parts)
+    detector = gated_detector(*parts, cut)
     run = _open_or_create(runs, detector, parts, name or f"{second.name} gated by {gate.name}", run_id)
     with lock(run) as run, _outcome(run):
         if not stage_done(run, "detector"):
@@ -90,9 +95,9 @@ def make_gated(
     return run
 
 
-def gated_detector(gate: Part, second: Part) -> Gated:
+def gated_detector(gate: Part, second: Part, cut: Cut = "validation") -> Gated:
     """The recipe: both parts', the layer sets, and the threshold with where it is from."""
-    value, source, rule = gate_threshold(gate)
+    value, source, rule = gate_threshold(gate, cut)
     return Gated(
         gate=gate.run.record["recipe"],
         second=second.run.record["recipe"],
@@ -104,10 +109,13 @@ def gated_detector(gate: Part, second: Part) -> Gated:
     )
 
 
-def gate_threshold(gate: Part) -> tuple[float, str, str]:
-    """Where to cut the gate's working-grid map: the value, "validation" or "healthy", and the rule in words."""
+def gate_threshold(gate: Part, cut: Cut = "validation") -> tuple[float, str, str]:
+    """Where to cut the gate's working-grid map: the value, "validation" or "healthy", and the rule in words.
+
+    "validation" falls back on "healthy" where the gate's run has no labelled validation subjects.
+    """
     protocols = gate.metrics["sets"][set_id(gate.layers)]["working"]["protocols"]
-    source = "validation" if "validation" in protocols else "healthy"
+    source = cut if cut in protocols else "healthy"
     chosen = protocols[source]
     value = float(chosen["threshold"])
     if source == "validation":

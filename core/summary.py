@@ -48,10 +48,19 @@ def run_identity(run: Run) -> dict[str, Any]:
     }
 
 
+def of_comparison(run_id: str) -> bool:
+    """Whether a run was made by compare-pretraining, which names every run of a comparison so."""
+    return run_id.startswith("cmp-")
+
+
 def leading(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """The summary to open with: best mean Dice on *validation* labels, else the newest. Test labels choose nothing."""
-    rated = [row for row in rows if row.get("validation_mean_dice") is not None]
-    return max(rated, key=lambda row: float(row["validation_mean_dice"])) if rated else rows[0]
+    """The summary to open with: best mean Dice on *validation* labels, else the newest. Test labels choose nothing.
+
+    Runs of a comparison of trainings lead only where there is no other.
+    """
+    own = [row for row in rows if not of_comparison(str(row.get("run_id", "")))] or list(rows)
+    rated = [row for row in own if row.get("validation_mean_dice") is not None]
+    return max(rated, key=lambda row: float(row["validation_mean_dice"])) if rated else own[0]
 
 
 def cohort_title(cohort: Mapping[str, Any]) -> str | None:

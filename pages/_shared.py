@@ -22,6 +22,14 @@ PROTOCOL_LABELS = {
     "oracle_subject": "oracle: best threshold per test subject",
 }
 
+
+def protocol_label(protocol: str, row: Mapping[str, Any]) -> str:
+    """A threshold protocol in words; a healthy threshold behind a gate that labels cut is not called label-free."""
+    if protocol == "healthy" and row.get("needs_labels"):
+        return "healthy scans, behind a gate cut on validation labels"
+    return PROTOCOL_LABELS[protocol]
+
+
 FITS = 27.0
 """Wide characters that the sidebar's boxes show of a choice; narrow ones count half."""
 

@@ -10,7 +10,7 @@ from pages._diagnosis.lesions import show_ceilings, show_groups, show_lesions
 from pages._diagnosis.limits import show_limits
 from pages._diagnosis.load import diagnosis_of, limits_of
 from pages._diagnosis.post_processing import show_post_processing
-from pages._shared import PROTOCOL_LABELS, dice_text, metrics_or_stop, pick_layers, pick_protocol, pick_run, scores_of
+from pages._shared import dice_text, metrics_or_stop, pick_layers, pick_protocol, pick_run, protocol_label, scores_of
 
 SECTIONS = ("Where it is lost", "Causes and what-ifs", "Decision rules", "Detection limits", "Lesions and groups")
 
@@ -27,12 +27,13 @@ if not protocols["healthy"]["subjects"]:
     show_limits(run, limits_of(run, name), name)
     st.stop()
 found = diagnosis_of(run, name, protocol)
+from_where = protocol_label(protocol, protocols[protocol])
 
 head, verdict = st.columns([1, 4], vertical_alignment="center")
 head.metric(
     "Dice, native space",
     dice_text(found["dice"]).split(" ")[0],
-    help=f"Mean over {found['n']} test subjects with lesions, threshold from {PROTOCOL_LABELS[protocol]}.",
+    help=f"Mean over {found['n']} test subjects with lesions, threshold from {from_where}.",
 )
 head.caption(f"{dice_text(found['dice']).partition(' ')[2]}, n = {found['n']}")
 sure = (found["verdict"]["low"] or 0.0) > 0
@@ -58,7 +59,7 @@ for tab, section in zip(tabs, SECTIONS, strict=True):
             show_ceilings(found)
 
 st.caption(
-    f"{found['name']}, layers {name}. Threshold from {PROTOCOL_LABELS[protocol]}. The ladder goes step by step, the "
+    f"{found['name']}, layers {name}. Threshold from {from_where}. The ladder goes step by step, the "
     "error map shares one loss out, each cause is one change at a time: three views that are not added up. "
     + " ".join(found["notes"])
 )

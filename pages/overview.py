@@ -7,7 +7,7 @@ import streamlit as st
 
 from core.figures import protocol_dots
 from core.subject_level import subject_level_text
-from core.summary import leading
+from core.summary import leading, of_comparison
 from pages._shared import dice_text, every_run, summary_of
 
 TOLD = (
@@ -16,7 +16,9 @@ TOLD = (
 )
 COLUMNS = {
     "layers": st.column_config.TextColumn(help="The layer set whose numbers these are."),
-    "Dice, healthy": st.column_config.TextColumn(help="At the threshold from healthy scans: no label is needed."),
+    "Dice, healthy": st.column_config.TextColumn(
+        help="At the threshold from healthy scans: no label is needed, but behind a gate that validation labels cut."
+    ),
     "Dice, validation": st.column_config.TextColumn(help="At the threshold that is best on labelled validation scans."),
     "Dice, oracle": st.column_config.NumberColumn(
         format="%.3f", help="Mean Dice at the single threshold that is best on the test labels: not a result."
@@ -68,6 +70,11 @@ runs = every_run()
 if not runs:
     st.info("No runs yet. Make the demo study: `python cli.py demo`, or bring your own scans: see the README.")
     st.stop()
+compared = [run for run in runs if of_comparison(run.run_id)]
+if compared and len(compared) < len(runs):
+    told = "Runs that compare-pretraining made; the Training page has their table. They never lead here."
+    if not st.toggle(f"Show the {len(compared)} runs of comparisons", key="comparisons", help=told):
+        runs = [run for run in runs if run not in compared]
 rows = [summary_of(run) for run in runs]
 for row in rows:
     if "problem" in row:
@@ -116,8 +123,9 @@ for (cohort, _), members in groups.items():
         alt="Mean Dice of each run under each threshold protocol",
     )
     st.caption(
-        "Bars are 95 % bootstrap intervals over subjects. Blue needs no label, orange needs labelled validation scans, "
-        "grey is an oracle: its threshold saw the test labels."
+        "Bars are 95 % bootstrap intervals over subjects (percentiles). Blue needs no label, orange needs labelled "
+        "validation scans (so does a healthy threshold behind a gate that they cut), grey is an oracle: its threshold "
+        "saw the test labels."
     )
 
 if evaluated:

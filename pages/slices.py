@@ -13,6 +13,7 @@ from pages._shared import (
     pick_layers,
     pick_run,
     pick_subject,
+    protocol_label,
     protocol_text,
     scores_of,
 )
@@ -43,12 +44,16 @@ rows = {
     if row["subject_id"] == subject_id
 }
 if rows:
-    numbers = [f"{PROTOCOL_LABELS[protocol]} **{row['dice']:.3f}**" for protocol, row in rows.items()]
+    numbers = [
+        f"{protocol_label(protocol, figures['protocols'][protocol])} **{row['dice']:.3f}**"
+        for protocol, row in rows.items()
+    ]
     st.markdown("Exact Dice of this subject on the working grid: " + " · ".join(numbers))
 elif scores.is_healthy(subject_id):
     st.markdown("This scan is healthy: Dice is undefined, and every segmented voxel is a false positive.")
 st.caption(
-    f"Layer set {name}. All test subjects at the label-free threshold, working grid: mean Dice "
+    f"{f'Layer set {name}. ' if len(scores.layers) > 1 else ''}All test subjects at the threshold from "
+    f"{protocol_label('healthy', figures['protocols']['healthy'])}, working grid: mean Dice "
     f"{protocol_text(figures['protocols']['healthy'])}. How to read it: drag the threshold and watch where false "
     "positives appear first. Edges of the brain and ventricles speak of alignment, whole slices of intensity, "
     "scattered dots of noise."

@@ -4,6 +4,7 @@ import streamlit as st
 
 from core.jobs import Job, list_jobs
 from core.store import Run, stage_done
+from core.summary import of_comparison
 from core.training_view import asked_name, asked_run_id, job_of_run
 from pages._comparison import show_comparison
 from pages._monitor import show_next, show_settings, watch_jobs, watch_run
@@ -24,7 +25,8 @@ def pick_encoder(encoders: dict[str, Run], jobs: list[Job]) -> str | None:
     if st.session_state.get("encoder_run", ids[0]) not in ids:
         del st.session_state["encoder_run"]
     busy = [i for job in jobs if job.active and (i := asked_run_id(job)) in ids]
-    opening = (busy or list(encoders) or ids)[0]
+    own = [i for i in encoders if not of_comparison(i)]
+    opening = (busy or own or list(encoders) or ids)[0]
     chosen = st.sidebar.selectbox(
         "Encoder run",
         ids,

@@ -18,9 +18,9 @@ from core.evaluation import read_metrics
 from core.experiment import load_detector
 from core.features import FeatureSettings
 from core.figures import protocol_dots
-from core.gating import ROUNDING
+from core.gating import ROUNDING, Part, gated_detector
 from core.report_parts.commands import commands_of
-from core.run_scores import open_scores
+from core.run_scores import open_scores, set_id
 from core.store import Run, open_run
 from core.subject_level import OF_THE_GATE
 from core.summary import run_summary
@@ -301,7 +301,7 @@ def test_behind_a_gate_cut_on_validation_labels_no_threshold_is_called_label_fre
     metrics = read_metrics(made.run)
     for space in ("working", "native"):
         rule = metrics["sets"][metrics["headline"]][space]["protocols"]["healthy"]["rule"]
-        assert rule.endswith("behind a gate cut on validation labels")
+        assert rule.count("behind a gate cut on validation labels")
     traces = protocol_dots([{"label": "gated", "dice": row}], "Dice").data
     assert [t.name for t in traces if "label-free" in t.name and t.x[0] is not None] == []
     assert any("behind a gate" in t.name and t.x[0] is not None for t in traces)
@@ -314,3 +314,12 @@ def test_another_quantile_evaluates_anew_and_an_impossible_one_makes_nothing(mad
     assert rule.startswith("quantile 0.9 of")
     assert cli.main(gate_words(made.study, "--quantile", "2", run_id="x2")) == 2
     assert not (made.study.runs / "x2").exists()
+
+
+def test_a_gate_cut_on_healthy_scans_makes_the_whole_pipeline_label_free(made: Made) -> None:
+    scores = open_scores(gate := open_run(made.study.runs, "tiny"))
+    part = Part(scores, scores.layer_sets[-1], read_metrics(gate))
+    detector = gated_detector(part, part, "healthy")
+    healthy = part.metrics["sets"][set_id(part.layers)]["working"]["protocols"]["healthy"]
+    assert (detector.threshold_from, detector.gate_threshold) == ("healthy", healthy["threshold"])
+    assert gated_detector(part, part).threshold_from == "validation"

@@ -23,6 +23,7 @@ from core.pooled_counts import count
 from core.pretraining_comparison import ComparisonPlan, list_comparisons, read_comparison
 from core.pretraining_table import contrastive_end, correlation_lines, judge_pretraining, spearman, visibility_of
 from core.store import list_runs, open_run
+from core.summary import leading
 from core.training import read_events
 from core.two_level import Figure, Resamples, number_text, over_seeds, paired_over_seeds, said, span_text
 from data.errors import BadInput, IntegrityError
@@ -530,3 +531,12 @@ def test_the_study_trains_on_fewer_heads_and_writes_its_report(
     text = report.read_text()
     assert "3 heads train encoders and Gaussians" in text
     assert "--scans SCANS --name few" in text
+
+
+def test_runs_of_a_comparison_never_lead_while_there_are_others() -> None:
+    rows = [
+        {"run_id": "cmp-x-moco-strong-s0", "validation_mean_dice": 0.9},
+        {"run_id": "mine", "validation_mean_dice": 0.1},
+    ]
+    assert leading(rows)["run_id"] == "mine"
+    assert leading(rows[:1])["run_id"] == "cmp-x-moco-strong-s0"

@@ -7,6 +7,7 @@ from typing import Any
 
 import tyro
 
+from core.gating import Cut
 from core.progress import open_progress
 from core.store import open_run
 from verbs.shared import EXIT_OK, RUNS, console, number_text, print_json, runs_flag
@@ -27,12 +28,14 @@ class GateVerb:
     """Layer set of the gate, joined by +; its headline's when not given."""
     second_layers: str = ""
     """Layer set of the second run, joined by +; its headline's when not given."""
+    cut: Cut = "validation"
+    """The gate's threshold: best on labelled validation scans, or from healthy scans alone (needs no label)."""
     name: str = ""
     """What the run is called."""
     run_id: str | None = None
     """Id of the run; the same id resumes it."""
     quantile: float = 0.99
-    """Share of healthy calibration voxels below the label-free threshold of the pipeline."""
+    """Share of healthy calibration voxels below the pipeline's healthy threshold."""
     fp_ml: float | None = None
     """Instead: false-positive millilitres per healthy scan that this threshold may cost."""
     workers: int = 2
@@ -54,6 +57,7 @@ def _gate(arguments: GateVerb) -> int:
         open_progress(),
         layers=arguments.layers,
         second_layers=arguments.second_layers,
+        cut=arguments.cut,
         name=arguments.name,
         run_id=arguments.run_id,
         quantile=arguments.quantile,
@@ -72,7 +76,8 @@ def _gate(arguments: GateVerb) -> int:
     for name in ("healthy", "validation"):
         if name in figures["protocols"]:
             dice = number_text(figures["protocols"][name]["mean_dice"]) or "not defined: no lesion"
-            console().print(f"Mean Dice, {name} threshold, native space: {dice}")
+            told = figures["protocols"][name]["rule"]
+            console().print(f"Mean Dice, {name} threshold, native space: {dice} ({told})", markup=False)
     print("Whether a scan is ill is decided by the gate: subject-level figures are those of its run.")
     print(f"See what it buys: python cli.py runs{runs_flag(arguments.runs)}")
     return EXIT_OK
