@@ -60,7 +60,8 @@ def main() -> None:
     judged = real_cases(given.runs, cases, plan, pairs, open_progress()) if pairs else {}
     sections = [size_section(given.runs, plan, pairs)] if pairs else []
     sections += [real_section(judged)] if judged else []
-    words = ["SCANS" if word == str(given.scans) else word for word in sys.argv[1:]]
+    names = {str(given.scans): "SCANS", str(given.runs): given.runs.name}  # no path of this machine
+    words = [names.get(word, word) for word in sys.argv[1:]]
     write_report(
         given.report,
         found,

@@ -20,8 +20,12 @@ from data.nifti import write_nifti
 from data.template import mni_template
 from data.volume import Grid
 from models.encoder import EncoderSettings
-from tests.study import HEALTHY, LAYERS, PREPROCESSING, TinyStudy
+from tests.study import HEALTHY, LAYERS, PREPROCESSING, SCAN_FLAGS, TinyStudy
 from verbs.diagnosis import DetectionLimitsVerb, ReportVerb
+from verbs.gate import GateVerb
+from verbs.neighbours import NeighboursVerb
+from verbs.pretraining import ComparePretrainingVerb
+from verbs.visibility import VisibilityBeforeVerb, VisibilityVerb
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON = re.compile(r"(?:\S*/)?python3?(?:\.\d+)?")
@@ -93,10 +97,21 @@ def tiny_stand_ins(study: TinyStudy, tmp_path: Path) -> Callable[[Any], Any]:
             )
         if "encoder" in names and arguments.encoder not in ("random", "latest"):
             changes["encoder"] = "tiny-encoder"
+        if isinstance(arguments, ComparePretrainingVerb):
+            changes |= {"variants": arguments.variants[:1], "views": arguments.views[:1], "seeds": (0,)}
+            changes |= {"layers": ("stage1",), "grid": "8mm"}
+        if isinstance(arguments, VisibilityBeforeVerb):
+            changes |= {"width": 4, "scans": 2}
         if isinstance(arguments, cli.FitVerb) and arguments.grid is not None and arguments.grid.endswith("mm"):
             changes["grid"] = "8mm"
         if "run" in names:
             changes["run"] = "tiny"
+        if isinstance(arguments, VisibilityVerb):
+            changes |= {"run": "tiny-encoder", "scans": 2}
+        if isinstance(arguments, NeighboursVerb):
+            changes |= {"run": _bank(study), "subject": "test01"}
+        if isinstance(arguments, GateVerb):
+            changes |= {"gate": "tiny", "second": "tiny-intensity"}
         if isinstance(arguments, cli.ScoreVerb):
             changes["layers"] = "+".join(w for w in LAYERS if w in arguments.layers) or (arguments.layers and LAYERS[0])
             changes["export"] = tmp_path / "export" if arguments.export is not None else None
@@ -114,6 +129,14 @@ def tiny_stand_ins(study: TinyStudy, tmp_path: Path) -> Callable[[Any], Any]:
         return dataclasses.replace(arguments, **changes)
 
     return stand_in
+
+
+def _bank(study: TinyStudy) -> str:
+    """A run with a memory bank, fitted for a command that needs one."""
+    scans = [str(study.table), "--runs", str(study.runs), *SCAN_FLAGS, "--encoder", "tiny-encoder"]
+    bank = ["--run-id", "tiny-bank", "--detector", "patchcore", "--grid", "8mm", "--coreset-ratio", "0.3"]
+    assert cli.main(["fit", *scans, *bank]) == 0
+    return "tiny-bank"
 
 
 def run_line(argv: list[str], study: TinyStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> int:
@@ -222,6 +245,11 @@ def test_the_reader_of_bash_blocks_finds_each_command_once() -> None:
         "detection-limits latest --per-cell 12",
         "report latest --out report.html",
         "app --port 8501",
+        "visibility latest --scans 6",
+        "visibility-before scans/cohort.csv --view-set strong",
+        "compare-pretraining scans/cohort.csv --variants in-batch moco --views geometric strong",
+        "neighbours latest sub-007",
+        "gate bank intensity --run-id bank-intensity",
         "demo",
     ],
 )
