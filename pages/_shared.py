@@ -68,7 +68,7 @@ def pick_run(*, evaluated: bool = True, layered: bool = False) -> Run:
         st.info("No evaluated run yet. Make one: `python cli.py demo`")
         st.stop()
     names = {run.run_id: run.name for run in runs}
-    run_id = _pick(
+    run_id = pick_by_id(
         "Run",
         "run",
         {i: f"{name} · {i}" for i, name in names.items()},
@@ -88,7 +88,7 @@ def layered_runs(runs: list[Run] | None = None) -> list[Run]:
 
 def pick_subject(run: Run, order: list[str], labels: dict[str, str], start: str | None = None) -> str:
     """The subject picker in the sidebar; `start` is shown when none was picked yet, else the first."""
-    return _pick(
+    return pick_by_id(
         "Subject",
         "subject",
         {i: labels.get(i, i) for i in order},
@@ -190,7 +190,7 @@ def evaluation_version(run: Run) -> str:
     return _version(run)
 
 
-def _pick(title: str, key: str, labels: dict[str, str], default: str, help_text: str) -> str:
+def pick_by_id(title: str, key: str, labels: dict[str, str], default: str, help_text: str) -> str:
     """A select box in the sidebar whose choice stands in the address by its id.
 
     Streamlit's own binding would write the label, which changes with every evaluation, and the link would be lost.

@@ -9,7 +9,7 @@ from core.training_view import asked_name, asked_run_id, job_of_run
 from pages._comparison import show_comparison
 from pages._monitor import show_next, show_settings, watch_jobs, watch_run
 from pages._pretrain import pretrain_form
-from pages._shared import every_run, runs_directory, tell_in_full
+from pages._shared import every_run, pick_by_id, runs_directory
 from pages._visibility import show_visibility
 
 
@@ -21,24 +21,12 @@ def pick_encoder(encoders: dict[str, Run], jobs: list[Job]) -> str | None:
     if not ids:
         return None
     if "encoder_begun" in st.session_state:
-        st.session_state["encoder_run"] = st.session_state.pop("encoder_begun")
-    if st.session_state.get("encoder_run", ids[0]) not in ids:
-        del st.session_state["encoder_run"]
+        st.query_params["encoder_run"] = st.session_state.pop("encoder_begun")
     busy = [i for job in jobs if job.active and (i := asked_run_id(job)) in ids]
     own = [i for i in encoders if not of_comparison(i)]
     opening = (busy or own or list(encoders) or ids)[0]
-    chosen = st.sidebar.selectbox(
-        "Encoder run",
-        ids,
-        index=ids.index(str(opening)),
-        format_func=lambda i: f"{names[i]} · {i}",
-        key="encoder_run",
-        bind="query-params",
-        persist_state="session",
-        help="Newest first. The choice is in the address.",
-    )
-    tell_in_full(f"{names[chosen]} · {chosen}")
-    return str(chosen)
+    labels = {i: f"{names[i]} · {i}" for i in ids}
+    return pick_by_id("Encoder run", "encoder_run", labels, str(opening), "Newest first. The choice is in the address.")
 
 
 st.title("Training")

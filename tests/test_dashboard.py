@@ -413,3 +413,11 @@ def test_nothing_is_cut_off(page: Page, address: str, width: int, scheme: Any) -
         )
         assert cut == []
         assert page.evaluate("() => document.documentElement.scrollWidth <= window.innerWidth")
+
+
+def test_a_link_to_an_encoder_opens_it_by_its_id(page: Page, address: str) -> None:
+    page.goto(f"{address}/training?encoder_run=tiny-encoder")
+    picker = page.get_by_role("combobox", name="Encoder run")
+    expect(picker).to_have_value(re.compile("tiny-encoder"), timeout=60_000)
+    expect(page.get_by_text("The link names")).to_have_count(0)
+    expect(page).to_have_url(re.compile("encoder_run=tiny-encoder"), timeout=60_000)
