@@ -27,6 +27,8 @@ from data.files import is_committed, read_json, verify_directory
 from data.volume import Mask
 
 N_BOOTSTRAP = 10_000
+BEHIND_LABELS = "behind a gate cut on validation labels"
+"""Stands in the rule of a healthy threshold that is not label-free."""
 SMALLEST = 1e-30
 """No score of a gated map is smaller without being 0."""
 
@@ -108,9 +110,9 @@ def evaluate_layer_set(
         rule = healthy_rule(calibration, quantile=quantile, fp_ml_per_scan=fp_ml_per_scan)
         figures = _without_lesions(test, asdict(rule))
         values = [rule.threshold]
-    if getattr(scores.detector, "threshold_from", None) == "validation":  # a gate, and labels cut it
+    if scores.cut_on_labels:
         row = figures["protocols"]["healthy"]
-        row |= {"needs_labels": True, "rule": f"{row['rule']}, behind a gate cut on validation labels"}
+        row |= {"needs_labels": True, "rule": f"{row['rule']}, {BEHIND_LABELS}"}
         if row["threshold"] < SMALLEST:  # the quantile falls among the zeros outside the gate
             row["rule"] += "; that falls outside the gate, so the gate alone decides"
     sample = np.concatenate(

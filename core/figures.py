@@ -15,8 +15,10 @@ NORMAL, ANOMALOUS = "#6f8fb3", "#d81b7a"
 INK = "#000037"
 """Near black. In the browser Streamlit puts the theme's own ink in its place, so it is light on a dark page."""
 LAYER_COUNTS = ("#4f86c6", "#2a9d8f", "#c98a1b")  # few, some, all layers: to be seen on white and on near-black
+LABEL_FREE, BEHIND_GATE = "healthy scans (label-free)", "healthy scans, behind a gate cut on validation labels"
+"""What a healthy threshold is from: alone, or where labels had cut a gate before it."""
 PROTOCOLS: tuple[tuple[str, str, str, str], ...] = (
-    ("healthy", "healthy scans (label-free)", HEALTHY, "circle"),
+    ("healthy", LABEL_FREE, HEALTHY, "circle"),
     ("validation", "validation labels", VALIDATION, "diamond"),
     ("oracle_set", "oracle (threshold from test labels)", ORACLE, "line-ns-open"),
 )
@@ -32,7 +34,7 @@ def protocol_dots(rows: Sequence[Mapping[str, Any]], title: str) -> go.Figure:
         key, name, colour, symbol = PROTOCOLS[0]
         behind = [f if f.get("needs_labels") else {} for f in told[key]]
         free = [{} if f.get("needs_labels") else f for f in told[key]]
-        gated = (key, "healthy scans, behind a gate cut on validation labels", PROTOCOLS[1][2], symbol, behind)
+        gated = (key, BEHIND_GATE, PROTOCOLS[1][2], symbol, behind)
         traces[:1] = [(key, name, colour, symbol, free), gated]
     for key, name, colour, symbol, found in traces:
         means = [f.get("mean") for f in found]

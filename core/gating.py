@@ -17,7 +17,7 @@ import numpy as np
 
 from core.calibration import QUANTILE
 from core.detectors import Gated, recipe_json
-from core.evaluation import evaluate_run, read_metrics
+from core.evaluation import BEHIND_LABELS, evaluate_run, read_metrics
 from core.experiment import SUBJECT_FILE, scored_subjects
 from core.progress import Progress
 from core.run_scores import RunScores, open_scores, set_id
@@ -127,7 +127,7 @@ def _same_rule(run: Run, quantile: float, fp_ml: float | None) -> bool:
     metrics = read_metrics(run)
     stored = str(metrics["sets"][metrics["headline"]]["working"]["protocols"]["healthy"]["rule"])
     told = f"quantile {quantile:g} of" if fp_ml is None else f"at most {fp_ml:g} mL above"
-    return stored.startswith(told)
+    return stored.startswith(told) and (BEHIND_LABELS in stored) == open_scores(run).cut_on_labels
 
 
 def _part(run: Run, layers: str) -> Part:

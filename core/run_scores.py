@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float32
 
-from core.detectors import LAYERED, AnyDetector, LayerSet, from_recipe, kind_of, plain_name
+from core.detectors import LAYERED, AnyDetector, Gated, LayerSet, from_recipe, kind_of, plain_name
 from core.experiment import SUBJECT_FILE, prepared_of, subjects_of
 from core.features import load_layout
 from core.metrics import SubjectScores
@@ -52,6 +52,11 @@ class RunScores:
     def unit(self) -> str:
         """Unit of the scores."""
         return self.detector.score_unit
+
+    @property
+    def cut_on_labels(self) -> bool:
+        """Whether validation labels shaped the maps themselves: a gate that was cut on them."""
+        return isinstance(self.detector, Gated) and self.detector.threshold_from == "validation"
 
     def layer_set(self, which: str) -> LayerSet:
         """The layer set with this id, its layers in any order. BadInput lists what there is."""

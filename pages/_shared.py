@@ -9,6 +9,7 @@ from typing import Any
 import streamlit as st
 
 from core.evaluation import read_metrics
+from core.figures import BEHIND_GATE, LABEL_FREE
 from core.metrics import SubjectScores
 from core.run_scores import RunScores, open_scores
 from core.store import Run, list_runs, open_run
@@ -16,7 +17,7 @@ from core.summary import layer_table, leading, run_identity, run_summary
 from data.errors import BadInput, EnvironmentProblem, IntegrityError
 
 PROTOCOL_LABELS = {
-    "healthy": "healthy scans (label-free)",
+    "healthy": LABEL_FREE,
     "validation": "validation labels",
     "oracle_set": "oracle: best single threshold on test",
     "oracle_subject": "oracle: best threshold per test subject",
@@ -25,9 +26,7 @@ PROTOCOL_LABELS = {
 
 def protocol_label(protocol: str, row: Mapping[str, Any]) -> str:
     """A threshold protocol in words; a healthy threshold behind a gate that labels cut is not called label-free."""
-    if protocol == "healthy" and row.get("needs_labels"):
-        return "healthy scans, behind a gate cut on validation labels"
-    return PROTOCOL_LABELS[protocol]
+    return BEHIND_GATE if protocol == "healthy" and row.get("needs_labels") else PROTOCOL_LABELS[protocol]
 
 
 FITS = 27.0

@@ -6,13 +6,13 @@ from typing import Any
 from core.report_parts.markup import Html, tag
 
 PROTOCOLS: Mapping[str, str] = {
-    "healthy": "healthy scans (label-free)",
+    "healthy": "healthy scans",
     "validation": "validation labels",
     "oracle_set": "one threshold for the test set",
     "oracle_subject": "one threshold per test subject",
     "oracle_pooled": "one threshold, all voxels pooled",
 }
-"""What each threshold was chosen on."""
+"""What each threshold was chosen on; a mark beside it says whether that needed labels."""
 NOTHING = "–"
 
 

@@ -12,9 +12,9 @@ from torch.nn import functional
 from core.contrastive import diagnostics, difficulty, histograms
 from core.randomness import stream
 from core.simclr.blobs import BlobDraw, draw_blobs, shifted
-from core.simclr.dense import SPARE, brain_in_view, read_places, tap_of, told_apart
+from core.simclr.dense import brain_in_view, drawn_places, held_places, read_places, tap_of, told_apart
 from core.simclr.parts import Batch, Setup, sample_view, view_draws, view_pair
-from core.views import ViewDraw, places_in_view, trilinear
+from core.views import ViewDraw, trilinear
 from data.errors import BadInput
 from models.projection import projection_head
 
@@ -90,26 +90,17 @@ class Atlas:
         assert best is not None
         if len(best[1].points) < 2:
             raise BadInput(
-                f"The brains of step {batch.step} share {len(best[1].points)} positions inside all their views; at "
+                f"The brains of step {batch.step} share {len(best[1].points)} positions inside half of their views; at "
                 "least 2 are needed. Register the scans, enlarge crop_voxels, or weaken the geometric views."
             )
         return best
 
     def _anatomy(self, batch: Batch, draws: Sequence[Sequence[ViewDraw]]) -> Anatomy:
         setup, count = self.setup, self.setup.settings.negatives.positions
-        first = draws[0][0]
-        crop = tuple(slice(s, s + n) for s, n in zip(first.crop_start, first.crop_shape, strict=True))
-        shared = torch.stack([brain[crop] for brain in batch.brains]).all(0)
-        inside = shared.nonzero() + torch.tensor(first.crop_start, device=shared.device)
-        chosen = stream(setup.settings.seed, "anatomy", batch.step).permutation(len(inside))[: SPARE * count]
-        points = inside[torch.as_tensor(chosen, device=shared.device)].float()
-        found, held = [], []
-        for draw in (draw for side in draws for draw in side):
-            places, inside_view = places_in_view(draw, setup.shape, points)
-            reach = [s * ((n - 1) // s) for n, s in zip(draw.crop_shape, self.tap.stride, strict=True)]
-            found.append(places)
-            held.append(inside_view & (places <= torch.tensor(reach, device=shared.device)).all(1))
-        in_view, holds = (torch.stack(found).unflatten(0, (2, -1)), torch.stack(held).unflatten(0, (2, -1)))
+        shared = torch.stack(list(batch.brains)).all(0)
+        points = drawn_places(shared, draws[0][0], count, stream(setup.settings.seed, "anatomy", batch.step))
+        views = [held_places(draw, setup.shape, points, self.tap) for side in draws for draw in side]
+        in_view, holds = (torch.stack(part).unflatten(0, (2, -1)) for part in zip(*views, strict=True))
         kept = (holds.double().mean(dim=(0, 1)) >= LEAST_HELD).nonzero()[:count, 0]
         return Anatomy(points[kept], in_view[:, :, kept], holds[:, :, kept])
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
@@ -138,18 +139,29 @@ def common_places(
 
     Depends on the seed, the step and the subject alone. A place must lie between the centres of the layer's cells.
     """
-    crop = tuple(slice(s, s + n) for s, n in zip(draws[0].crop_start, draws[0].crop_shape, strict=True))
-    inside = brain[crop].nonzero() + torch.tensor(draws[0].crop_start, device=brain.device)
-    generator = stream(setup.settings.seed, "places", step, subject)
-    chosen = generator.permutation(len(inside))[: SPARE * count]
-    anatomy = inside[torch.as_tensor(chosen, device=brain.device)].float()
-    both = [places_in_view(draw, setup.shape, anatomy) for draw in draws]
-    held = torch.ones(len(anatomy), dtype=torch.bool, device=brain.device)
-    for draw, (places, inside_view) in zip(draws, both, strict=True):
-        reach = [s * ((n - 1) // s) for n, s in zip(draw.crop_shape, tap.stride, strict=True)]
-        held &= inside_view & (places <= torch.tensor(reach, device=brain.device)).all(1)
-    kept = held.nonzero()[:count, 0]
+    anatomy = drawn_places(brain, draws[0], count, stream(setup.settings.seed, "places", step, subject))
+    both = [held_places(draw, setup.shape, anatomy, tap) for draw in draws]
+    kept = (both[0][1] & both[1][1]).nonzero()[:count, 0]
     return Places(anatomy[kept], torch.stack([places[kept] for places, _ in both]))
+
+
+def drawn_places(
+    brain: Bool[Tensor, "x y z"], draw: ViewDraw, count: int, generator: np.random.Generator
+) -> Float[Tensor, "drawn 3"]:
+    """Brain voxels inside the crop of a draw, in random order, with spare ones beyond `count`."""
+    crop = tuple(slice(s, s + n) for s, n in zip(draw.crop_start, draw.crop_shape, strict=True))
+    inside = brain[crop].nonzero() + torch.tensor(draw.crop_start, device=brain.device)
+    chosen = generator.permutation(len(inside))[: SPARE * count]
+    return inside[torch.as_tensor(chosen, device=brain.device)].float()
+
+
+def held_places(
+    draw: ViewDraw, shape: tuple[int, int, int], anatomy: Float[Tensor, "places 3"], tap: Tap
+) -> tuple[Float[Tensor, "places 3"], Bool[Tensor, " places"]]:
+    """Where positions lie in a view, and which of them lie between the centres of the layer's cells there."""
+    places, inside = places_in_view(draw, shape, anatomy)
+    reach = [s * ((n - 1) // s) for n, s in zip(draw.crop_shape, tap.stride, strict=True)]
+    return places, inside & (places <= torch.tensor(reach, device=anatomy.device)).all(1)
 
 
 def read_places(
