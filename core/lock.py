@@ -18,10 +18,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from data.errors import BadInput, EnvironmentProblem, IntegrityError, Interrupted
 from data.files import read_json, write_json
+from data.processes import boot, pid_namespace, process_started
 
 HEARTBEAT_SECONDS = 5.0
 SILENT_BEATS = 3
@@ -69,31 +68,14 @@ def check_fence(directory: Path, generation: int) -> None:
         )
 
 
-def process_started(pid: int) -> str | None:
-    """When a process began, as a text that identifies it even if its number is used again; None when it is gone."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-        return None if fields[0] in "ZX" else f"{fields[19]} ticks"
-    except FileNotFoundError:
-        if Path("/proc/self/stat").exists():
-            return None
-    except (OSError, IndexError):
-        return None
-    try:
-        process = psutil.Process(pid)
-        return None if process.status() == psutil.STATUS_ZOMBIE else f"{process.create_time():.2f} s"
-    except psutil.Error:
-        return None
-
-
 def this_process() -> dict[str, Any]:
     """What identifies this process: number, start, machine, and which boot of it."""
     return {
         "pid": os.getpid(),
         "process_started": process_started(os.getpid()),
         "host": platform.node(),
-        "boot": _boot(),
-        "pid_namespace": _pid_namespace(),
+        "boot": boot(),
+        "pid_namespace": pid_namespace(),
     }
 
 
@@ -101,7 +83,7 @@ def is_alive(process: dict[str, Any]) -> bool:
     """Whether a process described by `this_process` still runs on this machine."""
     return (
         process.get("host") == platform.node()
-        and process.get("boot") == _boot()
+        and process.get("boot") == boot()
         and process_started(int(process["pid"])) == process.get("process_started")
     )
 
@@ -161,9 +143,9 @@ def _owner(generation: Path) -> dict[str, Any] | None:
 def _certainly_dead(owner: dict[str, Any]) -> bool:
     if owner.get("host") != platform.node():
         return False
-    if owner.get("boot") != _boot():
+    if owner.get("boot") != boot():
         return True
-    return owner.get("pid_namespace") == _pid_namespace() and not is_alive(owner)
+    return owner.get("pid_namespace") == pid_namespace() and not is_alive(owner)
 
 
 def _refusal(directory: Path, owner: dict[str, Any]) -> str:
@@ -205,17 +187,3 @@ def _prune(locks: Path, below: int) -> None:
     for name in os.listdir(locks):
         if name.isdecimal() and int(name) < below:
             shutil.rmtree(locks / name, ignore_errors=True)
-
-
-def _boot() -> str:
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return f"{psutil.boot_time():.0f}"
-
-
-def _pid_namespace() -> str:
-    try:
-        return os.readlink("/proc/self/ns/pid")
-    except OSError:
-        return ""

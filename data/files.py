@@ -5,20 +5,39 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
+import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from data.errors import EnvironmentProblem, IntegrityError
+import numpy as np
+
+from data.errors import BadInput, EnvironmentProblem, IntegrityError
+from data.processes import host_tag, process_tag
+
+Identity = tuple[int, int, int, int, int]
 
 MANIFEST = "manifest.json"
+SCHEMA = 2
+"""Of manifests: 2 says what it is about and carries a digest of itself; 1 named files only, and can still be read."""
+SEAL = "sha256"
+"""Under this key a JSON file holds the digest of the rest of it."""
 _UNFINISHED = ".tmp-"
 _ASIDE = _UNFINISHED + "old-"
+_OWNED = re.compile(r"\.tmp-(?:new-|old-)?(?P<tag>(?P<host>[0-9a-f]{8})-(?P<pid>[0-9]+)-[0-9a-f]{8})-[0-9a-f]{32}")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_ANYONES = re.compile(r"\.DS_Store|\._.*|Thumbs\.db|\.nfs.*")
+"""What file browsers and network file systems leave beside files."""
+_CLOCK_STEP_NS = 100_000_000
+"""Files changed less long ago are hashed again: two changes within one step of a file system's clock look like one."""
 _fault_hits: Counter[str] = Counter()
+_hashed: dict[str, tuple[Identity, str]] = {}
+_manifests: dict[str, tuple[Identity, dict[str, Any]]] = {}
 
 
 def sha256_file(path: Path) -> str:
@@ -27,22 +46,58 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def file_identity(path: Path) -> Identity:
+    """What changes when a file is written or replaced: device, number, size, time of writing, time of any change."""
+    state = path.stat()
+    return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns
+
+
+def known_sha256(path: Path) -> str:
+    """`sha256_file`, computed once per process as long as the file stays the same one."""
+    before = file_identity(path)
+    known = _hashed.get(str(path))
+    if known is not None and known[0] == before:
+        return known[1]
+    digest = sha256_file(path)
+    if time.time_ns() - before[-1] > _CLOCK_STEP_NS:
+        _hashed[str(path)] = (before, digest)
+    return digest
+
+
+def hashed_files() -> dict[str, tuple[Identity, str]]:
+    """What this process has hashed so far, to be told to a process that it starts: see `tell_hashed`."""
+    return dict(_hashed)
+
+
+def tell_hashed(known: Mapping[str, tuple[Identity, str]]) -> None:
+    """Take over what the starting process has hashed; a file that was changed since has another identity."""
+    _hashed.update(known)
+
+
 @contextlib.contextmanager
-def committed_directory(target: Path) -> Iterator[Path]:
+def committed_directory(
+    target: Path, *, within: Path | None = None, about: Mapping[str, Any] | None = None
+) -> Iterator[Path]:
     """A scratch directory that becomes `target` when the block ends without an error.
 
-    Files are synced, the manifest is written last, the rename is the commit, and an older `target` is replaced.
+    Files are synced, the manifest is written last, the rename is the commit, and an older `target` is replaced, if it
+    carries a manifest of this program. `within` is the directory that must hold `target` whatever names and links say
+    (its own parent when not given); `about` stands in the manifest: whose and which result it is.
     A process killed at any moment leaves either the old directory or the new one, and at most a scratch directory
-    that `remove_unfinished` clears.
+    that `remove_unfinished` clears. BadInput, before anything is written, when `target` lies elsewhere or is
+    somebody else's.
     """
-    scratch = target.parent / f"{_UNFINISHED}new-{uuid.uuid4().hex}"
+    refuse_outside(target, target.parent if within is None else within)
+    _refuse_foreign(target, in_our_tree=within is not None)
+    scratch = target.parent / scratch_name("new-")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         scratch.mkdir()
         yield scratch
         faultpoint("commit.before_manifest")
-        _write_manifest(scratch)
+        _write_manifest(scratch, about or {})
         faultpoint("commit.after_manifest")
+        _refuse_foreign(target, in_our_tree=within is not None)
         _swap(scratch, target)
     except OSError as error:
         needed = _bytes_in(scratch)
@@ -58,22 +113,92 @@ def committed_directory(target: Path) -> Iterator[Path]:
         raise
 
 
-def verify_directory(directory: Path) -> None:
-    """Raise IntegrityError unless every file of a committed directory has the bytes that its manifest names."""
-    manifest = directory / MANIFEST
-    if not manifest.is_file():
-        raise IntegrityError(f"{directory} has no {MANIFEST}: it was never committed. Delete it and run again.")
+def refuse_outside(target: Path, within: Path) -> None:
+    """BadInput unless `target` is a place below `within`, links followed, and its last name is an ordinary one."""
+    inside = target.name not in ("", ".", "..") and "\0" not in str(target) and ".." not in target.parts
+    if inside and target.parent.resolve() != within.resolve():
+        inside = target.parent.resolve().is_relative_to(within.resolve())
+    if not inside or target.is_symlink():
+        raise BadInput(
+            f"{str(target)!r} is not a place below {within}{', but a link' if target.is_symlink() else ''}. "
+            "Nothing was written. Use names without '..' and remove links out of the directory."
+        )
+
+
+def verify_directory(directory: Path, about: Mapping[str, Any] | None = None) -> None:
+    """Raise IntegrityError unless every file of a committed directory has the bytes that its manifest names.
+
+    `about`: what the manifest must say of itself, for results that could have been exchanged for others of their kind.
+    """
+    for name in read_manifest(directory, about)["files"]:
+        committed_file(directory, name)
+
+
+def committed_file(directory: Path, name: str, about: Mapping[str, Any] | None = None) -> Path:
+    """The path of one file of a committed directory, whose bytes are those that were committed.
+
+    Each file is hashed once per process as long as it stays the same file. IntegrityError names the one that is
+    damaged, missing or not part of the commit.
+    """
+    manifest, path = read_manifest(directory, about), directory / name
+    digest = manifest["files"].get(name)
     try:
-        files = json.loads(manifest.read_text())["files"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise IntegrityError(f"{manifest} is damaged. Delete {directory} and run again.") from error
-    for name, digest in files.items():
-        path = directory / name
-        if not path.is_file() or sha256_file(path) != digest:
+        wrong = "missing" if digest is None or not path.is_file() else "damaged"
+        good = wrong == "damaged" and known_sha256(path) == digest
+    except OSError as error:
+        raise IntegrityError(f"{path} cannot be read: {error.strerror}. {_again(directory, manifest)}") from error
+    if not good:
+        raise IntegrityError(
+            f"{path} is {wrong}: its bytes are not those of the manifest. {_again(directory, manifest)}"
+        )
+    return path
+
+
+def read_committed_json(directory: Path, name: str, about: Mapping[str, Any] | None = None) -> Any:
+    """The value of a JSON file of a committed directory. IntegrityError unless it is what was committed."""
+    return read_json(committed_file(directory, name, about))
+
+
+def load_committed_array(directory: Path, name: str, about: Mapping[str, Any] | None = None) -> np.ndarray:
+    """A .npy file of a committed directory, memory-mapped and read-only; verified like `committed_file`."""
+    path = committed_file(directory, name, about)
+    try:
+        stored: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise IntegrityError(f"{path} is no array: {error}. {_again(directory, read_manifest(directory))}") from error
+    return stored
+
+
+def read_manifest(directory: Path, about: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The manifest of a committed directory: `files` (name to SHA-256) and `about`. IntegrityError when it is damaged,
+    or says that this is something else than `about`. It is not to be changed."""
+    path = directory / MANIFEST
+    try:
+        identity = file_identity(path)
+        known = _manifests.get(str(path))
+        manifest = known[1] if known is not None and known[0] == identity else _parsed_manifest(path)
+        if time.time_ns() - identity[-1] > _CLOCK_STEP_NS:
+            _manifests[str(path)] = (identity, manifest)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise IntegrityError(
+            f"{directory} has no {MANIFEST}: it was never committed. Delete it and run again."
+        ) from error
+    except OSError as error:
+        raise IntegrityError(f"{path} cannot be read: {error.strerror}.") from error
+    for key, value in (about or {}).items():
+        told = manifest["about"].get(key, value if manifest["schema"] < SCHEMA else None)
+        if told != value:
             raise IntegrityError(
-                f"{path} is {'damaged' if path.is_file() else 'missing'}: its bytes are not those of the manifest. "
-                f"Delete {directory} and run the command again; it is computed anew."
+                f"{directory} holds something else: {key} is {told!r}, here {value!r} belongs. "
+                f"{_again(directory, manifest)}"
             )
+    return manifest
+
+
+def manifest_sha256(directory: Path) -> str:
+    """SHA-256 that stands for a whole committed directory: of its verified manifest, which names every file's."""
+    read_manifest(directory)
+    return known_sha256(directory / MANIFEST)
 
 
 def is_committed(directory: Path) -> bool:
@@ -81,28 +206,56 @@ def is_committed(directory: Path) -> bool:
     return (directory / MANIFEST).is_file()
 
 
-def remove_unfinished(parent: Path) -> None:
-    """Clear scratch directories that killed processes left in `parent`; put back what a kill between renames hid.
+def scratch_name(kind: str = "") -> str:
+    """A name for something unfinished that tells whose it is, so that `clear_litter` takes only what the dead left."""
+    return f"{_UNFINISHED}{kind}{process_tag(os.getpid())}-{uuid.uuid4().hex}"
 
-    Only for the one who may write in `parent`: it would also clear the scratch of a living writer.
+
+def clear_litter(parent: Path) -> None:
+    """Remove what processes of this machine that are gone left unfinished in `parent`; the living keep theirs.
+
+    What cannot be told (another machine's, an older version's) stays. Never raises: litter does no harm.
+    """
+    with contextlib.suppress(OSError):
+        for entry in list(parent.iterdir()):
+            if _owner(entry.name) == "dead":
+                _clear(entry)
+
+
+def remove_unfinished(parent: Path) -> None:
+    """Clear scratch that killed processes left in `parent`; put back what a kill between renames hid.
+
+    Only for the one who may write in `parent`: whatever is not a living process's of this machine goes.
     """
     if not parent.is_dir():
         return
-    entries = list(parent.iterdir())
-    for aside in (entry for entry in entries if entry.name.startswith(_ASIDE)):
-        for hidden in aside.iterdir():
-            if not (parent / hidden.name).exists():
-                hidden.rename(parent / hidden.name)
-    for entry in (entry for entry in entries if entry.name.startswith(_UNFINISHED)):
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry, ignore_errors=True)
-        else:
-            entry.unlink(missing_ok=True)
+    for entry in list(parent.iterdir()):
+        if entry.name.startswith(_UNFINISHED) and _owner(entry.name) != "alive":
+            _clear(entry)
+
+
+def _owner(name: str) -> str:
+    """Whose scratch it is: alive, dead, or unknown."""
+    found = _OWNED.fullmatch(name)
+    if found is None or found["host"] != host_tag():
+        return "unknown"
+    return "alive" if process_tag(int(found["pid"])) == found["tag"] else "dead"
+
+
+def _clear(entry: Path) -> None:
+    if entry.name.startswith(_ASIDE):
+        for hidden in list(entry.iterdir()):
+            if not (entry.parent / hidden.name).exists():
+                hidden.rename(entry.parent / hidden.name)
+    if entry.is_dir() and not entry.is_symlink():
+        shutil.rmtree(entry, ignore_errors=True)
+    else:
+        entry.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
     """Replace a JSON file atomically; keys sorted, so equal values give equal bytes."""
-    scratch = path.with_name(f"{_UNFINISHED}{uuid.uuid4().hex}")
+    scratch = path.with_name(scratch_name())
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with scratch.open("w", encoding="utf-8") as file:
@@ -128,8 +281,32 @@ def read_json(path: Path) -> Any:
     """The value in a JSON file. IntegrityError when it does not parse."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise IntegrityError(f"{path} is not valid JSON: {error}. It was damaged or edited.") from error
+
+
+def write_sealed_json(path: Path, value: Mapping[str, Any]) -> None:
+    """`write_json` of a mapping with a digest of itself, for results that stand outside a committed directory."""
+    write_json(path, sealed(value))
+
+
+def read_sealed_json(path: Path) -> dict[str, Any]:
+    """What `write_sealed_json` wrote. IntegrityError unless it is what was written."""
+    value = read_json(path)
+    if not isinstance(value, dict) or value.pop(SEAL, None) != content_digest(value):
+        raise IntegrityError(f"{path} is not what was written: it was damaged or edited. Delete it.")
+    return value
+
+
+def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
+    """A mapping with the digest of its content under `SEAL`."""
+    return {**value, SEAL: content_digest(value)}
+
+
+def content_digest(value: Any) -> str:
+    """SHA-256 of a JSON value, whatever the order of its keys."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def faultpoint(site: str) -> None:
@@ -149,14 +326,95 @@ def faultpoint(site: str) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def _write_manifest(scratch: Path) -> None:
+def _write_manifest(scratch: Path, about: Mapping[str, Any]) -> None:
     files = {}
     for path in sorted(p for p in scratch.rglob("*") if p.is_file()):
         files[path.relative_to(scratch).as_posix()] = sha256_file(path)
         _sync(path)
-    (scratch / MANIFEST).write_text(json.dumps({"schema": 1, "files": files}, indent=1, sort_keys=True))
+    (scratch / MANIFEST).write_text(_manifest_text({"schema": SCHEMA, "about": dict(about), "files": files}))
     _sync(scratch / MANIFEST)
     _sync(scratch)
+
+
+def _manifest_text(content: Mapping[str, Any]) -> str:
+    return json.dumps(sealed(content), indent=1, sort_keys=True, allow_nan=False)
+
+
+def _parsed_manifest(path: Path) -> dict[str, Any]:
+    damaged = IntegrityError(f"{path} is damaged. Delete {path.parent} and run the command again; it is computed anew.")
+    try:
+        text = path.read_text(encoding="utf-8")
+        manifest = json.loads(text)
+    except (ValueError, RecursionError):
+        raise damaged from None
+    if not _is_manifest(manifest):
+        raise damaged
+    if manifest["schema"] == 1 and SEAL not in manifest:
+        return {"schema": 1, "about": {}, "files": manifest["files"]}
+    seal = manifest.pop(SEAL, None)
+    if seal != content_digest(manifest) or text != _manifest_text(manifest):
+        raise damaged
+    if manifest["schema"] > SCHEMA:
+        raise BadInput(
+            f"{path} was written by a newer version (schema {manifest['schema']}, this one reads {SCHEMA}). "
+            "Use that version."
+        )
+    return manifest
+
+
+def _is_manifest(value: Any) -> bool:
+    files = value.get("files") if isinstance(value, dict) else None
+    return (
+        isinstance(files, dict)
+        and isinstance(value.get("schema"), int)
+        and isinstance(value.get("about", {}), dict)
+        and all(isinstance(d, str) and _DIGEST.fullmatch(d) and _is_inside(name) for name, d in files.items())
+    )
+
+
+def _is_inside(name: str) -> bool:
+    parts = PurePosixPath(name).parts
+    return bool(parts) and not PurePosixPath(name).is_absolute() and ".." not in parts and "\0" not in name
+
+
+def _again(directory: Path, manifest: Mapping[str, Any]) -> str:
+    made_by = manifest["about"].get("made_by")
+    again = f"repeat `{made_by}`" if made_by else "run the command again"
+    return f"Delete {directory} and {again}; it is computed anew."
+
+
+def _refuse_foreign(target: Path, in_our_tree: bool) -> None:
+    """BadInput when a commit would replace what is not a commit of ours, or would take other files with it.
+
+    In a tree of ours a manifest that is damaged still marks a commit; elsewhere it may be anybody's.
+    """
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise BadInput(f"{target} is a file. Nothing was written. Give the name of a new directory.")
+    there = [p.relative_to(target).as_posix() for p in target.rglob("*") if p.is_file()]
+    there = [name for name in there if not _ANYONES.fullmatch(PurePosixPath(name).name)]
+    if not there:
+        return
+    ours = _files_of_commit(target)
+    if ours is None and in_our_tree and is_committed(target):
+        return
+    strange = sorted(set(there) - (ours or set()))
+    if strange:
+        raise BadInput(
+            f"{target} holds what is not of a result that can be replaced: {', '.join(strange[:3])}"
+            f"{' and more' if len(strange) > 3 else ''}. Nothing was written. Move these files elsewhere, or delete "
+            f"{target} if nothing in it is needed."
+        )
+
+
+def _files_of_commit(target: Path) -> set[str] | None:
+    """Names that a readable manifest of ours lists, and its own; None where there is no such manifest."""
+    with contextlib.suppress(ValueError, OSError, RecursionError):
+        manifest = json.loads((target / MANIFEST).read_text(encoding="utf-8"))
+        if _is_manifest(manifest):
+            return {MANIFEST, *manifest["files"]}
+    return None
 
 
 def _swap(scratch: Path, target: Path) -> None:
@@ -165,7 +423,7 @@ def _swap(scratch: Path, target: Path) -> None:
         faultpoint("commit.after_rename")
         _sync(target.parent)
         return
-    aside = target.parent / f"{_ASIDE}{uuid.uuid4().hex}"
+    aside = target.parent / scratch_name("old-")
     aside.mkdir()
     target.rename(aside / target.name)
     try:
