@@ -22,6 +22,8 @@ from data.errors import BadInput, EnvironmentProblem, IntegrityError
 from pages._viewer.assets import viewer_route
 
 _LOG = logging.getLogger(__name__)
+KEPT = "private, max-age=31536000, immutable"
+"""For addresses that contain a hash of the content."""
 _LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 
@@ -88,7 +90,7 @@ async def volume(request: Request) -> Response:
     ids = request.path_params
     runs = Path(os.environ.get("DICESCOPE_RUNS", "runs"))
     try:
-        path = await run_in_threadpool(packed_path, runs, ids["run"], ids["subject"], ids["name"])
+        path = await run_in_threadpool(packed_path, runs, ids["run"], ids["subject"], ids["name"], ids.get("content"))
     except BadInput:
         return PlainTextResponse("No such volume in this run.", status_code=404)
     except (EnvironmentProblem, IntegrityError) as problem:
@@ -97,7 +99,7 @@ async def volume(request: Request) -> Response:
     return FileResponse(
         path,
         media_type="application/octet-stream",
-        headers={"Content-Encoding": "gzip", "Cache-Control": "private, max-age=31536000, immutable"},
+        headers={"Content-Encoding": "gzip", "Cache-Control": KEPT if "content" in ids else "no-store"},
     )
 
 
@@ -106,6 +108,10 @@ PagesManager.uses_pages_directory = False
 
 app = st.App(
     "app.py",
-    routes=[Route("/api/volume/{run}/{subject}/{name}", volume), viewer_route()],
+    routes=[
+        Route("/api/volume/{run}/{subject}/{name}/{content}", volume),
+        Route("/api/volume/{run}/{subject}/{name}", volume),
+        viewer_route(),
+    ],
     middleware=[Middleware(LocalOnly), Middleware(OnlyRoot)],
 )

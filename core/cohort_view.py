@@ -11,7 +11,8 @@ from core.experiment import prepared_of
 from core.store import Run
 from core.training_view import in_words
 from data.cohort import ROLES
-from data.files import read_json
+from data.errors import IntegrityError
+from data.preprocessing import load_voxel_hash
 from data.reading import find_duplicates
 
 
@@ -85,8 +86,8 @@ def leakage(run: Run, cache: Path) -> Leakage:
         subject_id = str(subject["subject_id"])
         roles[subject_id] = str(subject["role"])
         try:
-            hashes[subject_id] = str(read_json(cache / subject["key"] / "record.json")["voxel_sha256"])
-        except (OSError, RuntimeError, KeyError):
+            hashes[subject_id] = load_voxel_hash(cache, str(subject["key"]), subject_id)
+        except (IntegrityError, KeyError):
             missing.append(subject_id)
     pairs = tuple((a, roles[a], b, roles[b]) for a, b in find_duplicates(hashes))
     return Leakage(len(hashes), tuple(missing), pairs)

@@ -13,11 +13,12 @@ from typing import Any
 from core.jobs import Job, list_jobs, start_job
 from core.recipes import as_json, from_json
 from core.simclr import SimclrSettings
-from core.store import Run, list_runs, stage_done
+from core.store import Run, list_runs, stage_done, stage_name
 from core.training_view import asked_run_id
 from data.cohort import ROLES
 from data.errors import BadInput
-from data.files import is_committed, write_json
+from data.files import write_json
+from data.names import folder_name
 from data.preprocessing import Preprocessing
 
 
@@ -46,7 +47,7 @@ def scans_of(runs: Path, run: Run) -> Scans:
 
     So a second encoder or a detector sees exactly the training subjects of the first, whatever the split came from.
     """
-    path = runs.absolute() / ".splits" / f"{run.run_id}.json"
+    path = runs.absolute() / ".splits" / f"{folder_name(run.run_id)}.json"
     write_json(path, {role: list(run.record["split"].get(role, [])) for role in ROLES})
     cohort = run.record["cohort"]
     preprocessing = from_json(Preprocessing, run.record["preprocessing"])
@@ -136,9 +137,9 @@ def _step_of_detector(runs: Path, encoder: Run, run: Run) -> Step | None:
             return None
         return Step("Go on fitting the Gaussian", tuple(_fit_argv(runs, encoder, run.run_id)), run.run_id)
     scored = [i for role in ROLES[1:] for i in run.record["split"].get(role, [])]
-    if not all(is_committed(run.directory / "scores" / i) for i in scored):
+    if not all(stage_done(run, stage_name("scores", i)) for i in scored):
         return Step(f"Score the scans with {run.name}", ("score", run.run_id, *where), run.run_id)
-    if not is_committed(run.directory / "evaluation"):
+    if not stage_done(run, "evaluation"):
         return Step(f"Evaluate {run.name}", ("evaluate", run.run_id, *where), run.run_id)
     return None
 

@@ -12,7 +12,7 @@ from core.memory_bank.settings import BankSettings
 from core.progress import Progress
 from core.recipes import as_json
 from core.simclr import SimclrSettings
-from core.store import Run, fingerprint, open_run
+from core.store import Run, fingerprint, open_run, stage_done
 from core.summary import leading, run_summary
 from core.views import ViewSettings
 from data.files import is_committed, read_json, write_json
@@ -98,7 +98,7 @@ def _finished(
     encoder: Run | None,
 ) -> Run:
     run = experiment.fit(runs, source, detector, progress, name=name, run_id=run_id, encoder_run=encoder)
-    if not is_committed(run.directory / "evaluation"):
+    if not stage_done(run, "evaluation"):
         run = experiment.score(run, progress)
         evaluation.evaluate_run(run, progress)
     return run

@@ -19,11 +19,23 @@ from core.packed import save_levels, score_levels
 from core.progress import Progress
 from core.provenance import reset_peak_memory
 from core.run_scores import RunScores, Space, open_scores, set_id
-from core.store import Run, append_event, lock, open_run, peak_memory_mb, stage, update_run
+from core.store import (
+    Run,
+    append_event,
+    lock,
+    open_run,
+    peak_memory_mb,
+    stage,
+    stage_done,
+    stage_json,
+    stage_name,
+    update_run,
+    verify_stage,
+)
 from core.subject_level import subject_level
 from core.types import ScoreMap
 from data.errors import BadInput
-from data.files import is_committed, read_json, verify_directory
+from data.files import clear_litter, hashed_files, tell_hashed
 from data.volume import Mask
 
 N_BOOTSTRAP = 10_000
@@ -81,10 +93,16 @@ def evaluate_run(
 
 def read_metrics(run: Run) -> dict[str, Any]:
     """What `evaluate_run` committed. BadInput with the command when there is nothing yet."""
-    if not is_committed(run.directory / "evaluation"):
+    if not stage_done(run, "evaluation"):
         raise BadInput(f"Run {run.run_id} is not evaluated yet. Do it: python cli.py evaluate {run.run_id}")
-    metrics: dict[str, Any] = read_json(run.directory / "evaluation" / "metrics.json")
+    metrics: dict[str, Any] = stage_json(run, "evaluation", "metrics.json")
     return metrics
+
+
+def read_levels(run: Run) -> dict[str, list[float]]:
+    """The byte levels of every layer set's maps, as `evaluate_run` committed them."""
+    levels: dict[str, list[float]] = stage_json(run, "evaluation", "levels.json")
+    return levels
 
 
 def evaluate_layer_set(
@@ -189,7 +207,8 @@ def _mapped(jobs: Sequence[tuple[str, LayerSet, Space, float, float | None]], wo
     previous = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = "1"
     try:
-        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(workers, context, initializer=tell_hashed, initargs=(hashed_files(),)) as pool:
             yield from pool.map(_evaluate_job, jobs)
     finally:
         os.environ.pop("OMP_NUM_THREADS")
@@ -230,7 +249,7 @@ def _require_scores(scores: RunScores) -> None:
         i
         for role in ("calibration", "validation", "test")
         for i in scores.subjects(role)
-        if not is_committed(scores.run.directory / "scores" / i)
+        if not stage_done(scores.run, stage_name("scores", i))
     ]
     if missing:
         raise BadInput(
@@ -239,7 +258,7 @@ def _require_scores(scores: RunScores) -> None:
         )
     for role in ("calibration", "validation", "test"):
         for subject_id in scores.subjects(role):
-            verify_directory(scores.run.directory / "scores" / subject_id)
+            verify_stage(scores.run, stage_name("scores", subject_id))
     if not scores.subjects("calibration"):
         raise BadInput(
             f"Run {scores.run.run_id} has no calibration subjects, so there is no label-free threshold. "
@@ -255,5 +274,6 @@ def _write(path: Path, metrics: Mapping[str, Any]) -> None:
 
 def _forget_packed(directory: Path) -> None:
     """Byte levels may have moved: packed maps of an older evaluation are made anew when asked for."""
+    clear_litter(directory / ".browser")
     for path in (directory / ".browser").glob("*.gz"):
         path.unlink(missing_ok=True)

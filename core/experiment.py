@@ -32,6 +32,7 @@ from core.recipes import as_json, from_json
 from core.simclr import SimclrSettings, check_settings, pretrain_encoder
 from core.store import (
     Run,
+    about_stage,
     check_same,
     create_run,
     fingerprint,
@@ -39,15 +40,18 @@ from core.store import (
     lock,
     peak_memory_mb,
     stage,
+    stage_directory,
     stage_done,
+    stage_name,
     update_run,
+    verify_stage,
 )
 from core.training import checkpoint_step
 from data.cohort import ROLES, Cohort, Split, Subject, check_healthy, split_by_roles
 from data.errors import BadInput, IntegrityError, Interrupted
-from data.files import committed_directory, is_committed, read_json, sha256_file, verify_directory, write_json
+from data.files import committed_directory, read_json, sha256_file, write_json
 from data.layout import read_cohort
-from data.preprocessing import Prepared, PreparedCohort, Preprocessing, load_prepared, prepare_cohort
+from data.preprocessing import Prepared, PreparedCohort, Preprocessing, load_prepared, load_voxel_hash, prepare_cohort
 from data.reading import refuse_leakage
 from data.volume import Volume
 from models.encoder import EncoderSettings, make_encoder
@@ -86,8 +90,8 @@ class Study:
 
     def volumes(self, role: str) -> "PreparedVolumes":
         """The prepared volumes of one split, loaded one at a time."""
-        keys = [self.prepared.keys[i] for i in getattr(self.split, role)]
-        return PreparedVolumes(self.prepared.cache, tuple(keys))
+        ids = getattr(self.split, role)
+        return PreparedVolumes(self.prepared.cache, tuple(self.prepared.keys[i] for i in ids), ids)
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,8 @@ class PreparedVolumes(Sequence[Volume]):
 
     cache: Path
     keys: tuple[str, ...]
+    subject_ids: tuple[str, ...] | None = None
+    """Whose they are, in the order of `keys`: a scan that is somebody else's is refused."""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -106,8 +112,10 @@ class PreparedVolumes(Sequence[Volume]):
     def __getitem__(self, index: slice) -> Sequence[Volume]: ...
     def __getitem__(self, index: int | slice) -> Volume | Sequence[Volume]:
         if isinstance(index, slice):
-            return PreparedVolumes(self.cache, self.keys[index])
-        return load_prepared(self.cache, self.keys[index]).volume
+            ids = None if self.subject_ids is None else self.subject_ids[index]
+            return PreparedVolumes(self.cache, self.keys[index], ids)
+        owner = None if self.subject_ids is None else self.subject_ids[index]
+        return load_prepared(self.cache, self.keys[index], owner).volume
 
 
 def cache_directory(runs: Path) -> Path:
@@ -169,7 +177,8 @@ def pretrain(
                 advance(max(step - seen, 0), f"loss {values.get('loss', float('nan')):.3f}")
                 seen = max(step, seen)
 
-            pretrain_encoder(study.volumes("train"), settings, run.directory, monitor)
+            about = about_stage(run, "encoder")
+            pretrain_encoder(study.volumes("train"), settings, run.directory, monitor, about=about)
         _record_stage(run, "encoder", began)
     return run
 
@@ -238,6 +247,8 @@ def score(run: Run, progress: Progress, *, memory_gb: float | None = None) -> Ru
     subjects = scored_subjects(run)
     began = time.perf_counter()
     reset_peak_memory()
+    if run.status == "finished" and all(_is_scored(run, subject) for subject in subjects):
+        return run  # so what only reads works where nothing can be written
     with lock(run) as run, _outcome(run), progress.task("Scoring", len(subjects)) as advance:
         if not all(_is_scored(run, subject) for subject in subjects):
             run = update_run(run, status="running")
@@ -260,8 +271,8 @@ def load_detector(run: Run) -> AnyDetector:
         raise BadInput(
             f"Run {run.run_id} has no fitted detector. Finish it: python cli.py fit --run-id {run.run_id} ..."
         )
-    verify_directory(run.directory / "detector")
-    detector = detector_kind(run.record["recipe"]["kind"]).load(run.directory / "detector")
+    verify_stage(run, "detector")
+    detector = detector_kind(run.record["recipe"]["kind"]).load(stage_directory(run, "detector"))
     if isinstance(detector, PatchCore):
         detector.index_cache_ = _index_cache(run)
     return detector
@@ -279,15 +290,40 @@ def subjects_of(run: Run, role: str) -> list[str]:
 
 
 def prepared_of(run: Run, subject_id: str) -> Prepared:
-    """The prepared scan of a subject of a run."""
+    """The prepared scan of a subject of a run. IntegrityError when it is another subject's, or prepared otherwise."""
+    subject = _subject_record(run, subject_id)
+    prepared = load_prepared(cache_directory(run.directory.parent), subject["key"], subject_id)
+    if prepared.made_from:
+        asked, settings = run.record["preprocessing"], prepared.made_from["settings"]
+        otherwise = [key for key in asked.keys() & settings.keys() if asked[key] != settings[key]]
+        if otherwise or prepared.made_from["subject"][1] != subject["healthy"]:
+            raise IntegrityError(
+                f"The prepared scan of {subject_id!r} in {cache_directory(run.directory.parent)} was made with other "
+                f"settings, or of a subject of other health, than {run.directory / 'run.json'} says: one of them was "
+                "edited. Put back a copy, or make the run again."
+            )
+    return prepared
+
+
+def prepared_volumes(run: Run, subject_ids: Sequence[str]) -> PreparedVolumes:
+    """The prepared scans of subjects of a run, each read and verified when it is asked for."""
+    keys = tuple(str(_subject_record(run, i)["key"]) for i in subject_ids)
+    return PreparedVolumes(cache_directory(run.directory.parent), keys, tuple(subject_ids))
+
+
+def _subject_record(run: Run, subject_id: str) -> dict[str, Any]:
     for subject in run.record["cohort"]["subjects"]:
         if subject["subject_id"] == subject_id:
-            return load_prepared(cache_directory(run.directory.parent), subject["key"])
+            return dict(subject)
     raise BadInput(f"No subject {subject_id!r} in run {run.run_id}.")
 
 
 def _is_scored(run: Run, subject: Mapping[str, Any]) -> bool:
-    return is_committed(run.directory / "scores" / subject["subject_id"])
+    name = stage_name("scores", subject["subject_id"])
+    if not stage_done(run, name):
+        return False
+    verify_stage(run, name)
+    return True
 
 
 def _scored_together(run: Run, detector: AnyDetector, memory_gb: float | None) -> Run:
@@ -310,7 +346,9 @@ def _score_chunk(run: Run, detector: AnyDetector, chunk: Sequence[Mapping[str, A
     else:
         arrays = {v.subject_id: ("scores.npy", detector.score(v).scores) for v in volumes}
     for subject_id, (name, array) in arrays.items():
-        with committed_directory(run.directory / "scores" / subject_id) as scratch:
+        stage = stage_name("scores", subject_id)
+        target = stage_directory(run, stage)
+        with committed_directory(target, within=run.directory, about=about_stage(run, stage)) as scratch:
             np.save(scratch / name, np.ascontiguousarray(array, dtype=np.float32))
             if subject_id in whole:
                 write_json(scratch / SUBJECT_FILE, {"scores": whole[subject_id]})
@@ -499,8 +537,8 @@ def _with_encoder(detector: AnyDetector, encoder_run: Run, study: Study) -> tupl
             f"Encoder run {encoder_run.run_id} is {encoder_run.status}: it has no finished encoder. "
             f"Finish it: python cli.py pretrain --run-id {encoder_run.run_id} ..."
         )
-    weights = encoder_run.directory / "encoder"
-    verify_directory(weights)
+    weights = stage_directory(encoder_run, "encoder")
+    verify_stage(encoder_run, "encoder")
     _refuse_foreign_encoder(encoder_run, study)
     parents = {"encoder": encoder_run.run_id, "encoder_sha256": sha256_file(weights / "encoder.safetensors")}
     return replace(detector, weights=str(weights)), parents
@@ -537,9 +575,9 @@ def _voxel_hashes(run: Run, subject_ids: Collection[str]) -> dict[str, str]:
     found = {}
     for subject in run.record["cohort"]["subjects"]:
         if subject["subject_id"] in subject_ids:
-            with contextlib.suppress(OSError, IntegrityError, KeyError):
-                record = read_json(cache_directory(run.directory.parent) / subject["key"] / "record.json")
-                found[str(subject["subject_id"])] = str(record["voxel_sha256"])
+            with contextlib.suppress(IntegrityError, KeyError):
+                subject_id = str(subject["subject_id"])
+                found[subject_id] = load_voxel_hash(cache_directory(run.directory.parent), subject["key"], subject_id)
     return found
 
 

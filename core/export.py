@@ -9,9 +9,9 @@ from core.detectors import LayerSet
 from core.evaluation import read_metrics
 from core.progress import Progress
 from core.run_scores import RunScores, open_scores, set_id
-from core.store import Run
+from core.store import Run, stage_done
 from data.errors import BadInput
-from data.files import is_committed
+from data.names import folder_name
 from data.nifti import in_stored_order, write_nifti
 
 
@@ -24,7 +24,7 @@ def export_maps(run: Run, directory: Path, layers: str, progress: Progress, *, d
     subjects' voxels; order is kept.
     """
     scores = open_scores(run)
-    evaluated = is_committed(run.directory / "evaluation")
+    evaluated = stage_done(run, "evaluation")
     metrics = read_metrics(run) if evaluated else None
     chosen = layers or (metrics["headline"] if metrics else set_id(scores.layer_sets[-1]))
     layer_set = scores.layer_set(chosen)
@@ -41,13 +41,13 @@ def export_maps(run: Run, directory: Path, layers: str, progress: Progress, *, d
             native, grid = in_stored_order(
                 scores.native_scores(subject_id, layer_set), prepared.native_grid, prepared.axes
             )
-            path = directory / f"{subject_id}_score.nii.gz"
+            path = directory / f"{folder_name(subject_id)}_score.nii.gz"
             shown = native if scale is None else scale.display(native)
             write_nifti(path, np.nan_to_num(shown, nan=0.0), grid)
             written.append(path)
             if figures is not None:
                 threshold = figures["protocols"]["healthy"]["threshold"]
-                path = directory / f"{subject_id}_segmentation.nii.gz"
+                path = directory / f"{folder_name(subject_id)}_segmentation.nii.gz"
                 write_nifti(path, (np.nan_to_num(native, nan=-np.inf) >= threshold).astype(np.uint8), grid)
                 written.append(path)
             advance(1, subject_id)

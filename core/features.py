@@ -194,6 +194,10 @@ class FeatureExtractor:
         write_json(directory / "features.json", described)
 
 
+LAYOUT_FILES = ("features.json", "features.safetensors")
+"""What `load_layout` reads."""
+
+
 def load_layout(directory: Path) -> FeatureLayout:
     """The layout that `FeatureExtractor.save` wrote, without the encoder."""
     described = read_json(directory / "features.json")

@@ -21,10 +21,23 @@ from core.evaluation import BEHIND_LABELS, evaluate_run, read_metrics
 from core.experiment import SUBJECT_FILE, scored_subjects
 from core.progress import Progress
 from core.run_scores import RunScores, open_scores, set_id
-from core.store import Run, check_same, create_run, list_runs, lock, stage, stage_done, update_run
+from core.store import (
+    Run,
+    about_stage,
+    check_same,
+    create_run,
+    list_runs,
+    lock,
+    stage,
+    stage_directory,
+    stage_done,
+    stage_name,
+    update_run,
+    verify_stage,
+)
 from core.types import LayerSet
 from data.errors import BadInput, Interrupted
-from data.files import MANIFEST, committed_directory, is_committed, verify_directory, write_json
+from data.files import MANIFEST, committed_directory, write_json
 
 ROUNDING = 1e-5
 """A threshold chosen on validation is the score of one of its voxels; it is lowered by this fraction, so that the
@@ -87,7 +100,8 @@ def make_gated(
             update_run(run, status="running")
             with stage(run, "detector") as scratch:
                 for folder, part in zip(("gate", "second"), parts, strict=True):
-                    _link_tree(part.run.directory / "detector", scratch / folder)
+                    verify_stage(part.run, "detector")
+                    _link_tree(stage_directory(part.run, "detector"), scratch / folder)
                 detector.save_recipe(scratch)
         _combine_all(run, detector, parts, progress)
     if not stage_done(run, "evaluation") or not _same_rule(run, quantile, fp_ml_per_scan):
@@ -177,17 +191,20 @@ def _combine_all(run: Run, detector: Gated, parts: tuple[Part, Part], progress: 
     subjects = [s["subject_id"] for s in scored_subjects(run)]
     with progress.task("Gating", len(subjects)) as advance:
         for subject_id in subjects:
-            target = run.directory / "scores" / subject_id
-            if not is_committed(target):
+            name = stage_name("scores", subject_id)
+            if stage_done(run, name):
+                verify_stage(run, name)
+            else:
                 for part in parts:
-                    verify_directory(part.run.directory / "scores" / subject_id)
+                    verify_stage(part.run, name)
                 opening = gate.scores.score_map(subject_id, gate.layers)
                 combined = detector.combine(opening, second.scores.score_map(subject_id, second.layers))
                 whole = {"maximum": float(np.nanmax(opening.scores))}
                 own = gate.scores.subject_scores(subject_id).get(set_id(gate.layers))
                 if own is not None:
                     whole["reweighted"] = own
-                with committed_directory(target) as scratch:
+                target = stage_directory(run, name)
+                with committed_directory(target, within=run.directory, about=about_stage(run, name)) as scratch:
                     np.save(scratch / "scores.npy", combined.scores)
                     write_json(scratch / SUBJECT_FILE, {"scores": whole})
             advance(1, subject_id)
@@ -206,7 +223,6 @@ def _outcome(run: Run) -> Iterator[None]:
 
 def _link_tree(source: Path, target: Path) -> None:
     """The files of a committed directory once more, without a second copy where the disk allows; not its manifest."""
-    verify_directory(source)
     for path in sorted(p for p in source.rglob("*") if p.is_file() and p != source / MANIFEST):
         place = target / path.relative_to(source)
         place.parent.mkdir(parents=True, exist_ok=True)

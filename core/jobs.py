@@ -22,10 +22,11 @@ from typing import Any
 
 import psutil
 
-from core.lock import is_alive, process_started, this_process
+from core.lock import is_alive, this_process
 from core.store import claim_sequence
 from data.errors import BadInput, EnvironmentProblem, IntegrityError
 from data.files import read_json, write_json
+from data.processes import process_started
 
 PROJECT = Path(__file__).resolve().parent.parent
 CLI = PROJECT / "cli.py"

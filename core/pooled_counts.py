@@ -12,10 +12,10 @@ from jaxtyping import Float64, Int64
 
 from core.metrics import SubjectScores
 from core.run_scores import open_scores, set_id
-from core.store import Run, lock, stage, stage_directory, stage_done
+from core.store import Run, lock, stage, stage_array, stage_done, stage_json, stage_name
 from core.types import LayerSet
 from data.errors import BadInput
-from data.files import read_json, write_json
+from data.files import write_json
 
 LESION_CUTS, NORMAL_CUTS = 400, 200
 _CHUNK = 500
@@ -51,7 +51,7 @@ class PooledCounts:
 
 def pooled_counts(run: Run, layers: LayerSet) -> PooledCounts:
     """The counts of a scored run under one layer set; computed once and kept with the run."""
-    name = f"pooled-counts/{set_id(layers)}"
+    name = stage_name("pooled-counts", set_id(layers))
     if not stage_done(run, name):
         scores = open_scores(run)
         counts = count(scores.voxels_of(scores.subjects("test"), layers, "native"))
@@ -59,9 +59,8 @@ def pooled_counts(run: Run, layers: LayerSet) -> PooledCounts:
             np.save(scratch / "counts.npy", np.stack([counts.hits, counts.alarms]))
             write_json(scratch / "subjects.json", {"ids": counts.subjects, "lesion": counts.lesion.tolist()})
         return counts
-    directory = stage_directory(run, name)
-    hits, alarms = np.load(directory / "counts.npy", allow_pickle=False)
-    about = read_json(directory / "subjects.json")
+    hits, alarms = stage_array(run, name, "counts.npy")
+    about = stage_json(run, name, "subjects.json")
     return PooledCounts(tuple(about["ids"]), hits, alarms, np.array(about["lesion"], dtype=np.int64))
 
 

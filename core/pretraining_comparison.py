@@ -20,11 +20,11 @@ from core.progress import Progress
 from core.recipes import as_json
 from core.simclr import SimclrSettings
 from core.simclr.settings import Kind
-from core.store import Run, open_run
+from core.store import Run, open_run, stage_done
 from core.views import VIEW_SETS, ViewSettings
 from core.visibility.runs import stored_visibility, visibility_of_run
 from data.errors import BadInput
-from data.files import committed_directory, is_committed, read_json, verify_directory, write_json
+from data.files import committed_directory, is_committed, read_committed_json, write_json
 
 FOLDER = ".comparisons"
 FILE = "comparison.json"
@@ -118,7 +118,8 @@ def compare_pretraining(
         "failed": failed,
         **build_table(trained, untrained, controls),
     }
-    with committed_directory(runs / FOLDER / plan.name) as scratch:
+    about = {"stage": f"{FOLDER}/{plan.name}", "made_by": "compare-pretraining"}
+    with committed_directory(runs / FOLDER / plan.name, within=runs, about=about) as scratch:
         write_json(scratch / FILE, found)
     return found
 
@@ -137,8 +138,7 @@ def read_comparison(runs: Path, name: str) -> dict[str, Any]:
             f"No comparison {name!r} in {runs}. There are: {', '.join(names) or 'none yet'}. "
             "Make one: python cli.py compare-pretraining COHORT"
         )
-    verify_directory(runs / FOLDER / name)
-    found: dict[str, Any] = read_json(runs / FOLDER / name / FILE)
+    found: dict[str, Any] = read_committed_json(runs / FOLDER / name, FILE)
     return found
 
 
@@ -196,7 +196,7 @@ class _Study:
         run = experiment.fit(
             self.runs, self.source, detector, self.progress, name=name, run_id=run_id, encoder_run=encoder
         )
-        if not is_committed(run.directory / "evaluation"):
+        if not stage_done(run, "evaluation"):
             run = experiment.score(run, self.progress)
             evaluation.evaluate_run(run, self.progress, workers=self.workers)
         return open_run(self.runs, run_id)

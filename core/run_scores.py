@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -10,13 +11,13 @@ from jaxtyping import Float32
 
 from core.detectors import LAYERED, AnyDetector, Gated, LayerSet, from_recipe, kind_of, plain_name
 from core.experiment import SUBJECT_FILE, prepared_of, subjects_of
-from core.features import load_layout
+from core.features import LAYOUT_FILES, load_layout
 from core.metrics import SubjectScores
 from core.scoring import to_score_map
-from core.store import Run, stage_done
+from core.store import Run, stage_array, stage_directory, stage_done, stage_file, stage_json, stage_name
 from core.types import FeatureLayout, ScoreMap
 from data.errors import BadInput
-from data.files import is_committed, read_json
+from data.files import manifest_sha256, read_manifest
 from data.preprocessing import Prepared, to_native
 
 Space = Literal["native", "working"]
@@ -91,8 +92,10 @@ class RunScores:
 
     def subject_scores(self, subject_id: str) -> dict[str, float]:
         """The stored score of the whole scan by layer set; empty for detectors that give none."""
-        path = self.run.directory / "scores" / subject_id / SUBJECT_FILE
-        return dict(read_json(path)["scores"]) if path.is_file() else {}
+        name = stage_name("scores", subject_id)
+        if SUBJECT_FILE not in read_manifest(stage_directory(self.run, name))["files"]:
+            return {}
+        return dict(stage_json(self.run, name, SUBJECT_FILE)["scores"])
 
     def score_map(self, subject_id: str, layers: LayerSet) -> ScoreMap:
         """Score map on the working grid, NaN outside the brain."""
@@ -140,14 +143,13 @@ class RunScores:
         return [self.voxels(subject_id, layers, space) for subject_id in subject_ids]
 
     def _stored(self, subject_id: str, name: str) -> Float32[np.ndarray, "..."]:
-        directory = self.run.directory / "scores" / subject_id
-        if not is_committed(directory):
+        stage = stage_name("scores", subject_id)
+        if not stage_done(self.run, stage):
             raise BadInput(
                 f"Subject {subject_id!r} has no scores in run {self.run.run_id}. "
                 f"Score it: python cli.py score {self.run.run_id}"
             )
-        stored: np.ndarray = np.load(directory / name, mmap_mode="r", allow_pickle=False)
-        return stored
+        return stage_array(self.run, stage, name)
 
 
 def open_scores(run: Run) -> RunScores:
@@ -155,12 +157,15 @@ def open_scores(run: Run) -> RunScores:
     if not stage_done(run, "detector"):
         raise BadInput(f"Run {run.run_id} is not fitted yet ({run.status}). Look at its job on the Training page.")
     detector = from_recipe(run.record["recipe"])
-    layout = _layout(str(run.directory / "detector")) if isinstance(detector, LAYERED) else None
+    layout = None
+    if isinstance(detector, LAYERED):
+        for name in LAYOUT_FILES:
+            stage_file(run, "detector", name)
+        directory = stage_directory(run, "detector")
+        layout = _layout(str(directory), manifest_sha256(directory))
     return RunScores(run, detector, layout)
 
 
 @functools.lru_cache(maxsize=8)
-def _layout(directory: str) -> FeatureLayout:
-    from pathlib import Path
-
+def _layout(directory: str, version: str) -> FeatureLayout:
     return load_layout(Path(directory))

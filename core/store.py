@@ -12,11 +12,12 @@ import re
 import shutil
 import time
 import unicodedata
-import uuid
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, TypeVar
+
+import numpy as np
 
 from core.journal import JOURNAL, append_line, read_lines
 from core.lock import HEARTBEAT_SECONDS, check_fence, hold_lock, lock_holder
@@ -25,18 +26,45 @@ from core.provenance import fingerprint as fingerprint
 from core.provenance import git_commit as git_commit
 from core.provenance import peak_memory_mb as peak_memory_mb
 from core.provenance import plain, reset_peak_memory
+from data.cohort import ROLES, Split
 from data.errors import BadInput, EnvironmentProblem, IntegrityError
 from data.files import (
+    SEAL,
+    clear_litter,
     committed_directory,
+    committed_file,
+    content_digest,
     is_committed,
+    load_committed_array,
+    read_committed_json,
     read_json,
+    read_sealed_json,
+    refuse_outside,
     remove_unfinished,
+    scratch_name,
     verify_directory,
     write_json,
+    write_sealed_json,
 )
+from data.names import folder_name
 
+T = TypeVar("T")
 RUNS_DEFAULT = Path("runs")
-SCHEMA = 1
+SCHEMA = 2
+"""Of run.json: 2 carries a digest of itself and the identity that its stages name; 1 has neither and is still read."""
+MADE_BY: Mapping[str, str] = {
+    "encoder": "pretrain",
+    "detector": "fit",
+    "scores": "score",
+    "evaluation": "evaluate",
+    "diagnosis": "diagnose",
+    "diagnosis-reference": "diagnose",
+    "whatifs": "what-if",
+    "pooled-counts": "compare-pretraining",
+}
+"""The verb that makes a stage; the others have the name of their verb."""
+_IDENTITY = ("kind", "recipe", "cohort", "split", "preprocessing", "seed", "parents")
+"""What a run was started with: its stages carry a hash of it, so that none is taken for another run's."""
 STATUSES = ("running", "finished", "failed", "interrupted")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -119,6 +147,7 @@ def create_run(
         "parents": plain(parents or {}),
         "stages": {},
     }
+    record["identity"] = fingerprint([record[key] for key in _IDENTITY])
     stem = run_id or f"{now:%Y-%m-%d}_{_slug(name)}_{fingerprint(recipe)[:4]}"
     run = _claim_directory(runs, stem, record, exact=run_id is not None)
     _announce(run)
@@ -155,7 +184,7 @@ def update_run(
     if status in ("running", "finished") and error is None:
         record["error"] = None
     record["stages"] = record.get("stages", {}) | plain(stages or {})
-    write_json(run.directory / "run.json", record)
+    write_sealed_json(run.directory / "run.json", record)
     return dataclasses.replace(run, record=record)
 
 
@@ -230,11 +259,22 @@ def stage(run: Run, name: str) -> Iterator[Path]:
     _check_writer(run)
     reset_peak_memory()
     began = time.perf_counter()
-    with committed_directory(target) as scratch:
+    with committed_directory(target, within=run.directory, about=about_stage(run, name)) as scratch:
         yield scratch
         _check_writer(run)
     seconds = round(time.perf_counter() - began, 3)
     update_run(run, stages={name: {"seconds": seconds, "peak_mb": peak_memory_mb()}})
+
+
+def stage_name(stage: str, *ids: str) -> str:
+    """The name of one stage of several, such as the scores of a subject: any id becomes one safe component."""
+    return "/".join((stage, *map(folder_name, ids)))
+
+
+def about_stage(run: Run, name: str) -> dict[str, Any]:
+    """What the manifest of a stage says of itself: which one, of which run, and the verb that makes it."""
+    first = name.partition("/")[0]
+    return {"stage": name, "run": run.record.get("identity"), "made_by": MADE_BY.get(first, first)}
 
 
 def stage_done(run: Run, name: str, verify: bool = False) -> bool:
@@ -244,10 +284,44 @@ def stage_done(run: Run, name: str, verify: bool = False) -> bool:
         return False
     if verify:
         try:
-            verify_directory(directory)
+            verify_stage(run, name)
         except IntegrityError:
             return False
     return True
+
+
+def verify_stage(run: Run, name: str) -> None:
+    """IntegrityError unless a stage is this run's own and every byte is what was committed."""
+    verify_directory(stage_directory(run, name), _expected(run, name))
+
+
+def stage_json(run: Run, name: str, file: str) -> Any:
+    """The value of a JSON file of a stage. IntegrityError unless it is what this run committed."""
+    return read_committed_json(stage_directory(run, name), file, _expected(run, name))
+
+
+def stored_json(run: Run, name: str, file: str = "result.json") -> Any | None:
+    """`stage_json`, or None when the stage is not there yet."""
+    return stage_json(run, name, file) if stage_done(run, name) else None
+
+
+def undamaged(read: Callable[[], T | None], say: Callable[[str], None]) -> T | None:
+    """What `read` gives; None, and said, when it is damaged: for the one who computes it anew, or shows the rest."""
+    try:
+        return read()
+    except IntegrityError as error:
+        say(str(error))
+        return None
+
+
+def stage_array(run: Run, name: str, file: str) -> np.ndarray:
+    """A .npy file of a stage, memory-mapped. IntegrityError unless it is what this run committed."""
+    return load_committed_array(stage_directory(run, name), file, _expected(run, name))
+
+
+def stage_file(run: Run, name: str, file: str) -> Path:
+    """The path of a file of a stage. IntegrityError unless it is what this run committed."""
+    return committed_file(stage_directory(run, name), file, _expected(run, name))
 
 
 def stage_directory(run: Run, name: str) -> Path:
@@ -285,6 +359,25 @@ def check_same(run: Run, asked: Mapping[str, Any], may_change: Collection[str] =
         )
 
 
+def keep_json(run: Run, name: str, value: Mapping[str, Any]) -> None:
+    """Keep what can be computed again as `run/name.json`, with a digest of itself; where nothing can be written, not.
+
+    Whoever reads a run may keep something: the file is replaced in one step, and needs no lock.
+    """
+    path = stage_directory(run, name + ".json")
+    refuse_outside(path, run.directory)
+    with contextlib.suppress(EnvironmentProblem):
+        write_sealed_json(path, value)
+
+
+def kept_json(run: Run, name: str) -> dict[str, Any] | None:
+    """What `keep_json` kept; None when there is nothing, or it is damaged and must be computed again."""
+    path = stage_directory(run, name + ".json")
+    with contextlib.suppress(IntegrityError, OSError):
+        return read_sealed_json(path)
+    return None
+
+
 def append_event(run: Run, kind: str, values: Mapping[str, Any]) -> bool:
     """Append one event to the run's journal; False (and one warning a minute) when the disk refuses it."""
     return append_line(run.directory / JOURNAL, kind, values)
@@ -315,11 +408,12 @@ def claim_sequence(root: Path) -> int:
 
 
 def _claim_directory(runs: Path, stem: str, record: dict[str, Any], exact: bool) -> Run:
-    scratch = runs / f".tmp-run-{uuid.uuid4().hex}"
+    clear_litter(runs)
+    scratch = runs / scratch_name()
     for attempt in range(1, 1000):
         run_id = stem if attempt == 1 else f"{stem}-{attempt}"
         record["run_id"] = run_id
-        write_json(scratch / "run.json", record)
+        write_sealed_json(scratch / "run.json", record)
         try:
             scratch.rename(runs / run_id)
         except OSError as error:
@@ -386,15 +480,76 @@ def _read_record(directory: Path) -> dict[str, Any]:
         raise BadInput(f"{directory} {reason}. List the runs: python cli.py runs") from None
     except (OSError, RecursionError) as error:
         raise IntegrityError(f"{path} cannot be read: {error}.") from error
-    wanted = {"run_id": str, "kind": str, "name": str, "status": str, "sequence": int, "schema": int, "stages": dict}
+    _check_record(record, path)
+    return {key: value for key, value in record.items() if key != SEAL} | {"run_id": directory.name}
+
+
+def _check_record(record: Any, path: Path) -> None:
+    """IntegrityError unless run.json has its form, is what was written, and its split is one that could be made."""
+    remedy = f"Put back a copy of it, or delete {path.parent} and make the run again."
+    wanted: Mapping[str, type] = {
+        **dict.fromkeys(("run_id", "kind", "name", "status", "created"), str),
+        **dict.fromkeys(("sequence", "schema"), int),
+        **dict.fromkeys(("recipe", "settings", "cohort", "split", "preprocessing", "parents", "stages"), dict),
+    }
     wrong = [
-        key for key, type_ in wanted.items() if not isinstance(record, dict) or not isinstance(record.get(key), type_)
+        key for key, form in wanted.items() if not isinstance(record, dict) or not isinstance(record.get(key), form)
     ]
     if wrong:
-        raise IntegrityError(f"{path} is damaged: {', '.join(wrong)} missing or of the wrong type. Delete {directory}.")
+        raise IntegrityError(f"{path} is damaged: {', '.join(wrong)} missing or of the wrong type. {remedy}")
     if record["schema"] > SCHEMA:
-        raise BadInput(f"{path} was written by a newer version (schema {record['schema']}, this one reads {SCHEMA}).")
-    return dict(record) | {"run_id": directory.name}
+        raise BadInput(
+            f"{path} was written by a newer version (schema {record['schema']}, this one reads {SCHEMA}). "
+            "Use that version, or another --runs directory."
+        )
+    if SEAL in record or record["schema"] >= 2:
+        rest = {key: value for key, value in record.items() if key != SEAL}
+        if record.get(SEAL) != content_digest(rest):
+            raise IntegrityError(f"{path} is not what was written: it was damaged or edited. {remedy}")
+    problem = _split_problem(record["split"], record["cohort"])
+    if problem:
+        raise IntegrityError(f"{path} cannot be right: {problem} {remedy}")
+
+
+def _split_problem(split: Mapping[str, Any], cohort: Mapping[str, Any]) -> str | None:
+    """Why the split of a record is not one of its cohort, in words; None when it is."""
+    strange = sorted(split.keys() - set(ROLES))
+    if strange:
+        return f"its split has {', '.join(map(repr, strange[:3]))}; there are {', '.join(ROLES)}."
+    if any(not isinstance(ids, list) or any(not isinstance(i, str) for i in ids) for ids in split.values()):
+        return "its split holds something else than lists of ids."
+    try:
+        rebuilt = Split(**{role: tuple(split.get(role, ())) for role in ROLES})
+    except BadInput as error:
+        return str(error)
+    subjects = cohort.get("subjects", [])
+    if not subjects:
+        return None
+    if not isinstance(subjects, list) or any(
+        not isinstance(s, dict) or not isinstance(s.get("subject_id"), str) for s in subjects
+    ):
+        return "its cohort holds something else than subjects."
+    by_id = {s["subject_id"]: s for s in subjects}
+    unknown = [i for role in ROLES for i in getattr(rebuilt, role) if i not in by_id]
+    if unknown or len(by_id) != len(subjects):
+        return (
+            f"its split and its cohort name other subjects: {', '.join(map(repr, unknown[:3])) or 'one stands twice'}."
+        )
+    ill = [i for role in ("train", "calibration") for i in getattr(rebuilt, role) if by_id[i].get("healthy") is False]
+    if ill:
+        return f"subjects with lesions train or calibrate: {', '.join(map(repr, ill[:3]))}."
+    moved = [i for role in ROLES for i in getattr(rebuilt, role) if by_id[i].get("role", role) != role]
+    if moved:
+        return f"subjects stand in another split than the cohort says: {', '.join(map(repr, moved[:3]))}."
+    keys = {s["subject_id"]: s.get("key") for s in subjects}
+    if "fingerprint" in cohort and None not in keys.values() and cohort["fingerprint"] != content_digest(keys):
+        return "the prepared scans that it names are not those of its cohort."
+    return None
+
+
+def _expected(run: Run, name: str) -> dict[str, Any]:
+    identity = run.record.get("identity")
+    return {"stage": name} if identity is None else {"stage": name, "run": identity}
 
 
 def _check_writer(run: Run) -> None:

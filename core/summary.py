@@ -5,9 +5,8 @@ from pathlib import PurePath
 from typing import Any
 
 from core.evaluation import read_metrics
-from core.store import Run, current_status
+from core.store import Run, current_status, stage_done
 from data.errors import IntegrityError
-from data.files import is_committed
 
 
 def run_summary(run: Run) -> dict[str, Any]:
@@ -44,7 +43,7 @@ def run_identity(run: Run) -> dict[str, Any]:
         "set_aside": len(record["cohort"].get("set_aside", [])),
         "n_used": len(record["cohort"].get("subjects", [])),
         "n_total": record["cohort"].get("n_total"),
-        "evaluated": is_committed(run.directory / "evaluation"),
+        "evaluated": stage_done(run, "evaluation"),
     }
 
 

@@ -344,7 +344,7 @@ def _parsed_manifest(path: Path) -> dict[str, Any]:
     damaged = IntegrityError(f"{path} is damaged. Delete {path.parent} and run the command again; it is computed anew.")
     try:
         text = path.read_text(encoding="utf-8")
-        manifest = json.loads(text)
+        manifest: dict[str, Any] = json.loads(text)
     except (ValueError, RecursionError):
         raise damaged from None
     if not _is_manifest(manifest):

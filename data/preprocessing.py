@@ -3,14 +3,14 @@
 One matrix per subject carries everything: a scan is pulled onto the working grid once, a score map back once.
 """
 
-import functools
 import hashlib
 import json
 import multiprocessing
+import re
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
@@ -20,7 +20,16 @@ from jaxtyping import Bool, Float32, Float64
 
 from data.cohort import Cohort, Subject
 from data.errors import BadInput, EnvironmentProblem, IntegrityError
-from data.files import committed_directory, is_committed, read_json, sha256_file, verify_directory, write_json
+from data.files import (
+    committed_directory,
+    is_committed,
+    load_committed_array,
+    read_committed_json,
+    read_sealed_json,
+    sha256_file,
+    verify_directory,
+    write_sealed_json,
+)
 from data.intensity import normalise
 from data.nifti import BadScan, refuse_unreadable
 from data.reading import SetAside, read_subject, set_aside
@@ -31,6 +40,7 @@ from data.volume import Grid, Mask, Volume, frozen, resample
 SCHEMA = 1
 """Counts up whenever the same files and settings would give other voxels."""
 _INDEX = "index.json"
+_KEY = re.compile(r"[0-9a-f]{32}")
 _LEAST_WEIGHT = 1e-2
 _LEAST_COVERED = 0.98
 
@@ -77,6 +87,9 @@ class Prepared:
     """Hash of the scan's voxels, blind to its header: the same scan under two names has the same."""
     axes: str = "RAS"
     """Axis codes in which the scan's file stores its voxels; exports are written like it."""
+    made_from: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    """What `key` is the hash of: settings, hashes of the files, id, health and labels of the subject. Empty for one
+    that was prepared before this was kept."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +107,7 @@ class PreparedCohort:
     def load(self, subject_id: str) -> Prepared:
         """The prepared subject, read from the cache. BadInput when it was set aside or never was there."""
         if subject_id in self.keys:
-            return load_prepared(self.cache, self.keys[subject_id])
+            return load_prepared(self.cache, self.keys[subject_id], subject_id)
         for one in self.set_aside:
             if one.subject_id == subject_id:
                 raise BadInput(f"Subject {subject_id!r} was set aside: {one.reason}")
@@ -107,10 +120,11 @@ def prepare_subject(subject: Subject, settings: Preprocessing, cache: Path) -> P
     The cache key covers the bytes of every file used, the settings, the subject's id and labels. A damaged entry is
     computed anew. BadInput or BadScan when the subject cannot be used.
     """
-    key = _key(subject, settings, {role: sha256_file(path) for role, path in _files(subject, settings).items()})
+    hashes = {role: sha256_file(path) for role, path in _files(subject, settings).items()}
+    key = _key(subject, settings, hashes)
     if not _intact(cache / key):
-        _store(prepare_reading(subject, settings, key), cache)
-    return load_prepared(cache, key)
+        _store(prepare_reading(subject, settings, key), cache, _made_from(subject, settings, hashes))
+    return load_prepared(cache, key, subject.subject_id)
 
 
 def prepare_reading(subject: Subject, settings: Preprocessing, key: str = "") -> Prepared:
@@ -157,34 +171,56 @@ def prepare_reading(subject: Subject, settings: Preprocessing, key: str = "") ->
     )
 
 
-def load_prepared(cache: Path, key: str) -> Prepared:
-    """A prepared subject from the cache; its bytes are verified once per process. Arrays are read-only.
+def load_prepared(cache: Path, key: str, subject_id: str | None = None) -> Prepared:
+    """A prepared subject from the cache; each file is hashed once per process. Arrays are read-only.
 
-    IntegrityError names the file that is damaged or missing.
+    IntegrityError names what is damaged or missing, and refuses a scan that is not that of `subject_id`.
     """
-    _verify_once(cache, key)
     directory = cache / key
-    record = read_json(directory / "record.json")
+    if not _KEY.fullmatch(key) or not directory.is_dir():
+        raise IntegrityError(
+            f"Prepared scan {key!r} is not in {cache}: runs were copied without their cache, or it was emptied. "
+            "Prepare it again, with the flags of the run's fit: python cli.py prepare COHORT"
+        )
+    record = read_committed_json(directory, "record.json")
+    made_from = record.get("made_from")
+    strange = subject_id is not None and record["subject_id"] != subject_id
+    if strange or (made_from is not None and not _belongs(made_from, record["subject_id"], key)):
+        raise IntegrityError(
+            f"{directory} holds the prepared scan of {record['subject_id']!r}, not what {subject_id!r} was prepared "
+            "to. Delete it and prepare the cohort again: python cli.py prepare COHORT"
+        )
     grid, native = _grid(record["grid"]), _grid(record["native_grid"])
     volume = Volume(
-        np.load(directory / "voxels.npy", mmap_mode="r", allow_pickle=False),
+        load_committed_array(directory, "voxels.npy"),
         grid,
-        np.load(directory / "brain.npy", allow_pickle=False),
+        np.array(load_committed_array(directory, "brain.npy")),
         record["subject_id"],
         tuple(record["contrasts"]),
     )
     return Prepared(
         volume=volume,
-        lesion=_load_mask(directory / "lesion.npy", grid) if record["lesion"] else None,
+        lesion=_load_mask(directory, "lesion.npy", grid) if record["lesion"] else None,
         native_grid=native,
-        native_brain=_load_mask(directory / "native_brain.npy", native),
-        native_lesion=_load_mask(directory / "native_lesion.npy", native) if record["lesion"] else None,
+        native_brain=_load_mask(directory, "native_brain.npy", native),
+        native_lesion=_load_mask(directory, "native_lesion.npy", native) if record["lesion"] else None,
         world_to_native=frozen(np.array(record["world_to_native"], dtype=np.float64)),
         notes=tuple(record["notes"]),
         key=key,
         voxel_sha256=record["voxel_sha256"],
         axes=record.get("axes", "RAS"),
+        made_from=MappingProxyType(made_from or {}),
     )
+
+
+def load_voxel_hash(cache: Path, key: str, subject_id: str) -> str:
+    """Hash of a prepared subject's voxels, without reading them. IntegrityError as in `load_prepared`."""
+    if not _KEY.fullmatch(key):
+        raise IntegrityError(f"{key!r} is no prepared scan.")
+    record = read_committed_json(cache / key, "record.json")
+    if record["subject_id"] != subject_id:
+        raise IntegrityError(f"{cache / key} holds the scan of {record['subject_id']!r}, not of {subject_id!r}.")
+    return str(record["voxel_sha256"])
 
 
 def prepare_cohort(
@@ -212,7 +248,7 @@ def prepare_cohort(
             aside[subject_id] = problem
         tell(done, total, subject_id)
     kept = {s.subject_id: keys[s.subject_id] for s in cohort.subjects if s.subject_id not in aside}
-    hashes = {i: str(read_json(cache / key / "record.json")["voxel_sha256"]) for i, key in kept.items()}
+    hashes = {i: load_voxel_hash(cache, key, i) for i, key in kept.items()}
     return PreparedCohort(
         cohort,
         settings,
@@ -333,15 +369,26 @@ def _files(subject: Subject, settings: Preprocessing) -> dict[str, Path]:
     return files
 
 
-def _key(subject: Subject, settings: Preprocessing, hashes: Mapping[str, str]) -> str:
+def _made_from(subject: Subject, settings: Preprocessing, hashes: Mapping[str, str]) -> dict[str, Any]:
     labels = list(subject.lesion_labels) if subject.lesion_labels is not None else None
-    described = {
+    return {
         "schema": SCHEMA,
-        "settings": asdict(settings),
+        "settings": {**asdict(settings), "contrasts": list(settings.contrasts)},
         "files": dict(hashes),
         "subject": [subject.subject_id, subject.healthy, labels],
     }
-    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _key(subject: Subject, settings: Preprocessing, hashes: Mapping[str, str]) -> str:
+    return _digest(_made_from(subject, settings, hashes))
+
+
+def _digest(made_from: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _belongs(made_from: Mapping[str, Any], subject_id: str, key: str) -> bool:
+    return _digest(made_from) == key and made_from["subject"][0] == subject_id
 
 
 def _cohort_keys(cohort: Cohort, settings: Preprocessing, cache: Path) -> tuple[dict[str, str], dict[str, SetAside]]:
@@ -358,14 +405,14 @@ def _cohort_keys(cohort: Cohort, settings: Preprocessing, cache: Path) -> tuple[
         else:
             keys[subject.subject_id] = _key(subject, settings, hashes)
     if seen != known:
-        write_json(cache / _INDEX, seen)
+        write_sealed_json(cache / _INDEX, seen)
     return keys, aside
 
 
 def _known_hash(path: Path, seen: dict[str, str]) -> str:
     try:
         state = path.stat()
-        name = f"{path.resolve()}|{state.st_size}|{state.st_mtime_ns}"
+        name = f"{path.resolve()}|{state.st_ino}|{state.st_size}|{state.st_mtime_ns}|{state.st_ctime_ns}"
         if name not in seen:
             seen[name] = sha256_file(path)
     except OSError as error:
@@ -375,8 +422,8 @@ def _known_hash(path: Path, seen: dict[str, str]) -> str:
 
 def _read_index(path: Path) -> dict[str, str]:
     try:
-        return dict(read_json(path)) if path.is_file() else {}
-    except (IntegrityError, TypeError, ValueError):
+        return read_sealed_json(path) if path.is_file() else {}
+    except IntegrityError:
         return {}
 
 
@@ -404,13 +451,17 @@ def _compute(
 
 def _prepare_into(subject: Subject, settings: Preprocessing, cache: Path, key: str) -> tuple[str, SetAside | None]:
     try:
-        _store(prepare_reading(subject, settings, key), cache)
+        prepared = prepare_reading(subject, settings, key)
+        hashes = {role: sha256_file(path) for role, path in _files(subject, settings).items()}
+        if _key(subject, settings, hashes) != key:
+            raise BadInput(f"A file of subject {subject.subject_id!r} was changed while it was read. Prepare again.")
+        _store(prepared, cache, _made_from(subject, settings, hashes))
     except (BadInput, OSError, MemoryError) as error:
         return subject.subject_id, set_aside(subject, error)
     return subject.subject_id, None
 
 
-def _store(prepared: Prepared, cache: Path) -> None:
+def _store(prepared: Prepared, cache: Path, made_from: Mapping[str, Any]) -> None:
     record = {
         "schema": SCHEMA,
         "subject_id": prepared.volume.subject_id,
@@ -422,8 +473,10 @@ def _store(prepared: Prepared, cache: Path) -> None:
         "notes": list(prepared.notes),
         "voxel_sha256": prepared.voxel_sha256,
         "axes": prepared.axes,
+        "made_from": dict(made_from),
     }
-    with committed_directory(cache / prepared.key) as scratch:
+    about = {"stage": "prepared", "made_by": "prepare"}
+    with committed_directory(cache / prepared.key, within=cache, about=about) as scratch:
         np.save(scratch / "voxels.npy", prepared.volume.voxels, allow_pickle=False)
         np.save(scratch / "brain.npy", prepared.volume.brain_mask, allow_pickle=False)
         _save_mask(scratch / "native_brain.npy", prepared.native_brain)
@@ -438,8 +491,8 @@ def _save_mask(path: Path, mask: Mask) -> None:
     np.save(path, np.packbits(mask.voxels), allow_pickle=False)
 
 
-def _load_mask(path: Path, grid: Grid) -> Mask:
-    bits = np.unpackbits(np.load(path, allow_pickle=False), count=int(np.prod(grid.shape)))
+def _load_mask(directory: Path, name: str, grid: Grid) -> Mask:
+    bits = np.unpackbits(load_committed_array(directory, name), count=int(np.prod(grid.shape)))
     return Mask(frozen(bits.view(bool).reshape(grid.shape)), grid)
 
 
@@ -460,13 +513,3 @@ def _intact(directory: Path) -> bool:
     except IntegrityError:
         return False
     return True
-
-
-@functools.cache
-def _verify_once(cache: Path, key: str) -> None:
-    if not (cache / key).is_dir():
-        raise IntegrityError(
-            f"Prepared scan {key} is not in {cache}: runs were copied without their cache, or it was emptied. Prepare "
-            "it again, with the flags of the run's fit: python cli.py prepare COHORT"
-        )
-    verify_directory(cache / key)

@@ -7,11 +7,12 @@ from urllib.parse import quote
 import streamlit as st
 
 from core.diagnosis.categories import CATEGORIES, CODES, HIT
-from core.packed import DEPLOYED
+from core.evaluation import read_levels
+from core.packed import DEPLOYED, volume_content
 from core.run_scores import RunScores, set_id
 from core.store import Run
 from data.errors import BadInput
-from data.files import read_json
+from data.names import folder_name
 from pages._shared import in_words
 
 PROTOCOLS = (("healthy", "healthy", False), ("validation", "validation", False), ("oracle_set", "oracle", True))
@@ -51,15 +52,15 @@ def view_data(
     metrics: Mapping[str, Any],
     subject_id: str,
     set_names: Sequence[str],
-    version: str,
 ) -> dict[str, Any]:
     """The viewer's JSON: volumes by address, maps with levels and thresholds, and the view of the address bar."""
     prepared = scores.prepared(subject_id)
     grid = prepared.volume.grid
-    levels = read_json(run.directory / "evaluation" / "levels.json")
+    levels = read_levels(run)
 
     def address(name: str) -> str:
-        return f"/api/volume/{quote(run.run_id)}/{quote(subject_id)}/{quote(name)}?v={version}"
+        content = volume_content(scores, subject_id, name)
+        return f"/api/volume/{quote(run.run_id)}/{quote(folder_name(subject_id))}/{quote(name)}/{content}"
 
     lesion_voxels = 0 if prepared.lesion is None else int(prepared.lesion.voxels.sum())
     reachable = 0 if prepared.lesion is None else int((prepared.lesion.voxels & prepared.volume.brain_mask).sum())

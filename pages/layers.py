@@ -111,7 +111,7 @@ if isinstance(scores.detector, PatchCore):
 
 st.subheader("Maps side by side")
 if chosen:
-    remember(viewer(view_data(run, scores, metrics, subject_id, chosen, version), key="layer-maps"))
+    remember(viewer(view_data(run, scores, metrics, subject_id, chosen), key="layer-maps"))
     strides = {layer: scores.layer_spacing_mm(layer) for layer in scores.layers}
     st.caption(
         "Native resolution: " + " · ".join(f"{layer} {mm:g} mm" for layer, mm in strides.items()) + ". "

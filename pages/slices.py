@@ -8,7 +8,6 @@ from core.run_scores import set_id
 from pages._neighbours import show_neighbours
 from pages._shared import (
     PROTOCOL_LABELS,
-    evaluation_version,
     metrics_or_stop,
     pick_layers,
     pick_run,
@@ -29,7 +28,7 @@ subject_id = pick_subject(run, order, labels, opening_subject(metrics))
 layers = pick_layers(scores, metrics["headline"])
 name = set_id(layers)
 
-data = view_data(run, scores, metrics, subject_id, [name], evaluation_version(run))
+data = view_data(run, scores, metrics, subject_id, [name])
 banked = isinstance(scores.detector, PatchCore)
 if banked:  # what stands below needs a place before the first click
     data["state"] = dict(zip("xyz", start_voxel(scores.prepared(subject_id)), strict=True)) | data["state"]

@@ -13,7 +13,7 @@ import pytest
 from core import journal, store
 from core.lock import hold_lock, this_process
 from data.errors import BadInput, EnvironmentProblem, IntegrityError, Interrupted
-from data.files import read_json, verify_directory, write_json
+from data.files import read_json, verify_directory, write_json, write_sealed_json
 
 PROJECT = Path(__file__).resolve().parent.parent
 RECIPE = {"method": "padim", "shrinkage": 0.1, "layers": ["layer1", "layer2"]}
@@ -123,7 +123,9 @@ def test_latest_follows_the_order_of_creation_whatever_the_clock_says(runs):
     made = [store.create_run(runs, kind=kind, name="x", recipe={}) for kind in ("encoder", "detector", "encoder")]
     for age, run in enumerate(made):
         os.utime(run.directory / "run.json", (4e9 - age * 1e9, 4e9 - age * 1e9))
-        write_json(run.directory / "run.json", run.record | {"created": f"{2100 - 60 * age}-01-01T00:00:00+00:00"})
+        write_sealed_json(
+            run.directory / "run.json", run.record | {"created": f"{2100 - 60 * age}-01-01T00:00:00+00:00"}
+        )
     assert store.open_run(runs, "latest").run_id == made[2].run_id
     assert store.open_run(runs, "latest", kind="detector").run_id == made[1].run_id
     assert [r.sequence for r in store.list_runs(runs)[0]] == [3, 2, 1]

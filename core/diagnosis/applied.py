@@ -11,6 +11,7 @@ from core.progress import Progress
 from core.run_scores import open_scores
 from core.store import Run
 from data.errors import BadInput
+from data.names import folder_name
 from data.nifti import in_stored_order, write_nifti
 from data.preprocessing import to_native
 
@@ -58,7 +59,7 @@ def export_post_processed(
             native = to_native(inside, prepared.volume.grid, prepared)
             marked = (np.nan_to_num(native, nan=0.0) >= 0.5).astype(np.float32)
             stored, at = in_stored_order(marked, prepared.native_grid, prepared.axes)
-            path = directory / f"{subject_id}_segmentation.nii.gz"
+            path = directory / f"{folder_name(subject_id)}_segmentation.nii.gz"
             write_nifti(path, stored.astype(np.uint8), at)
             written.append(path)
             advance(1, subject_id)

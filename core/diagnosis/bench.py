@@ -12,7 +12,7 @@ from core.detectors import LAYERED, AnyDetector, LayerSet
 from core.diagnosis.cases import Case, cases
 from core.diagnosis.paired import N_BOOTSTRAP, ROLES, Scored, paired_evaluation, thresholds_of
 from core.diagnosis.variants import narrowed, rescored
-from core.experiment import CHUNK, PreparedVolumes, cache_directory, load_detector, prepared_of, scored_subjects
+from core.experiment import CHUNK, PreparedVolumes, load_detector, prepared_of, prepared_volumes, scored_subjects
 from core.metrics import SubjectScores
 from core.progress import Progress
 from core.run_scores import RunScores
@@ -114,8 +114,7 @@ class Bench:
         """Training scans (some of them), read one at a time."""
         ids = self.scores.subjects("train")
         chosen = ids if indices is None else [ids[i] for i in indices]
-        keys = {s["subject_id"]: s["key"] for s in self.run.record["cohort"]["subjects"]}
-        return PreparedVolumes(cache_directory(self.run.directory.parent), tuple(keys[i] for i in chosen))
+        return prepared_volumes(self.run, chosen)
 
     def pair(self, before: Scored, after: Scored) -> dict[str, Any]:
         """`paired_evaluation` by the rule of the run's own evaluation."""

@@ -10,7 +10,8 @@ from jaxtyping import Bool, Float32
 from core.detectors import LayerSet
 from core.metrics import SubjectScores
 from core.run_scores import RunScores
-from data.files import sha256_file
+from core.store import stage_directory, stage_name
+from data.files import is_committed, read_manifest
 from data.volume import Volume
 
 
@@ -56,10 +57,10 @@ def case_of(scores: RunScores, subject_id: str, layers: LayerSet) -> Case:
 
 def made_from(scores: RunScores, subject_id: str) -> dict[str, Any]:
     """What any figure of a scored subject depends on, for fingerprints: its stored scores, the recipe, its scan."""
-    manifest = scores.run.directory / "scores" / subject_id / "manifest.json"
+    directory = stage_directory(scores.run, stage_name("scores", subject_id))
     subjects = scores.run.record["cohort"]["subjects"]
     return {
-        "scores": sha256_file(manifest) if manifest.is_file() else None,
+        "scores": dict(read_manifest(directory)["files"]) if is_committed(directory) else None,
         "recipe": scores.run.record["recipe"],
         "prepared": next((s["key"] for s in subjects if s["subject_id"] == subject_id), None),
     }

@@ -31,15 +31,15 @@ from core.diagnosis.planted_lesions import (
     share_out,
 )
 from core.evaluation import read_metrics
-from core.experiment import PreparedVolumes, cache_directory, load_detector
+from core.experiment import PreparedVolumes, load_detector, prepared_volumes
 from core.lesions import MIN_IOU, MIN_OVERLAP, MIN_VOLUME_MM3, components, healthy_false_positives
 from core.progress import Progress
 from core.randomness import stream
 from core.run_scores import RunScores, open_scores, set_id
-from core.store import Run, fingerprint, lock, stage, stage_directory, stage_done
+from core.store import Run, fingerprint, lock, stage, stage_directory, stage_done, stage_name, stored_json, undamaged
 from core.types import ScoreMap
 from data.errors import BadInput
-from data.files import MANIFEST, is_committed, read_json, write_json
+from data.files import read_manifest, write_json
 from data.volume import Volume
 
 METHOD = 1
@@ -128,7 +128,7 @@ def run_detection_limits(
     )
     hosts, why = _hosts(scores, scans, seed)
     made_from = _made_from(run, set_id(layers), settings, hosts)
-    stored = stored_detection_limits(run, set_id(layers))
+    stored = undamaged(lambda: stored_detection_limits(run, set_id(layers)), progress.say)
     if stored is not None and stored["made_from"] == made_from:
         progress.say(f"Detection limits of {run.run_id} ({set_id(layers)}) are there already; nothing has changed.")
         return stored
@@ -149,7 +149,7 @@ def run_detection_limits(
             "hosts_rule": why,
             "notes": [why, *result["notes"]],
         }
-        with stage(run, f"{DIRECTORY}/{set_id(layers)}") as scratch:
+        with stage(run, stage_name(DIRECTORY, set_id(layers))) as scratch:
             write_json(scratch / "result.json", result)
             write_json(scratch / "lesions.json", lesions)
     committed = stored_detection_limits(run, set_id(layers))
@@ -161,12 +161,12 @@ def stored_detection_limits(run: Run, layer_set: str) -> dict[str, Any] | None:
     """The committed result for one layer set, as long as it belongs to the run as it is.
 
     None when there is none, when the detector, the splits, the scans or the rule of the run's own threshold (quantile
-    or mL per healthy scan, as last evaluated) have changed since, or when its bytes are damaged.
+    or mL per healthy scan, as last evaluated) have changed since.
+    IntegrityError when its bytes are damaged.
     """
-    name = f"{DIRECTORY}/{layer_set}"
-    if not stage_done(run, name, verify=True) or not is_committed(run.directory / "detector"):
+    stored: dict[str, Any] | None = stored_json(run, stage_name(DIRECTORY, layer_set))
+    if stored is None or not stage_done(run, "detector"):
         return None
-    stored: dict[str, Any] = read_json(stage_directory(run, name) / "result.json")
     quantile, own_fp_ml = _own_rule(run)
     asked = stored["settings"] | {"quantile": quantile, "own_fp_ml": own_fp_ml}
     hosts = [scan["subject_id"] for scan in stored["scans"]]
@@ -597,22 +597,21 @@ def _some(subjects: Sequence[str], seed: int) -> list[str]:
 def _layers(scores: RunScores, asked: str | None) -> LayerSet:
     if asked is not None:
         return scores.layer_set(asked)
-    if is_committed(scores.run.directory / "evaluation"):
+    if stage_done(scores.run, "evaluation"):
         return scores.layer_set(read_metrics(scores.run)["headline"])
     return scores.layer_sets[-1]
 
 
 def _own_rule(run: Run) -> tuple[float, float | None]:
     """Quantile and false-positive volume by which the run was evaluated."""
-    if not is_committed(run.directory / "evaluation"):
+    if not stage_done(run, "evaluation"):
         return QUANTILE, None
     metrics = read_metrics(run)
     return metrics["quantile"], metrics["fp_ml_per_scan"]
 
 
 def _volumes(run: Run, subjects: Sequence[str]) -> PreparedVolumes:
-    keys = {s["subject_id"]: s["key"] for s in run.record["cohort"]["subjects"]}
-    return PreparedVolumes(cache_directory(run.directory.parent), tuple(keys[i] for i in subjects))
+    return prepared_volumes(run, subjects)
 
 
 def _settings_of(stored: Mapping[str, Any]) -> LimitSettings:
@@ -630,7 +629,7 @@ def _settings_of(stored: Mapping[str, Any]) -> LimitSettings:
 
 
 def _made_from(run: Run, layer_set: str, settings: LimitSettings, hosts: Sequence[str]) -> str:
-    detector = read_json(run.directory / "detector" / MANIFEST)["files"]
+    detector = read_manifest(stage_directory(run, "detector"))["files"]
     split = {role: run.record["split"][role] for role in ("train", "calibration")}
     return fingerprint(
         [METHOD, settings, layer_set.split("+"), list(hosts), detector, split, run.record["cohort"]["fingerprint"]]

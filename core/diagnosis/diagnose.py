@@ -24,9 +24,18 @@ from core.diagnosis.whatif import stored_what_ifs
 from core.evaluation import evaluate_layer_set, read_metrics
 from core.progress import Progress
 from core.run_scores import RunScores, open_scores, set_id
-from core.store import Run, list_runs
+from core.store import (
+    Run,
+    about_stage,
+    list_runs,
+    stage_directory,
+    stage_done,
+    stage_name,
+    stored_json,
+    undamaged,
+)
 from data.errors import BadInput
-from data.files import committed_directory, is_committed, read_json, sha256_file, write_json
+from data.files import committed_directory, manifest_sha256, write_json
 
 VERSION = 4
 """Counts up whenever the same run would give another result."""
@@ -43,10 +52,12 @@ def diagnose(
     scores, metrics = open_scores(run), read_metrics(run)
     layers = scores.layer_set(layer_set or metrics["headline"])
     name = set_id(layers)
-    counted = _stored(run, name, protocol)
+    counted = undamaged(lambda: _stored(run, name, protocol), progress.say)
     if counted is None:
         counted = _count(scores, _with_native(scores, metrics, layers, progress), layers, protocol, progress)
-        with committed_directory(run.directory / DIRECTORY / name / protocol) as scratch:
+        stage = stage_name(DIRECTORY, name, protocol)
+        target = stage_directory(run, stage)
+        with committed_directory(target, within=run.directory, about=about_stage(run, stage)) as scratch:
             write_json(scratch / "diagnosis.json", counted)
     return _assembled(scores, metrics, counted)
 
@@ -59,15 +70,12 @@ def stored_diagnosis(run: Run, layer_set: str, protocol: str) -> dict[str, Any] 
 
 
 def _stored(run: Run, name: str, protocol: str) -> dict[str, Any] | None:
-    directory = run.directory / DIRECTORY / name / protocol
-    if not is_committed(directory):
-        return None
-    found: dict[str, Any] = read_json(directory / "diagnosis.json")
-    return found if found["key"] == _key(run) else None
+    found: dict[str, Any] | None = stored_json(run, stage_name(DIRECTORY, name, protocol), "diagnosis.json")
+    return found if found is not None and found["key"] == _key(run) else None
 
 
 def _key(run: Run) -> str:
-    return f"{VERSION}-{sha256_file(run.directory / 'evaluation' / 'manifest.json')}"
+    return f"{VERSION}-{manifest_sha256(stage_directory(run, 'evaluation'))}"
 
 
 def _with_native(
@@ -176,8 +184,10 @@ def _assembled(scores: RunScores, metrics: Mapping[str, Any], counted: Mapping[s
     """What was counted, with the newest results of the jobs and all that follows from them."""
     run, name, protocol = scores.run, counted["layer_set"], counted["protocol"]
     counted = {**counted, "subjects": [_in_order(subject) for subject in counted["subjects"]]}
-    what_ifs = stored_what_ifs(run, name)
-    post_processing = stored_post_processing(run, name)
+    damaged: list[str] = []
+    what_ifs = stored_what_ifs(run, name, damaged)
+    post_processing = undamaged(lambda: stored_post_processing(run, name), damaged.append)
+    limits = undamaged(lambda: stored_detection_limits(run, name), damaged.append)
     subjects = {s["subject_id"]: s for s in run.record["cohort"]["subjects"]}
     found = causes(
         Evidence(
@@ -206,7 +216,8 @@ def _assembled(scores: RunScores, metrics: Mapping[str, Any], counted: Mapping[s
         "causes": found,
         "what_ifs": what_ifs,
         "post_processing": post_processing,
-        "detection_limits": stored_detection_limits(run, name),
+        "detection_limits": limits,
+        "damaged": damaged,
         "strata": strata(counted["lesions"], counted["subjects"]),
         "verdict": verdict(counted, found, what_ifs, post_processing, metrics),
     }
@@ -235,7 +246,7 @@ def _intensity_figures(run: Run) -> dict[str, Mapping[str, Any]]:
         )
         if not same or other.record["cohort"]["fingerprint"] != run.record["cohort"]["fingerprint"]:
             continue
-        if other.record["recipe"]["kind"] == "Intensity" and is_committed(other.directory / "evaluation"):
+        if other.record["recipe"]["kind"] == "Intensity" and stage_done(other, "evaluation"):
             metrics = read_metrics(other)
             found[other.name] = metrics["sets"][metrics["headline"]]["working"]
     return found

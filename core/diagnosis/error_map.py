@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,9 +25,8 @@ from core.diagnosis.reference import HealthyReference
 from core.diagnosis.shapley import ShapleyCosts, shapley_costs
 from core.progress import Progress
 from core.run_scores import RunScores, set_id
-from core.store import fingerprint
-from data.errors import BadInput, IntegrityError
-from data.files import read_json, write_json
+from core.store import fingerprint, keep_json, kept_json, stage_name
+from data.errors import BadInput
 
 Record = dict[str, Any]
 """Counts of one subject, for JSON: subject_id, key, threshold, cell_mm, healthy, hits, fp, fn, n_lesion, voxel_ml."""
@@ -149,9 +147,9 @@ def _record(
     cell: float,
     settings: CategorySettings,
 ) -> Record:
-    path = scores.run.directory / DIRECTORY / set_id(layers) / f"{subject_id}.json"
+    name = stage_name(DIRECTORY, set_id(layers), subject_id)
     key = _key(scores, subject_id, layers, threshold, reference, cell, settings)
-    kept = _kept(path)
+    kept: list[Record] = (kept_json(scores.run, name) or {}).get("records", [])
     for record in kept:
         if record["key"] == key:
             return record
@@ -169,7 +167,7 @@ def _record(
         "n_lesion": found.hits + sum(found.fn.values()),
         "voxel_ml": case.voxel_ml,
     }
-    write_json(path, [*kept, record][-KEPT:])
+    keep_json(scores.run, name, {"records": [*kept, record][-KEPT:]})
     return record
 
 
@@ -194,17 +192,6 @@ def _key(
             "reference": reference.key,
         }
     )
-
-
-def _kept(path: Path) -> list[Record]:
-    """The records kept of a subject; none when the file is missing or damaged."""
-    if not path.is_file():
-        return []
-    try:
-        kept: list[Record] = read_json(path)
-    except IntegrityError:
-        return []
-    return kept
 
 
 def _space_costs(

@@ -33,9 +33,9 @@ from core.metrics import SubjectScores, best_common_threshold, healthy_rule
 from core.progress import Progress
 from core.run_scores import RunScores, open_scores, set_id
 from core.scoring import masked_score_map, to_score_map
-from core.store import Run, lock, open_run, stage, stage_done
+from core.store import Run, lock, open_run, stage, stage_directory, stage_name, stored_json, undamaged
 from data.errors import BadInput
-from data.files import read_json, sha256_file, write_json
+from data.files import manifest_sha256, write_json
 from data.preprocessing import Prepared
 from data.volume import Volume
 
@@ -168,7 +168,7 @@ def run_post_processing(
     scores, metrics = open_scores(run), read_metrics(run)
     layers = scores.layer_set(layer_set or metrics["headline"])
     name = set_id(layers)
-    if (stored := stored_post_processing(run, name)) is not None:
+    if (stored := undamaged(lambda: stored_post_processing(run, name), progress.say)) is not None:
         progress.say(f"Post-processing of {name} is there already.")
         return stored
     began = time.perf_counter()
@@ -188,7 +188,7 @@ def run_post_processing(
                 advance(1, judged["subject_id"])
         result = _result(scores, study, chosen, subjects)
         result |= {"key": _key(run), "seconds": round(time.perf_counter() - began, 2), "workers": workers}
-        with stage(run, f"post-processing/{name}") as scratch:
+        with stage(run, stage_name("post-processing", name)) as scratch:
             write_json(scratch / "result.json", result)
     return result
 
@@ -196,13 +196,11 @@ def run_post_processing(
 def stored_post_processing(run: Run, layer_set: str | None = None) -> dict[str, Any] | None:
     """The committed result of a layer set (the headline's by default).
 
-    None when there is none, when it belongs to another evaluation, or when its bytes are damaged.
+    None when there is none, or it belongs to another evaluation. IntegrityError when its bytes are damaged.
     """
-    name = f"post-processing/{set_id(open_scores(run).layer_set(layer_set or read_metrics(run)['headline']))}"
-    if not stage_done(run, name, verify=True):
-        return None
-    result: dict[str, Any] = read_json(run.directory / name / "result.json")
-    return result if result.get("key") == _key(run) else None
+    layers = open_scores(run).layer_set(layer_set or read_metrics(run)["headline"])
+    result: dict[str, Any] | None = stored_json(run, stage_name("post-processing", set_id(layers)))
+    return result if result is not None and result.get("key") == _key(run) else None
 
 
 def find_row(result: Mapping[str, Any], settings: PostProcessing) -> dict[str, Any]:
@@ -658,7 +656,7 @@ def _recipe_text(fields: Mapping[str, float], missing: Mapping[str, float]) -> s
 
 def _key(run: Run) -> str:
     """Changes with the evaluation that the figures belong to, and with this module's own version."""
-    return f"{VERSION} {sha256_file(run.directory / 'evaluation' / 'manifest.json')}"
+    return f"{VERSION} {manifest_sha256(stage_directory(run, 'evaluation'))}"
 
 
 @contextlib.contextmanager

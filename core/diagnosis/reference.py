@@ -9,11 +9,11 @@ import numpy as np
 from jaxtyping import Bool, Float32
 from scipy.ndimage import binary_erosion
 
-from core.experiment import PreparedVolumes, cache_directory, subjects_of
+from core.experiment import prepared_volumes, subjects_of
 from core.progress import Progress
-from core.store import Run, fingerprint
-from data.errors import BadInput, IntegrityError
-from data.files import committed_directory, is_committed, read_json, verify_directory, write_json
+from core.store import Run, about_stage, fingerprint, stage_directory, stage_done, undamaged, verify_stage
+from data.errors import BadInput
+from data.files import committed_directory, load_committed_array, read_committed_json, verify_directory, write_json
 from data.volume import Grid, Volume, frozen
 
 DIRECTORY = "diagnosis-reference"
@@ -73,23 +73,28 @@ def reference_of(
     One that is damaged is computed anew. BadInput when the run has no healthy training scan.
     """
     subjects = {s["subject_id"]: s for s in run.record["cohort"]["subjects"]}
-    keys = [subjects[i]["key"] for i in subjects_of(run, "train") if i in subjects and subjects[i]["healthy"]]
-    if not keys:
+    ids = [i for i in subjects_of(run, "train") if i in subjects and subjects[i]["healthy"]]
+    if not ids:
         raise BadInput(
             f"Run {run.run_id} has no healthy training scan, so nothing says what is usual at a voxel. "
             "Give healthy subjects the role train."
         )
-    key, directory = reference_key(keys, settings), run.directory / DIRECTORY
-    if is_committed(directory) and read_json(directory / "reference.json")["key"] == key:
-        try:
-            return load_reference(directory)
-        except IntegrityError as error:
-            if progress is not None:
-                progress.say(f"note: {error}")
-    volumes = PreparedVolumes(cache_directory(run.directory.parent), tuple(keys))
-    reference = _computed(volumes, key, settings, progress)
-    save_reference(reference, directory, settings)
+    key = reference_key([subjects[i]["key"] for i in ids], settings)
+    say = progress.say if progress is not None else lambda text: None
+    stored = undamaged(lambda: _stored(run), say)
+    if stored is not None and stored.key == key:
+        return stored
+    reference = _computed(prepared_volumes(run, ids), key, settings, progress)
+    target = stage_directory(run, DIRECTORY)
+    save_reference(reference, target, settings, within=run.directory, about=about_stage(run, DIRECTORY))
     return reference
+
+
+def _stored(run: Run) -> HealthyReference | None:
+    if not stage_done(run, DIRECTORY):
+        return None
+    verify_stage(run, DIRECTORY)
+    return load_reference(stage_directory(run, DIRECTORY))
 
 
 def reference_key(keys: Sequence[str], settings: ReferenceSettings = ReferenceSettings()) -> str:
@@ -129,10 +134,15 @@ def healthy_reference(
 
 
 def save_reference(
-    reference: HealthyReference, directory: Path, settings: ReferenceSettings = ReferenceSettings()
+    reference: HealthyReference,
+    directory: Path,
+    settings: ReferenceSettings = ReferenceSettings(),
+    *,
+    within: Path | None = None,
+    about: Mapping[str, Any] | None = None,
 ) -> None:
     """Commit a reference as npy and JSON."""
-    with committed_directory(directory) as scratch:
+    with committed_directory(directory, within=within, about=about) as scratch:
         for name in _ARRAYS:
             np.save(scratch / f"{name}.npy", getattr(reference, name))
         record = {"key": reference.key, "n_subjects": reference.n_subjects, "settings": asdict(settings)}
@@ -143,8 +153,8 @@ def save_reference(
 def load_reference(directory: Path) -> HealthyReference:
     """Read what `save_reference` committed. IntegrityError unless every byte is what it was."""
     verify_directory(directory)
-    record: Mapping[str, Any] = read_json(directory / "reference.json")
-    arrays = {name: np.load(directory / f"{name}.npy", allow_pickle=False) for name in _ARRAYS}
+    record: Mapping[str, Any] = read_committed_json(directory, "reference.json")
+    arrays = {name: np.array(load_committed_array(directory, f"{name}.npy")) for name in _ARRAYS}
     grid = Grid(tuple(record["grid"]["shape"]), np.array(record["grid"]["affine"]))
     return HealthyReference(grid=grid, n_subjects=record["n_subjects"], key=record["key"], **arrays)
 

@@ -21,9 +21,7 @@ from core.metrics import all_positive_dice, best_dice
 from core.progress import Progress
 from core.randomness import stream
 from core.run_scores import RunScores, set_id
-from core.store import fingerprint
-from data.errors import IntegrityError
-from data.files import read_json, write_json
+from core.store import fingerprint, keep_json, kept_json, stage_name
 
 DIRECTORY = "diagnosis-subjects"
 VERSION = 3
@@ -80,15 +78,11 @@ def _facts(
     cells: Sequence[LayerCells],
     reference: HealthyReference,
 ) -> SubjectFacts:
-    path = scores.run.directory / DIRECTORY / set_id(layers) / protocol / f"{subject_id}.json"
+    name = stage_name(DIRECTORY, set_id(layers), protocol, subject_id)
     key = _key(scores, subject_id, layers, threshold, reference)
-    if path.is_file():
-        try:
-            stored = read_json(path)
-        except IntegrityError:
-            stored = {}
-        if stored.get("key") == key:
-            return SubjectFacts(_ceilings(stored["ceilings"]), tuple(stored["lesions"]), tuple(stored["shuffled"]))
+    stored = kept_json(scores.run, name)
+    if stored is not None and stored.get("key") == key:
+        return SubjectFacts(_ceilings(stored["ceilings"]), tuple(stored["lesions"]), tuple(stored["shuffled"]))
     case = case_of(scores, subject_id, layers)
     ceilings = subject_ceilings(case, cells)
     rows = lesion_table(
@@ -102,8 +96,9 @@ def _facts(
         in_mni=in_template_space(case.volume, scores.run.record["preprocessing"]["registration"]),
     )
     facts = SubjectFacts(ceilings, tuple(rows), _shuffled(case))
-    write_json(
-        path,
+    keep_json(
+        scores.run,
+        name,
         {"key": key, "ceilings": asdict(ceilings), "lesions": list(facts.lesions), "shuffled": list(facts.shuffled)},
     )
     return facts

@@ -8,7 +8,6 @@ import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from core.detectors import FeatureGaussian, LayerSet, PatchCore, kind_of
@@ -22,17 +21,9 @@ from core.experiment import scored_subjects
 from core.lock import hold_lock
 from core.progress import Progress
 from core.run_scores import RunScores, open_scores, set_id
-from core.store import Run
+from core.store import Run, about_stage, stage_directory, stage_done, stage_name, stored_json, undamaged
 from data.errors import BadInput, IntegrityError
-from data.files import (
-    committed_directory,
-    is_committed,
-    read_json,
-    remove_unfinished,
-    sha256_file,
-    verify_directory,
-    write_json,
-)
+from data.files import committed_directory, manifest_sha256, refuse_outside, remove_unfinished, write_json
 
 __all__ = ["CATALOGUE", "applicable", "best_deployable", "paired_evaluation", "run_what_if", "stored_what_ifs"]
 
@@ -55,9 +46,9 @@ def run_what_if(
     BadInput when the what-if does not apply to this run, naming those that do.
     """
     scores, layers = _asked(run, name, layer_set, protocol)
-    directory = _directory(run, layers) / name
+    directory = stage_directory(run, _stage(layers, name))
     key = _key(run, name)
-    stored = _read(directory)
+    stored = undamaged(lambda: _read(run, layers, name), progress.say)
     if stored is not None and stored["key"] == key:
         progress.say(f"{stored['title']}: stored already in {directory}.")
         return stored
@@ -80,17 +71,30 @@ def run_what_if(
         "notes": outcome.notes,
         **outcome.extra,
     }
-    _commit(directory, result)
+    _commit(run, _stage(layers, name), result)
     return result
 
 
-def stored_what_ifs(run: Run, layer_set: str) -> list[dict[str, Any]]:
-    """Stored results of one layer set that belong to the run's present evaluation, in the catalogue's order."""
-    if not is_committed(run.directory / "evaluation"):
+def stored_what_ifs(run: Run, layer_set: str, damaged: list[str] | None = None) -> list[dict[str, Any]]:
+    """Stored results of one layer set that belong to the run's present evaluation, in the catalogue's order.
+
+    What is damaged is said in `damaged` and left out; without that list the first one raises IntegrityError.
+    """
+    if not stage_done(run, "evaluation"):
         return []
     layers = open_scores(run).layer_set(layer_set)
-    found = [(name, _read(_directory(run, layers) / name)) for name in CATALOGUE]
-    return [result for name, result in found if result is not None and result["key"] == _key(run, name)]
+    found = []
+    for name in CATALOGUE:
+        try:
+            result = _read(run, layers, name)
+        except IntegrityError as error:
+            if damaged is None:
+                raise
+            damaged.append(str(error))
+            continue
+        if result is not None and result["key"] == _key(run, name):
+            found.append(result)
+    return found
 
 
 def applicable(run: Run) -> list[dict[str, Any]]:
@@ -312,7 +316,7 @@ def _asked(run: Run, name: str, layer_set: str | None, protocol: str) -> tuple[R
 
 
 def _missing_in(run: Run, scores: RunScores) -> str | None:
-    if not is_committed(run.directory / "evaluation"):
+    if not stage_done(run, "evaluation"):
         return f"an evaluation: python cli.py evaluate {run.run_id}"
     metrics = read_metrics(run)
     if not metrics["sets"][metrics["headline"]]["working"]["n_lesion_subjects"]:
@@ -325,29 +329,25 @@ def _bench(run: Run, scores: RunScores, layers: LayerSet, progress: Progress) ->
     return Bench(run, scores, layers, metrics["quantile"], metrics["fp_ml_per_scan"], progress)
 
 
-def _directory(run: Run, layers: LayerSet) -> Path:
-    return run.directory / "whatifs" / set_id(layers)
+def _stage(layers: LayerSet, name: str) -> str:
+    return stage_name("whatifs", set_id(layers), name)
 
 
 def _key(run: Run, name: str) -> dict[str, Any]:
-    manifest = sha256_file(run.directory / "evaluation" / "manifest.json")
+    manifest = manifest_sha256(stage_directory(run, "evaluation"))
     return {"evaluation": manifest, "name": name, "version": CATALOGUE[name].version}
 
 
-def _read(directory: Path) -> dict[str, Any] | None:
-    """A stored result; None when there is none or its bytes are damaged (it is then computed anew)."""
-    if not is_committed(directory):
-        return None
-    try:
-        verify_directory(directory)
-        result: dict[str, Any] = read_json(directory / "result.json")
-    except (IntegrityError, FileNotFoundError):
-        return None
+def _read(run: Run, layers: LayerSet, name: str) -> dict[str, Any] | None:
+    """A stored result, or None when there is none. IntegrityError when its bytes are damaged."""
+    result: dict[str, Any] | None = stored_json(run, _stage(layers, name))
     return result
 
 
-def _commit(directory: Path, result: Mapping[str, Any]) -> None:
+def _commit(run: Run, name: str, result: Mapping[str, Any]) -> None:
     """Write a result whole; what-ifs of one layer set that end at the same moment wait for one another."""
+    directory = stage_directory(run, name)
+    refuse_outside(directory.parent, run.directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as held:
         for attempt in range(50):
@@ -359,7 +359,7 @@ def _commit(directory: Path, result: Mapping[str, Any]) -> None:
                     raise
                 time.sleep(0.2)
         remove_unfinished(directory.parent)
-        with committed_directory(directory) as scratch:
+        with committed_directory(directory, within=run.directory, about=about_stage(run, name)) as scratch:
             write_json(scratch / "result.json", result)
 
 

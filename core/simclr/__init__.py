@@ -52,14 +52,19 @@ VARIANTS: Mapping[str, Callable[[Setup], Variant]] = {
 
 
 def pretrain_encoder(
-    volumes: Sequence[Volume], settings: SimclrSettings, directory: Path, monitor: Monitor = silent
+    volumes: Sequence[Volume],
+    settings: SimclrSettings,
+    directory: Path,
+    monitor: Monitor = silent,
+    *,
+    about: Mapping[str, Any] | None = None,
 ) -> Path:
     """Train an encoder on healthy volumes; the path of the saved encoder, `directory`/encoder.
 
     Run again after an interruption, it goes on from the last checkpoint (see `core.training.minimise`), banks and
     momentum encoder included. Heads, banks and the momentum encoder are used in training and left out of the result.
     When the volumes fit into memory they are put in the order of their subject ids, so their order does not matter; a
-    lazy sequence is used as it is ordered.
+    lazy sequence is used as it is ordered. `about` is what the saved encoder's manifest says of itself.
     BadInput when volumes differ in shape, contrasts do not fit the encoder, there are fewer subjects than `batch`, or
     a setting is out of its range. SimCLR: Chen et al. 2020, arXiv:2002.05709; the variants name their own sources.
     """
@@ -90,7 +95,7 @@ def pretrain_encoder(
         examples_per_step=settings.batch,
         monitor=monitor,
     )
-    with committed_directory(directory / "encoder") as scratch:
+    with committed_directory(directory / "encoder", within=directory, about=about) as scratch:
         save_encoder(encoder, settings.encoder, scratch)
     return directory / "encoder"
 

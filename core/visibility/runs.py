@@ -5,10 +5,21 @@ from dataclasses import replace
 from typing import Any
 
 from core import distributed
-from core.experiment import PreparedVolumes, cache_directory
+from core.experiment import PreparedVolumes, prepared_volumes
 from core.progress import Progress
 from core.recipes import as_json, from_json
-from core.store import Run, fingerprint, lock, stage, stage_directory, stage_done
+from core.store import (
+    Run,
+    fingerprint,
+    lock,
+    stage,
+    stage_directory,
+    stage_done,
+    stage_file,
+    stored_json,
+    undamaged,
+    verify_stage,
+)
 from core.views import ViewSettings
 from core.visibility.changes import VisibilitySettings
 from core.visibility.intensity import intensity_effects
@@ -16,7 +27,7 @@ from core.visibility.measure import Visibility, measure_visibility, windows_of
 from core.visibility.trained import compare_training
 from core.visibility.words import before_sentences, trained_sentences
 from data.errors import BadInput
-from data.files import read_json, sha256_file, verify_directory, write_json
+from data.files import known_sha256, write_json
 from data.volume import Volume
 from models.encoder import Encoder, EncoderSettings, load_encoder, make_encoder
 
@@ -34,7 +45,7 @@ def visibility_of_run(run: Run, progress: Progress, settings: VisibilitySettings
     settings = settings or VisibilitySettings()
     _check_finished(run)
     made_from = _made_from(run, settings)
-    stored = stored_visibility(run)
+    stored = undamaged(lambda: stored_visibility(run), progress.say)
     if stored is not None and stored["made_from"] == made_from:
         progress.say(f"Visibility of {run.run_id} is there already; nothing has changed.")
         return stored
@@ -48,10 +59,13 @@ def visibility_of_run(run: Run, progress: Progress, settings: VisibilitySettings
 
 
 def stored_visibility(run: Run) -> dict[str, Any] | None:
-    """The committed result; None when there is none, it is damaged, or encoder, scans or views have changed since."""
-    if not stage_done(run, DIRECTORY, verify=True) or not stage_done(run, "encoder"):
+    """The committed result; None when there is none, or encoder, scans or views have changed since.
+
+    IntegrityError when it is damaged.
+    """
+    stored: dict[str, Any] | None = stored_json(run, DIRECTORY)
+    if stored is None or not stage_done(run, "encoder"):
         return None
-    stored: dict[str, Any] = read_json(stage_directory(run, DIRECTORY) / "result.json")
     present = _made_from(run, from_json(VisibilitySettings, stored["settings"]))
     return stored if stored["made_from"] == present else None
 
@@ -59,9 +73,9 @@ def stored_visibility(run: Run) -> dict[str, Any] | None:
 def measured_of_run(run: Run, progress: Progress, settings: VisibilitySettings) -> dict[str, Any]:
     """The same, measured now and written nowhere."""
     _check_finished(run)
-    verify_directory(run.directory / "encoder")
+    verify_stage(run, "encoder")
     try:
-        trained, encoder = load_encoder(run.directory / "encoder")
+        trained, encoder = load_encoder(stage_directory(run, "encoder"))
     except ValueError as error:  # models knows no error of ours
         raise BadInput(str(error)) from error
     views = views_of(run)
@@ -128,10 +142,10 @@ def training_volumes(run: Run) -> PreparedVolumes:
     """The prepared healthy scans that the run trains on. BadInput when it lists none."""
     chosen = set(run.record["split"].get("train", ()))
     subjects = run.record["cohort"].get("subjects", ())
-    keys = {s["subject_id"]: s["key"] for s in subjects if s["subject_id"] in chosen and s.get("healthy", True)}
-    if not keys:
+    ids = sorted(s["subject_id"] for s in subjects if s["subject_id"] in chosen and s.get("healthy", True))
+    if not ids:
         raise BadInput(f"Run {run.run_id} names no healthy training scan to measure on.")
-    return PreparedVolumes(cache_directory(run.directory.parent), tuple(keys[i] for i in sorted(keys)))
+    return prepared_volumes(run, ids)
 
 
 def views_of(run: Run) -> ViewSettings:
@@ -154,7 +168,7 @@ def _made_from(run: Run, settings: VisibilitySettings) -> str:
             "method": METHOD,
             "settings": as_json(settings),
             "views": as_json(views_of(run)),
-            "encoder": sha256_file(run.directory / "encoder" / "encoder.safetensors"),
+            "encoder": known_sha256(stage_file(run, "encoder", "encoder.safetensors")),
             "scans": sorted(volumes.keys),
         }
     )
