@@ -478,15 +478,17 @@ def _read_record(directory: Path) -> dict[str, Any]:
     except FileNotFoundError:
         reason = "has no run.json: it is not a run" if directory.is_dir() else "is not there: it was deleted or renamed"
         raise BadInput(f"{directory} {reason}. List the runs: python cli.py runs") from None
-    except (OSError, RecursionError) as error:
-        raise IntegrityError(f"{path} cannot be read: {error}.") from error
+    except OSError as error:
+        raise IntegrityError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except IntegrityError as error:
+        raise IntegrityError(f"{error} {_remedy(path)}") from error
     _check_record(record, path)
     return {key: value for key, value in record.items() if key != SEAL} | {"run_id": directory.name}
 
 
 def _check_record(record: Any, path: Path) -> None:
     """IntegrityError unless run.json has its form, is what was written, and its split is one that could be made."""
-    remedy = f"Put back a copy of it, or delete {path.parent} and make the run again."
+    remedy = _remedy(path)
     wanted: Mapping[str, type] = {
         **dict.fromkeys(("run_id", "kind", "name", "status", "created"), str),
         **dict.fromkeys(("sequence", "schema"), int),
@@ -509,6 +511,10 @@ def _check_record(record: Any, path: Path) -> None:
     problem = _split_problem(record["split"], record["cohort"])
     if problem:
         raise IntegrityError(f"{path} cannot be right: {problem} {remedy}")
+
+
+def _remedy(path: Path) -> str:
+    return f"Put back a copy of it, or delete {path.parent} and make the run again."
 
 
 def _split_problem(split: Mapping[str, Any], cohort: Mapping[str, Any]) -> str | None:
@@ -535,6 +541,9 @@ def _split_problem(split: Mapping[str, Any], cohort: Mapping[str, Any]) -> str |
         return (
             f"its split and its cohort name other subjects: {', '.join(map(repr, unknown[:3])) or 'one stands twice'}."
         )
+    left_out = sorted(by_id.keys() - {i for role in ROLES for i in getattr(rebuilt, role)})
+    if left_out:
+        return f"subjects of its cohort are in no split: {', '.join(map(repr, left_out[:3]))}."
     ill = [i for role in ("train", "calibration") for i in getattr(rebuilt, role) if by_id[i].get("healthy") is False]
     if ill:
         return f"subjects with lesions train or calibrate: {', '.join(map(repr, ill[:3]))}."

@@ -410,10 +410,8 @@ def _refuse_foreign(target: Path, in_our_tree: bool) -> None:
 
 def _files_of_commit(target: Path) -> set[str] | None:
     """Names that a readable manifest of ours lists, and its own; None where there is no such manifest."""
-    with contextlib.suppress(ValueError, OSError, RecursionError):
-        manifest = json.loads((target / MANIFEST).read_text(encoding="utf-8"))
-        if _is_manifest(manifest):
-            return {MANIFEST, *manifest["files"]}
+    with contextlib.suppress(IntegrityError, OSError):
+        return {MANIFEST, *_parsed_manifest(target / MANIFEST)["files"]}
     return None
 
 

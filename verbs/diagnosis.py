@@ -11,7 +11,7 @@ from rich.table import Table
 
 from core.progress import open_progress
 from core.store import open_run
-from data.errors import BadInput
+from data.errors import BadInput, IntegrityError
 from verbs.shared import EXIT_OK, OneRun, console, interval_text, number_text, print_json, runs_flag
 
 Protocol = Literal["healthy", "validation"]
@@ -171,6 +171,7 @@ def _diagnose(arguments: DiagnoseVerb) -> int:
     found = diagnose(run, open_progress(), layer_set=arguments.layers or None, protocol=arguments.protocol)
     if arguments.json:
         print_json(found)
+        _refuse_damaged(found)
         return EXIT_OK
     _print_ladder(found)
     _print_error_map(found)
@@ -178,7 +179,14 @@ def _diagnose(arguments: DiagnoseVerb) -> int:
     print(found["verdict"]["sentence"])
     for note in found["notes"]:
         print(f"note: {note}")
+    _refuse_damaged(found)
     return EXIT_OK
+
+
+def _refuse_damaged(found: Mapping[str, Any] | None) -> None:
+    """After everything that could be told: IntegrityError when something that belongs to it could not be read."""
+    if found is not None and found["damaged"]:
+        raise IntegrityError("Left out, because it is damaged: " + " ".join(found["damaged"]))
 
 
 def _print_ladder(found: Mapping[str, Any]) -> None:
@@ -356,6 +364,7 @@ def _report(arguments: ReportVerb) -> int:
         print_json({"run_id": run.run_id, "report": str(path)})
     else:
         print(f"{path}: open it in any browser; it prints to PDF from there.")
+    _refuse_damaged(found)
     return EXIT_OK
 
 
