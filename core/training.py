@@ -25,8 +25,8 @@ from data.files import committed_directory, read_json, remove_unfinished, verify
 
 VOLATILE = ("seconds", "examples_per_s")
 """Logged values that differ between two runs of the same computation."""
-MAY_CHANGE = ("checkpoint_every", "memory_gb")
-"""Settings that a resumed run may have otherwise than the run it continues."""
+MAY_CHANGE = ("checkpoint_every", "log_every", "memory_gb")
+"""Settings that a resumed run may have otherwise than the run it continues: no weight depends on them."""
 KEPT = 2
 
 log = logging.getLogger(__name__)

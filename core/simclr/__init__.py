@@ -63,8 +63,8 @@ def pretrain_encoder(
 
     Run again after an interruption, it goes on from the last checkpoint (see `core.training.minimise`), banks and
     momentum encoder included. Heads, banks and the momentum encoder are used in training and left out of the result.
-    When the volumes fit into memory they are put in the order of their subject ids, so their order does not matter; a
-    lazy sequence is used as it is ordered. `about` is what the saved encoder's manifest says of itself.
+    The volumes are put in the order of their subject ids, so their order does not matter, nor whether they fit into
+    memory. `about` is what the saved encoder's manifest says of itself.
     BadInput when volumes differ in shape, contrasts do not fit the encoder, there are fewer subjects than `batch`, or
     a setting is out of its range. SimCLR: Chen et al. 2020, arXiv:2002.05709; the variants name their own sources.
     """
