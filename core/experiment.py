@@ -53,6 +53,7 @@ from data.files import committed_directory, read_json, sha256_file, write_json
 from data.layout import read_cohort
 from data.preprocessing import Prepared, PreparedCohort, Preprocessing, load_prepared, load_voxel_hash, prepare_cohort
 from data.reading import refuse_leakage
+from data.split_file import read_split
 from data.volume import Volume
 from models.encoder import EncoderSettings, make_encoder
 
@@ -124,8 +125,14 @@ def cache_directory(runs: Path) -> Path:
 
 
 def prepare(runs: Path, source: DataSource, progress: Progress, workers: int = 2) -> Study:
-    """Read, register, resample and normalise every subject (cached), split by subject, refuse leakage."""
+    """Split by subject, then read, register, resample and normalise every subject (cached); refuse leakage.
+
+    What is wrong with the cohort, the split or a setting is BadInput before any scan is prepared.
+    """
     cohort = read_cohort(source.cohort, source.layout)
+    asked = _split(cohort, source)
+    check_healthy(cohort, asked)
+    _require_training(asked)
     with progress.task("Preparing scans", len(cohort.subjects)) as advance:
         done = 0
 
@@ -135,11 +142,10 @@ def prepare(runs: Path, source: DataSource, progress: Progress, workers: int = 2
             done = number
 
         prepared = prepare_cohort(cohort, source.preprocessing, cache_directory(runs), workers=workers, monitor=monitor)
-    split = _readable(_split(cohort, source), prepared)
+    split = _readable(asked, prepared)
     apart = [i for i in prepared.keys if not _in_split(split, i)]
     if apart:
         progress.say(f"note: {len(apart)} of {len(cohort.subjects)} subjects are in no split: {', '.join(apart[:5])}.")
-    check_healthy(cohort, split)
     _check_called_healthy(cohort, split, prepared)
     refuse_leakage(split, prepared.voxel_hashes)
     return Study(source, cohort, split, prepared)
@@ -356,11 +362,7 @@ def _score_chunk(run: Run, detector: AnyDetector, chunk: Sequence[Mapping[str, A
 
 def _split(cohort: Cohort, source: DataSource) -> Split:
     if source.split is not None:
-        lists = read_json(source.split)
-        unknown = sorted({i for role in ROLES for i in lists.get(role, [])} - {s.subject_id for s in cohort.subjects})
-        if unknown:
-            raise BadInput(f"{source.split} names {len(unknown)} subject(s) that the cohort lacks: {unknown[:5]}.")
-        return Split(**{role: tuple(lists.get(role, ())) for role in ROLES})
+        return read_split(source.split, cohort)
     if any(s.role for s in cohort.subjects):
         return split_by_roles(cohort.subjects)
     return draw_split(cohort.subjects, source.seed)
@@ -381,6 +383,14 @@ def draw_split(subjects: Sequence[Subject], seed: int) -> Split:
         validation=tuple(sorted(ill[:third])),
         test=tuple(sorted(healthy[second:] + ill[third:])),
     )
+
+
+def _require_training(split: Split) -> None:
+    if len(split.train) < 2:
+        raise BadInput(
+            f"The split has {len(split.train)} healthy training subject(s). At least 2 are needed. Give more subjects "
+            "the role train, in the table or in the split file."
+        )
 
 
 def _readable(split: Split, prepared: PreparedCohort) -> Split:
