@@ -30,6 +30,7 @@ from core.store import Run, current_status, list_runs, open_run, stage_done
 from core.summary import layer_table, run_summary
 from data.errors import BadInput, EnvironmentProblem, IntegrityError, Interrupted
 from data.preprocessing import Preprocessing
+from data.ranges import refuse_out_of_range
 from verbs.diagnosis import DIAGNOSIS_VERBS
 from verbs.gate import GATE_VERBS
 from verbs.neighbours import NEIGHBOUR_VERBS
@@ -311,8 +312,11 @@ def main(argv: Sequence[str]) -> int:
     kind, action = VERBS[argv[0]]
     try:
         arguments = tyro.cli(kind, args=list(argv[1:]), prog=f"python cli.py {argv[0]}")
+        refuse_out_of_range(arguments, flags=True)
     except SystemExit as stop:
         return int(stop.code or 0)
+    except BadInput as error:
+        return _complain(error, EXIT_BAD_INPUT)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         return action(arguments)
@@ -341,8 +345,6 @@ def _demo(arguments: DemoVerb) -> int:
 
 
 def _app(arguments: AppVerb) -> int:
-    if not 0 < arguments.port < 65536:
-        raise BadInput(f"Port {arguments.port} is not a TCP port. Allowed: 1 to 65535, for example 8501.")
     _claim_port(arguments.port)
     root = Path(__file__).resolve().parent
     command = [

@@ -25,7 +25,7 @@ from core.detectors import (
     plain_name,
     recipe_json,
 )
-from core.features import check_features
+from core.features import check_features, feature_stride
 from core.progress import Progress
 from core.provenance import reset_peak_memory
 from core.recipes import as_json, from_json
@@ -33,6 +33,7 @@ from core.simclr import SimclrSettings, check_settings, pretrain_encoder
 from core.store import (
     Run,
     about_stage,
+    check_run_id,
     check_same,
     create_run,
     fingerprint,
@@ -47,13 +48,16 @@ from core.store import (
     verify_stage,
 )
 from core.training import checkpoint_step
+from core.views import check_crop
 from data.cohort import ROLES, Cohort, Split, Subject, check_healthy, split_by_roles
 from data.errors import BadInput, IntegrityError, Interrupted
 from data.files import committed_directory, read_json, sha256_file, write_json
 from data.layout import read_cohort
 from data.preprocessing import Prepared, PreparedCohort, Preprocessing, load_prepared, load_voxel_hash, prepare_cohort
+from data.ranges import check_range, refuse_out_of_range
 from data.reading import refuse_leakage
 from data.split_file import read_split
+from data.template import working_grid
 from data.volume import Volume
 from models.encoder import EncoderSettings, make_encoder
 
@@ -129,6 +133,8 @@ def prepare(runs: Path, source: DataSource, progress: Progress, workers: int = 2
 
     What is wrong with the cohort, the split or a setting is BadInput before any scan is prepared.
     """
+    check_range("workers", workers)
+    check_range("split_seed", source.seed)
     cohort = read_cohort(source.cohort, source.layout)
     asked = _split(cohort, source)
     check_healthy(cohort, asked)
@@ -162,6 +168,9 @@ def pretrain(
 ) -> Run:
     """Train an encoder by SimCLR on the training split. The same `run_id` and settings resume a stopped run."""
     settings = replace(settings, encoder=replace(settings.encoder, in_channels=len(source.preprocessing.contrasts)))
+    refuse_out_of_range(settings)
+    _check_run_id(run_id)
+    check_crop(settings.views, working_grid(source.preprocessing.spacing_mm).shape)
     check_settings(settings, len(_split(read_cohort(source.cohort, source.layout), source).train))
     study = prepare(runs, source, progress)
     check_settings(settings, len(study.split.train))  # again: some of the scans may have been set aside
@@ -200,8 +209,12 @@ def fit(
     encoder_run: Run | None = None,
 ) -> Run:
     """Fit a detector to the training split; `encoder_run` gives it that run's encoder."""
+    refuse_out_of_range(detector)
+    _check_run_id(run_id)
+    if encoder_run is not None:
+        _check_encoder(detector, encoder_run)
     if isinstance(detector, LAYERED):
-        _check_layers(detector, encoder_run)
+        _check_layers(detector, encoder_run, source.preprocessing)
     study = prepare(runs, source, progress)
     if not study.split.calibration:
         progress.say("note: no calibration subject, so this run cannot be evaluated: no label-free threshold.")
@@ -249,6 +262,8 @@ def score(run: Run, progress: Progress, *, memory_gb: float | None = None) -> Ru
     As many subjects at a time as fit into the detector's memory limit (or `memory_gb`). The number is kept with the
     run: a resumed run solves the same systems and gets the same bits.
     """
+    if memory_gb is not None:
+        check_range("memory_gb", memory_gb)
     detector = None
     subjects = scored_subjects(run)
     began = time.perf_counter()
@@ -527,8 +542,8 @@ def preprocessing_of(run: Run) -> Preprocessing:
     return from_json(Preprocessing, run.record["preprocessing"])
 
 
-def _check_layers(detector: Layered, encoder_run: Run | None) -> None:
-    """Unknown layers and an even neighbourhood are refused before any scan is prepared."""
+def _check_layers(detector: Layered, encoder_run: Run | None, preprocessing: Preprocessing) -> None:
+    """Unknown layers, an even neighbourhood and an odd feature grid are refused before any scan is prepared."""
     settings = detector.encoder
     if encoder_run is not None:
         settings = from_json(EncoderSettings, encoder_run.record["recipe"]["encoder"])
@@ -537,9 +552,10 @@ def _check_layers(detector: Layered, encoder_run: Run | None) -> None:
     except ValueError as error:  # models knows no error of ours
         raise BadInput(str(error)) from error
     check_features(detector.features, encoder)
+    feature_stride(encoder, detector.features.grid, working_grid(preprocessing.spacing_mm))
 
 
-def _with_encoder(detector: AnyDetector, encoder_run: Run, study: Study) -> tuple[AnyDetector, dict[str, str]]:
+def _check_encoder(detector: AnyDetector, encoder_run: Run) -> None:
     if not isinstance(detector, LAYERED):
         raise BadInput(f"The detector is {plain_name(kind_of(detector))} and takes no encoder. Leave --encoder out.")
     if not stage_done(encoder_run, "encoder"):
@@ -547,6 +563,15 @@ def _with_encoder(detector: AnyDetector, encoder_run: Run, study: Study) -> tupl
             f"Encoder run {encoder_run.run_id} is {encoder_run.status}: it has no finished encoder. "
             f"Finish it: python cli.py pretrain --run-id {encoder_run.run_id} ..."
         )
+
+
+def _check_run_id(run_id: str | None) -> None:
+    if run_id is not None:
+        check_run_id(run_id)
+
+
+def _with_encoder(detector: AnyDetector, encoder_run: Run, study: Study) -> tuple[AnyDetector, dict[str, str]]:
+    assert isinstance(detector, LAYERED)
     weights = stage_directory(encoder_run, "encoder")
     verify_stage(encoder_run, "encoder")
     _refuse_foreign_encoder(encoder_run, study)

@@ -122,11 +122,8 @@ def create_run(
 
     EnvironmentProblem when `runs` cannot be written, before anything is computed.
     """
-    if run_id is not None and not _ID.fullmatch(run_id):
-        raise BadInput(
-            f"{run_id!r} cannot name a run. Use up to 100 letters, digits, '.', '_' and '-', "
-            "beginning with a letter or digit."
-        )
+    if run_id is not None:
+        check_run_id(run_id)
     now = datetime.datetime.now(datetime.UTC)
     record = {
         "schema": SCHEMA,
@@ -152,6 +149,15 @@ def create_run(
     run = _claim_directory(runs, stem, record, exact=run_id is not None)
     _announce(run)
     return run
+
+
+def check_run_id(run_id: str) -> None:
+    """BadInput unless a run may be called so."""
+    if not _ID.fullmatch(run_id):
+        raise BadInput(
+            f"{run_id!r} cannot name a run. Use up to 100 letters, digits, '.', '_' and '-', "
+            "beginning with a letter or digit."
+        )
 
 
 def update_run(

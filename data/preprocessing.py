@@ -32,6 +32,7 @@ from data.files import (
 )
 from data.intensity import normalise
 from data.nifti import BadScan, refuse_unreadable
+from data.ranges import refuse_out_of_range
 from data.reading import SetAside, read_subject, set_aside
 from data.registration import alignment_notes, register
 from data.template import working_grid, working_template
@@ -64,6 +65,7 @@ class Preprocessing:
         object.__setattr__(self, "contrasts", tuple(name.upper() for name in self.contrasts))
         if not self.contrasts or len(set(self.contrasts)) != len(self.contrasts):
             raise BadInput(f"Contrasts {self.contrasts}. Name at least one, and each once.")
+        refuse_out_of_range(self)
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,9 +11,10 @@ from rich.table import Table
 from core.progress import open_progress
 from core.recipes import as_json
 from core.store import open_run
-from core.views import VIEW_SETS, ViewSettings
+from core.views import VIEW_SETS, ViewSettings, check_crop
 from data.errors import BadInput
 from data.preprocessing import Preprocessing
+from data.template import working_grid
 from verbs.shared import EXIT_OK, RUNS, OneRun, console, interval_text, number_text, print_json
 
 _RATIO_WORDS = (
@@ -94,6 +95,8 @@ def _visibility_before(arguments: VisibilityBeforeVerb) -> int:
     settings = VisibilitySettings(scans=arguments.scans, seed=arguments.seed)
     check_settings(settings)  # before minutes of preparing
     views = _views(arguments)
+    check_crop(views, working_grid(arguments.preprocessing.spacing_mm).shape)
+    encoder = encoder_settings(arguments.architecture, arguments.width, arguments.seed)
     source = DataSource(
         arguments.cohort, arguments.layout, arguments.split, arguments.split_seed, arguments.preprocessing
     )
@@ -102,7 +105,7 @@ def _visibility_before(arguments: VisibilityBeforeVerb) -> int:
     found = visibility_before(
         study.volumes("train"),
         views,
-        encoder_settings(arguments.architecture, arguments.width, arguments.seed),
+        encoder,
         settings,
         progress,
     )

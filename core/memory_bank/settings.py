@@ -5,6 +5,7 @@ from typing import Literal, get_args
 
 from core.memory_bank.coreset import Subset
 from data.errors import BadInput
+from data.ranges import refuse_out_of_range
 
 
 @dataclass(frozen=True)
@@ -49,16 +50,7 @@ class BankSettings:
         _check_choice("position", self.position, ("anywhere", "weighted", "restricted"))
         _check_choice("search", self.search, ("exact", "ivf", "hnsw"))
         _check_choice("precision", self.precision, ("float32", "float16"))
-        if not 0 < self.coreset_ratio <= 1:
-            raise BadInput(f"coreset_ratio is {self.coreset_ratio}. Allowed: above 0, at most 1. PatchCore uses 0.01.")
-        if not 0 <= self.position_weight < float("inf"):
-            raise BadInput(f"position_weight is {self.position_weight}. Allowed: 0 or more, per mm.")
-        if not 0 <= self.radius_mm < float("inf"):
-            raise BadInput(f"radius_mm is {self.radius_mm}. Allowed: 0 or more; 0 is the own position alone.")
-        counts = {name: getattr(self, name) for name in ("pool", "projection", "nprobe", "candidates", "neighbours")}
-        for name, given in counts.items():
-            if given < 1:
-                raise BadInput(f"{name} is {given}. Allowed: 1 or more.")
+        refuse_out_of_range(self)
         if self.search != "exact" and self.position == "restricted":
             raise BadInput(
                 f"search {self.search!r} with position 'restricted' is not defined: within the radius the exact search "

@@ -24,6 +24,7 @@ from core.training import Optimisation, check_optimisation, minimise
 from core.types import Monitor, silent
 from data.errors import BadInput
 from data.files import committed_directory
+from data.ranges import refuse_out_of_range
 from data.volume import Volume
 from models.encoder import make_encoder, save_encoder
 
@@ -102,10 +103,9 @@ def pretrain_encoder(
 
 def check_settings(settings: SimclrSettings, subjects: int | None = None) -> None:
     """BadInput for what can be refused before a scan is read: ranges, the layer, the batch against `subjects`."""
+    refuse_out_of_range(settings)
     check_negatives(settings.negatives, settings.batch)
     check_optimisation(optimisation(settings))
-    if settings.batch < 2:
-        raise BadInput(f"batch is {settings.batch}. Allowed: 2 and above, up to the number of training subjects.")
     try:
         encoder = make_encoder(settings.encoder)
     except ValueError as error:  # models knows no error of ours
