@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -20,9 +20,19 @@ import tyro
 from rich.table import Table
 
 from core import demo, evaluation, experiment
-from core.detectors import CATALOGUE, DESCRIPTIONS, LAYERED, AnyDetector, PatchCore, make, recipe_json
+from core.detectors import (
+    CATALOGUE,
+    DESCRIPTIONS,
+    LAYERED,
+    AnyDetector,
+    Intensity,
+    PatchCore,
+    VoxelZScore,
+    make,
+    recipe_json,
+)
 from core.export import export_maps
-from core.memory_bank.settings import BankSettings
+from core.memory_bank.settings import BankSettings, idle_settings
 from core.progress import open_progress
 from core.recipes import as_json
 from core.simclr import SimclrSettings
@@ -150,7 +160,7 @@ class FitVerb(_Scans):
     run_id: str | None = None
     """Folder of the run; an existing one with the same settings is resumed."""
     encoder: str = "random"
-    """An encoder run (id, path, latest), a safetensors file, or random."""
+    """An encoder run (id, path, latest), a safetensors file, the folder of a saved encoder, or random."""
     layers: tuple[str, ...] = ()
     """Layers to model; 'input' is the intensity itself. The recipe's own when not given."""
     grid: str | None = None
@@ -161,6 +171,8 @@ class FitVerb(_Scans):
     """Channels kept per layer when reduced."""
     neighbourhood: int | None = None
     """Edge of the cube of a layer's own cells whose mean makes a feature; 1: the cell alone."""
+    feature_seed: int | None = None
+    """Of the channels that --reduction draw keeps."""
     form: Literal["auto", "dual", "primal"] | None = None
     """Form of the Gaussian; auto chooses by subjects and features."""
     covariance: Literal["full", "diagonal", "shared"] | None = None
@@ -169,6 +181,8 @@ class FitVerb(_Scans):
     """Shrinkage rule. It changes the ranking of voxels, not only the conditioning."""
     ridge: float | None = None
     """Added to the diagonal of the covariance (feature units squared)."""
+    accumulate: Literal["float64", "float32"] | None = None
+    """Stored precision of the moments of form primal; float32 halves their memory."""
     subset: Literal["greedy", "random", "kmeans", "half", "all"] | None = None
     """Which healthy patches a memory bank keeps."""
     coreset_ratio: float | None = None
@@ -197,6 +211,14 @@ class FitVerb(_Scans):
     """Of the stored patches."""
     bank_seed: int | None = None
     """Of the bank's pool, selection and index."""
+    allow_idle: bool = False
+    """Take settings of a memory bank that nothing will read into the recipe, instead of refusing them."""
+    prior_smoothing_mm: float | None = None
+    """zscore: smoothing of the scans before mean and deviation are taken, mm."""
+    floor: float | None = None
+    """zscore: smallest standard deviation, as a fraction of its median over the brain."""
+    contrast: int | None = None
+    """intensity: index of the contrast."""
     smoothing_mm: float | None = None
     """Standard deviation of the smoothing of score maps, mm."""
     median_voxels: int | None = None
@@ -207,6 +229,12 @@ class FitVerb(_Scans):
     """Of a random encoder, or of the network that a safetensors file was saved from."""
     width: int | None = None
     """Channels of the first stage of such an encoder; a published ResNet has 64."""
+    strides: tuple[int, ...] = ()
+    """cnn3d: stride of each stage, in its own input cells; 1 2 2 1 1 when not given."""
+    stem_stride: int | None = None
+    """ResNets: stride of the first convolution, in voxels."""
+    max_pool: bool | None = None
+    """ResNets: whether the grid is halved once more after the first convolution."""
     seed: int | None = None
     """Of a random encoder's weights."""
 
@@ -604,12 +632,14 @@ def _detector(arguments: FitVerb) -> tuple[AnyDetector, Run | None]:
         "reduction": arguments.reduction,
         "max_channels": arguments.max_channels,
         "neighbourhood": arguments.neighbourhood,
+        "feature_seed": arguments.feature_seed,
     }
     gaussian = {
         "form": arguments.form,
         "covariance": arguments.covariance,
         "shrinkage": arguments.shrinkage,
         "ridge": arguments.ridge,
+        "accumulate": arguments.accumulate,
     }
     bank = {
         "subset": arguments.subset,
@@ -627,13 +657,29 @@ def _detector(arguments: FitVerb) -> tuple[AnyDetector, Run | None]:
         "precision": arguments.precision,
         "bank_seed": arguments.bank_seed,
     }
+    zscore = {"prior_smoothing_mm": arguments.prior_smoothing_mm, "floor": arguments.floor}
+    intensity = {"contrast": arguments.contrast}
+    theirs = zscore if isinstance(detector, VoxelZScore) else intensity if isinstance(detector, Intensity) else {}
+    if strange := [name for name in _set(zscore | intensity) if name not in theirs]:
+        raise BadInput(
+            f"Detector {arguments.detector!r} has no such setting. Leave out: {_flag_names(strange)}. "
+            "The settings of each detector: python cli.py detectors --json"
+        )
+    encoder = {
+        "architecture": arguments.architecture,
+        "width": arguments.width,
+        "strides": arguments.strides or None,
+        "stem_stride": arguments.stem_stride,
+        "max_pool": arguments.max_pool,
+        "seed": arguments.seed,
+    }
     if not isinstance(detector, LAYERED):
-        given = [*_set({**features, **gaussian, **bank, "memory": arguments.memory})]
+        given = [*_set({**features, **gaussian, **bank, **encoder, "memory": arguments.memory})]
         if given or arguments.encoder != "random":
             raise BadInput(
                 f"Detector {arguments.detector!r} has no features. Leave out: {_flag_names(given) or '--encoder'}."
             )
-        return dataclasses.replace(detector, **_set(own)), None
+        return dataclasses.replace(detector, **_set(own | theirs)), None
     banked = isinstance(detector, PatchCore)
     if strange := [*_set(gaussian if banked else bank)]:
         has, lacks = ("a memory bank", "Gaussian") if banked else ("a Gaussian", "memory bank")
@@ -642,7 +688,7 @@ def _detector(arguments: FitVerb) -> tuple[AnyDetector, Run | None]:
             "The settings of each detector: python cli.py detectors --json"
         )
     own |= {"memory_gb": arguments.memory}
-    encoder = {"architecture": arguments.architecture, "width": arguments.width, "seed": arguments.seed}
+    features["seed"] = features.pop("feature_seed")
     encoder |= {"in_channels": len(arguments.preprocessing.contrasts)}
     own |= {
         "features": dataclasses.replace(detector.features, **_set(features)),
@@ -651,42 +697,34 @@ def _detector(arguments: FitVerb) -> tuple[AnyDetector, Run | None]:
     if isinstance(detector, PatchCore):
         bank["seed"] = bank.pop("bank_seed")
         settings = dataclasses.replace(detector.bank, **_set(bank))
-        _refuse_idle(bank, settings)
+        if not arguments.allow_idle:
+            _refuse_idle(bank, settings)
         detector = dataclasses.replace(detector, bank=settings, **_set(own))
     else:
         changed = dataclasses.replace(detector.gaussian, **_set(gaussian))
         detector = dataclasses.replace(detector, gaussian=changed, **_set(own))
     if arguments.encoder == "random":
         return detector, None
-    if Path(arguments.encoder).is_file():
+    saved = Path(arguments.encoder)
+    if saved.is_file() or (saved / "encoder.json").is_file():
         return dataclasses.replace(detector, weights=arguments.encoder), None
     return detector, open_run(arguments.runs, arguments.encoder, "encoder")
 
 
-def _refuse_idle(given: dict[str, Any], settings: BankSettings) -> None:
+def _refuse_idle(given: Mapping[str, Any], settings: BankSettings) -> None:
     """A flag that nothing would read is a misunderstanding."""
-    needs = {
-        "radius_mm": ("position", settings.position, ("restricted",)),
-        "position_weight": ("position", settings.position, ("weighted",)),
-        "nprobe": ("search", settings.search, ("ivf", "hnsw")),
-        "candidates": ("search", settings.search, ("ivf", "hnsw")),
-        "coreset_ratio": ("subset", settings.subset, ("greedy", "random", "kmeans", "half")),
-        "pool": ("subset", settings.subset, ("greedy", "random", "kmeans", "half")),
-        "projection": ("subset", settings.subset, ("greedy", "half")),
-    }
-    for name, (other, value, allowed) in needs.items():
-        if given[name] is not None and value not in allowed:
-            raise BadInput(
-                f"{_flag_names([name])} says nothing with --{other} {value}. "
-                f"It belongs to --{other} {' or '.join(allowed)}; give that, or leave it out."
-            )
+    for name, other, allowed in idle_settings(settings, _set(given)):
+        raise BadInput(
+            f"{_flag_names([name])} says nothing with --{other} {getattr(settings, other)}. It belongs to "
+            f"--{other} {' or '.join(allowed)}; give that, leave it out, or add --allow-idle to keep it in the recipe."
+        )
 
 
 def _flag_names(names: Sequence[str]) -> str:
     return ", ".join(f"--{name.replace('_', '-')}" for name in names)
 
 
-def _set(values: dict[str, Any]) -> dict[str, Any]:
+def _set(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
 
 

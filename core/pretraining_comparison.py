@@ -115,7 +115,11 @@ def compare_pretraining(
         "schema": 1,
         "name": plan.name,
         "plan": as_json(plan),
-        "source": {"cohort": os.path.abspath(source.cohort), "preprocessing": as_json(source.preprocessing)},
+        "source": {
+            "cohort": os.path.abspath(source.cohort),
+            "layout": source.layout,
+            "preprocessing": as_json(source.preprocessing),
+        },
         "split": {role: len(ids) for role, ids in untrained.detectors[plan.seeds[0]].record["split"].items()},
         "failed": failed,
         **build_table(trained, untrained, controls),

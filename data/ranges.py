@@ -124,6 +124,10 @@ RANGES: Mapping[str, Range] = {
     "contrasts_sd": Range(-1000, 1000, not_zero=True, unit="SD"),
     "per_cell": Range(1, 10_000),
     "scans": Range(1, 100_000),
+    "window_voxels": Range(1, 2048, unit="voxels"),
+    "whole_views": Range(1, 10_000),
+    "contrasts": Range(0, 1),
+    "places": Range(1, 1000),
     "count": Range(1, 100_000),
     "voxel": Range(0, 100_000),
 }

@@ -38,6 +38,7 @@ memory_bank.coreset memory_bank.settings memory_bank.walk memory_bank.search mem
 memory_bank.registered memory_bank.pool
 memory_bank.plan memory_bank.files memory_bank.index memory_bank.bank memory_bank
 detectors.intensity detectors.voxel_zscore detectors.feature_gaussian detectors.patchcore detectors.gated detectors
+again
 experiment run_scores subject_level
 diagnosis diagnosis.cases diagnosis.reference diagnosis.shapley diagnosis.categories diagnosis.error_map
 visibility visibility.changes visibility.measure visibility.intensity visibility.trained visibility.words

@@ -102,8 +102,14 @@ class DetectionLimitsVerb(OneRun):
     """Diameters of the planted lesions, mm."""
     contrasts_sd: tuple[float, ...] = (-4.0, -3.0, -2.0, -1.0, 1.0, 2.0, 3.0, 4.0)
     """Contrasts, in standard deviations of healthy scans; negative is darker."""
+    sites: tuple[str, ...] = ("grey", "white", "deep")
+    """Where lesions are planted: grey, white, deep (both, far inside), or brain."""
     per_cell: int = 12
-    """Lesions of each diameter and contrast."""
+    """Lesions of each diameter, contrast and site."""
+    fp_ml_per_scan: tuple[float, ...] = (0.1, 1.0, 5.0, 20.0)
+    """False-positive volumes at which thresholds are set, mL per healthy scan."""
+    scans: tuple[str, ...] = ()
+    """Healthy calibration or test subjects to plant into; chosen by themselves when not given."""
     seed: int = 0
     """Of places and shapes."""
 
@@ -322,6 +328,9 @@ def _detection_limits(arguments: DetectionLimitsVerb) -> int:
         layer_set=arguments.layers or None,
         diameters_mm=arguments.diameters_mm,
         contrasts_sd=arguments.contrasts_sd,
+        sites=arguments.sites,
+        scans=arguments.scans or None,
+        fp_ml_per_scan=arguments.fp_ml_per_scan,
         per_cell=arguments.per_cell,
         seed=arguments.seed,
     )

@@ -149,6 +149,7 @@ def run_detection_limits(
             "unit": scores.unit,
             "made_from": made_from,
             "hosts_rule": why,
+            "scans_asked": None if scans is None else hosts,
             "notes": [why, *result["notes"]],
         }
         with stage(run, stage_name(DIRECTORY, set_id(layers))) as scratch:

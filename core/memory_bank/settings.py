@@ -1,5 +1,6 @@
 """What a memory bank keeps of the healthy patches, and how it is searched."""
 
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -56,6 +57,28 @@ class BankSettings:
                 f"search {self.search!r} with position 'restricted' is not defined: within the radius the exact search "
                 "is fast already. Choose search 'exact', or position 'weighted'."
             )
+
+
+def idle_settings(settings: BankSettings, names: Iterable[str]) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    """Those of the named settings that nothing reads: with the setting that they belong to, and its values that do."""
+    for name in names:
+        if name in _READ_WITH:
+            other, allowed = _READ_WITH[name]
+            if getattr(settings, other) not in allowed:
+                yield name, other, allowed
+
+
+_APPROXIMATE, _CHOSEN = ("ivf", "hnsw"), ("greedy", "random", "kmeans", "half")
+_READ_WITH: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "radius_mm": ("position", ("restricted",)),
+    "position_weight": ("position", ("weighted",)),
+    "nprobe": ("search", _APPROXIMATE),
+    "candidates": ("search", _APPROXIMATE),
+    "coreset_ratio": ("subset", _CHOSEN),
+    "pool": ("subset", _CHOSEN),
+    "projection": ("subset", ("greedy", "half")),
+}
+"""Settings that only some values of another one read."""
 
 
 def _check_choice(name: str, given: str, allowed: tuple[str, ...]) -> None:
