@@ -38,6 +38,7 @@ from core.recipes import as_json
 from core.simclr import SimclrSettings
 from core.store import Run, current_status, list_runs, open_run, stage_done
 from core.summary import layer_table, run_summary
+from core.versions import noted, notes_by_text, version_notes
 from data.errors import BadInput, EnvironmentProblem, IntegrityError, Interrupted
 from data.preprocessing import Preprocessing
 from data.ranges import refuse_out_of_range
@@ -59,6 +60,7 @@ from verbs.shared import (
     number_text,
     print_json,
     runs_flag,
+    tell_versions,
 )
 from verbs.visibility import VISIBILITY_VERBS
 
@@ -492,6 +494,7 @@ def _score(arguments: ScoreVerb) -> int:
     run = experiment.score(
         open_run(arguments.runs, arguments.run, "detector"), open_progress(), memory_gb=arguments.memory
     )
+    tell_versions(run)
     if arguments.export is not None:
         paths = export_maps(run, arguments.export, arguments.layers, open_progress(), display=arguments.display)
         print(f"{len(paths)} NIfTI files in {arguments.export}", file=sys.stderr)
@@ -507,6 +510,7 @@ def _evaluate(arguments: EvaluateVerb) -> int:
     metrics = evaluation.evaluate_run(
         run, open_progress(), quantile=arguments.quantile, fp_ml_per_scan=arguments.fp_ml, workers=arguments.workers
     )
+    tell_versions(run)
     if arguments.json:
         print_json(metrics)
     else:
@@ -515,7 +519,9 @@ def _evaluate(arguments: EvaluateVerb) -> int:
 
 
 def _compare_layers(arguments: CompareLayersVerb) -> int:
-    rows = layer_table(evaluation.read_metrics(open_run(arguments.runs, arguments.run, "detector")))
+    run = open_run(arguments.runs, arguments.run, "detector")
+    rows = layer_table(evaluation.read_metrics(run))
+    tell_versions(run)
     if arguments.json:
         print_json(rows)
         return EXIT_OK
@@ -563,11 +569,13 @@ def _runs(arguments: RunsVerb) -> int:
     for problem in problems:
         print(f"problem: {problem}", file=sys.stderr)
     if arguments.json:
-        print_json([run_summary(run) for run in runs])
+        print_json([run_summary(run) | {"version_notes": version_notes(run)} for run in runs])
     elif not runs:
         print(f"No runs in {arguments.runs} yet. Make one: python cli.py demo")
     else:
         _print_runs(arguments.runs, [run.run_id for run in runs])
+        for note, ids in notes_by_text(runs).items():
+            print(f"note: {noted(note, ids)}")
     return EXIT_OK
 
 

@@ -48,14 +48,16 @@ from core.store import (
     verify_stage,
 )
 from core.training import checkpoint_step
+from core.versions import note_resumed, version_notes
 from core.views import check_crop
 from data.cohort import ROLES, Cohort, Split, Subject, check_healthy, split_by_roles
 from data.errors import BadInput, IntegrityError, Interrupted
-from data.files import committed_directory, read_json, sha256_file, write_json
+from data.files import committed_directory, read_committed_json, sha256_file, write_json
 from data.layout import read_cohort
 from data.preprocessing import Prepared, PreparedCohort, Preprocessing, load_prepared, load_voxel_hash, prepare_cohort
 from data.ranges import check_range, refuse_out_of_range
 from data.reading import refuse_leakage
+from data.schemas import check_schema
 from data.split_file import read_split
 from data.template import working_grid
 from data.volume import Volume
@@ -176,6 +178,7 @@ def pretrain(
     check_settings(settings, len(study.split.train))  # again: some of the scans may have been set aside
     recipe = {"kind": "SimCLR", **as_json(settings)}
     run = _open_or_create(runs, "encoder", name, recipe, study, run_id, {})
+    _tell_versions(run, progress)
     with lock(run) as run, _outcome(run):
         if stage_done(run, "encoder"):
             return run
@@ -184,6 +187,7 @@ def pretrain(
         reset_peak_memory()
         seen = checkpoint_step(run.directory)
         if seen:
+            note_resumed(run, f"training, at step {seen},")
             progress.say(f"Training goes on from step {seen} of {settings.steps}.")
         with progress.task("Training the encoder", settings.steps - seen) as advance:
 
@@ -228,6 +232,7 @@ def fit(
     if encoder_run is not None:  # by its run, not by its path: a study that has moved is the same study
         recipe["weights"] = f"{encoder_run.run_id}/encoder"
     run = _open_or_create(runs, "detector", name, recipe, study, run_id, parents)
+    _tell_versions(run, progress)
     with lock(run) as run, _outcome(run):
         if stage_done(run, "detector"):
             return run
@@ -273,6 +278,8 @@ def score(run: Run, progress: Progress, *, memory_gb: float | None = None) -> Ru
     with lock(run) as run, _outcome(run), progress.task("Scoring", len(subjects)) as advance:
         if not all(_is_scored(run, subject) for subject in subjects):
             run = update_run(run, status="running")
+            if any(_is_scored(run, subject) for subject in subjects):
+                run = note_resumed(run, "scoring")
             detector = load_detector(run)
             run = _scored_together(run, detector, memory_gb)
         together = run.record["settings"].get("scored_together", CHUNK)
@@ -286,6 +293,11 @@ def score(run: Run, progress: Progress, *, memory_gb: float | None = None) -> Ru
     return run
 
 
+def _tell_versions(run: Run, progress: Progress) -> None:
+    for note in version_notes(run):
+        progress.say(f"note: {note}")
+
+
 def load_detector(run: Run) -> AnyDetector:
     """The fitted detector of a run. IntegrityError when its files are not what was saved."""
     if not stage_done(run, "detector"):
@@ -293,7 +305,12 @@ def load_detector(run: Run) -> AnyDetector:
             f"Run {run.run_id} has no fitted detector. Finish it: python cli.py fit --run-id {run.run_id} ..."
         )
     verify_stage(run, "detector")
-    detector = detector_kind(run.record["recipe"]["kind"]).load(stage_directory(run, "detector"))
+    directory = stage_directory(run, "detector")
+    check_schema(directory / "detector.json", read_committed_json(directory, "detector.json"), 1)
+    try:
+        detector = detector_kind(run.record["recipe"]["kind"]).load(directory)
+    except ValueError as error:  # models knows no error of ours
+        raise error if isinstance(error, BadInput) else BadInput(str(error)) from error
     if isinstance(detector, PatchCore):
         detector.index_cache_ = _index_cache(run)
     return detector

@@ -12,7 +12,7 @@ from rich.table import Table
 from core.progress import open_progress
 from core.store import open_run
 from data.errors import BadInput
-from verbs.shared import EXIT_OK, OneRun, console, interval_text, number_text, print_json, runs_flag
+from verbs.shared import EXIT_OK, OneRun, console, interval_text, number_text, print_json, runs_flag, tell_versions
 
 Protocol = Literal["healthy", "validation"]
 
@@ -174,6 +174,7 @@ def _diagnose(arguments: DiagnoseVerb) -> int:
     from core.diagnosis.diagnose import diagnose
 
     run = open_run(arguments.runs, arguments.run, "detector")
+    tell_versions(run)
     found = diagnose(run, open_progress(), layer_set=arguments.layers or None, protocol=arguments.protocol)
     if arguments.json:
         print_json(found)
@@ -243,6 +244,7 @@ def _what_if(arguments: WhatIfVerb) -> int:
     from core.diagnosis.whatif import applicable, run_what_if
 
     run = open_run(arguments.runs, arguments.run, "detector")
+    tell_versions(run)
     if not arguments.name:
         rows = applicable(run)
         if arguments.json:
@@ -282,6 +284,7 @@ def _post_processing(arguments: PostProcessingVerb) -> int:
     from core.diagnosis.verdict import settings_text
 
     run = open_run(arguments.runs, arguments.run, "detector")
+    tell_versions(run)
     result = run_post_processing(run, open_progress(), layer_set=arguments.layers or None, workers=arguments.workers)
     if arguments.export is not None:
         from core.diagnosis.applied import export_post_processed
@@ -322,6 +325,7 @@ def _detection_limits(arguments: DetectionLimitsVerb) -> int:
     from core.diagnosis.limit_tables import limit_lines
 
     run = open_run(arguments.runs, arguments.run, "detector")
+    tell_versions(run)
     result = run_detection_limits(
         run,
         open_progress(),
@@ -353,6 +357,7 @@ def _report(arguments: ReportVerb) -> int:
     from core.report import write_report
 
     run = open_run(arguments.runs, arguments.run, "detector")
+    tell_versions(run)
     progress = open_progress()
     try:
         found = diagnose(run, progress, layer_set=arguments.layers or None, protocol=arguments.protocol)

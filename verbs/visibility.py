@@ -16,7 +16,7 @@ from core.visibility.changes import VisibilitySettings
 from data.errors import BadInput
 from data.preprocessing import Preprocessing
 from data.template import working_grid
-from verbs.shared import EXIT_OK, RUNS, OneRun, console, interval_text, number_text, print_json
+from verbs.shared import EXIT_OK, RUNS, OneRun, console, interval_text, number_text, print_json, tell_versions
 
 _RATIO_WORDS = (
     "How far a change moves the features after training, divided by before. Views below 1: the encoder has learned to "
@@ -99,6 +99,7 @@ def _visibility(arguments: VisibilityVerb) -> int:
     )
     check_settings(settings)
     run = open_run(arguments.runs, arguments.run, "encoder")
+    tell_versions(run)
     found = visibility_of_run(run, open_progress(), settings)
     if arguments.json:
         print_json(found)
