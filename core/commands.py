@@ -148,7 +148,9 @@ def _step_of_detector(runs: Path, encoder: Run, run: Run) -> Step | None:
     if not stage_done(run, "detector"):
         if run.run_id != f"{encoder.run_id[:88]}-gaussian":
             return None
-        return Step("Go on fitting the Gaussian", tuple(again_argv(runs, run)), run.run_id)
+        asked = run.record["recipe"] and run.record["cohort"]  # begun in another way than by this button
+        again = again_argv(runs, run) if asked else _fit_argv(runs, encoder, run.run_id)
+        return Step("Go on fitting the Gaussian", tuple(again), run.run_id)
     scored = [i for role in ROLES[1:] for i in run.record["split"].get(role, [])]
     if not all(stage_done(run, stage_name("scores", i)) for i in scored):
         return Step(f"Score the scans with {run.name}", ("score", run.run_id, *where), run.run_id)

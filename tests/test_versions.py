@@ -172,11 +172,11 @@ def test_a_schema_that_is_no_number_is_damage(value: Any, tmp_path: Path) -> Non
 
 def rewritten(path: Path) -> None:
     """The same file by a newer program, its commit signed again."""
-    from data.files import MANIFEST, committed_directory
+    from data.files import MANIFEST, committed_directory, read_manifest
 
     root = next(parent for parent in path.parents if (parent / MANIFEST).is_file())
     kept = shutil.copytree(root, root.with_name("kept"))
-    with committed_directory(root, within=root.parent) as scratch:
+    with committed_directory(root, within=root.parent, about=read_manifest(root)["about"]) as scratch:
         shutil.copytree(kept, scratch, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
         copy = scratch / path.relative_to(root)
         copy.write_text(json.dumps(json.loads(copy.read_text()) | {"schema": 99}))
