@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -20,16 +20,28 @@ import tyro
 from rich.table import Table
 
 from core import demo, evaluation, experiment
-from core.detectors import CATALOGUE, DESCRIPTIONS, LAYERED, AnyDetector, PatchCore, make, recipe_json
+from core.detectors import (
+    CATALOGUE,
+    DESCRIPTIONS,
+    LAYERED,
+    AnyDetector,
+    Intensity,
+    PatchCore,
+    VoxelZScore,
+    make,
+    recipe_json,
+)
 from core.export import export_maps
-from core.memory_bank.settings import BankSettings
+from core.memory_bank.settings import BankSettings, idle_settings
 from core.progress import open_progress
 from core.recipes import as_json
 from core.simclr import SimclrSettings
 from core.store import Run, current_status, list_runs, open_run, stage_done
 from core.summary import layer_table, run_summary
+from core.versions import noted, notes_by_text, version_notes
 from data.errors import BadInput, EnvironmentProblem, IntegrityError, Interrupted
 from data.preprocessing import Preprocessing
+from data.ranges import refuse_out_of_range
 from verbs.diagnosis import DIAGNOSIS_VERBS
 from verbs.gate import GATE_VERBS
 from verbs.neighbours import NEIGHBOUR_VERBS
@@ -48,6 +60,7 @@ from verbs.shared import (
     number_text,
     print_json,
     runs_flag,
+    tell_versions,
 )
 from verbs.visibility import VISIBILITY_VERBS
 
@@ -149,7 +162,7 @@ class FitVerb(_Scans):
     run_id: str | None = None
     """Folder of the run; an existing one with the same settings is resumed."""
     encoder: str = "random"
-    """An encoder run (id, path, latest), a safetensors file, or random."""
+    """An encoder run (id, path, latest), a safetensors file, the folder of a saved encoder, or random."""
     layers: tuple[str, ...] = ()
     """Layers to model; 'input' is the intensity itself. The recipe's own when not given."""
     grid: str | None = None
@@ -160,6 +173,8 @@ class FitVerb(_Scans):
     """Channels kept per layer when reduced."""
     neighbourhood: int | None = None
     """Edge of the cube of a layer's own cells whose mean makes a feature; 1: the cell alone."""
+    feature_seed: int | None = None
+    """Of the channels that --reduction draw keeps."""
     form: Literal["auto", "dual", "primal"] | None = None
     """Form of the Gaussian; auto chooses by subjects and features."""
     covariance: Literal["full", "diagonal", "shared"] | None = None
@@ -168,6 +183,8 @@ class FitVerb(_Scans):
     """Shrinkage rule. It changes the ranking of voxels, not only the conditioning."""
     ridge: float | None = None
     """Added to the diagonal of the covariance (feature units squared)."""
+    accumulate: Literal["float64", "float32"] | None = None
+    """Stored precision of the moments of form primal; float32 halves their memory."""
     subset: Literal["greedy", "random", "kmeans", "half", "all"] | None = None
     """Which healthy patches a memory bank keeps."""
     coreset_ratio: float | None = None
@@ -196,6 +213,14 @@ class FitVerb(_Scans):
     """Of the stored patches."""
     bank_seed: int | None = None
     """Of the bank's pool, selection and index."""
+    allow_idle: bool = False
+    """Take settings of a memory bank that nothing will read into the recipe, instead of refusing them."""
+    prior_smoothing_mm: float | None = None
+    """zscore: smoothing of the scans before mean and deviation are taken, mm."""
+    floor: float | None = None
+    """zscore: smallest standard deviation, as a fraction of its median over the brain."""
+    contrast: int | None = None
+    """intensity: index of the contrast."""
     smoothing_mm: float | None = None
     """Standard deviation of the smoothing of score maps, mm."""
     median_voxels: int | None = None
@@ -206,6 +231,12 @@ class FitVerb(_Scans):
     """Of a random encoder, or of the network that a safetensors file was saved from."""
     width: int | None = None
     """Channels of the first stage of such an encoder; a published ResNet has 64."""
+    strides: tuple[int, ...] = ()
+    """cnn3d: stride of each stage, in its own input cells; 1 2 2 1 1 when not given."""
+    stem_stride: int | None = None
+    """ResNets: stride of the first convolution, in voxels."""
+    max_pool: bool | None = None
+    """ResNets: whether the grid is halved once more after the first convolution."""
     seed: int | None = None
     """Of a random encoder's weights."""
 
@@ -311,8 +342,11 @@ def main(argv: Sequence[str]) -> int:
     kind, action = VERBS[argv[0]]
     try:
         arguments = tyro.cli(kind, args=list(argv[1:]), prog=f"python cli.py {argv[0]}")
+        refuse_out_of_range(arguments, flags=True)
     except SystemExit as stop:
         return int(stop.code or 0)
+    except BadInput as error:
+        return _complain(error, EXIT_BAD_INPUT)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         return action(arguments)
@@ -341,8 +375,6 @@ def _demo(arguments: DemoVerb) -> int:
 
 
 def _app(arguments: AppVerb) -> int:
-    if not 0 < arguments.port < 65536:
-        raise BadInput(f"Port {arguments.port} is not a TCP port. Allowed: 1 to 65535, for example 8501.")
     _claim_port(arguments.port)
     root = Path(__file__).resolve().parent
     command = [
@@ -462,6 +494,7 @@ def _score(arguments: ScoreVerb) -> int:
     run = experiment.score(
         open_run(arguments.runs, arguments.run, "detector"), open_progress(), memory_gb=arguments.memory
     )
+    tell_versions(run)
     if arguments.export is not None:
         paths = export_maps(run, arguments.export, arguments.layers, open_progress(), display=arguments.display)
         print(f"{len(paths)} NIfTI files in {arguments.export}", file=sys.stderr)
@@ -477,6 +510,7 @@ def _evaluate(arguments: EvaluateVerb) -> int:
     metrics = evaluation.evaluate_run(
         run, open_progress(), quantile=arguments.quantile, fp_ml_per_scan=arguments.fp_ml, workers=arguments.workers
     )
+    tell_versions(run)
     if arguments.json:
         print_json(metrics)
     else:
@@ -485,7 +519,9 @@ def _evaluate(arguments: EvaluateVerb) -> int:
 
 
 def _compare_layers(arguments: CompareLayersVerb) -> int:
-    rows = layer_table(evaluation.read_metrics(open_run(arguments.runs, arguments.run, "detector")))
+    run = open_run(arguments.runs, arguments.run, "detector")
+    rows = layer_table(evaluation.read_metrics(run))
+    tell_versions(run)
     if arguments.json:
         print_json(rows)
         return EXIT_OK
@@ -533,11 +569,13 @@ def _runs(arguments: RunsVerb) -> int:
     for problem in problems:
         print(f"problem: {problem}", file=sys.stderr)
     if arguments.json:
-        print_json([run_summary(run) for run in runs])
+        print_json([run_summary(run) | {"version_notes": version_notes(run)} for run in runs])
     elif not runs:
         print(f"No runs in {arguments.runs} yet. Make one: python cli.py demo")
     else:
         _print_runs(arguments.runs, [run.run_id for run in runs])
+        for note, ids in notes_by_text(runs).items():
+            print(f"note: {noted(note, ids)}")
     return EXIT_OK
 
 
@@ -602,12 +640,14 @@ def _detector(arguments: FitVerb) -> tuple[AnyDetector, Run | None]:
         "reduction": arguments.reduction,
         "max_channels": arguments.max_channels,
         "neighbourhood": arguments.neighbourhood,
+        "feature_seed": arguments.feature_seed,
     }
     gaussian = {
         "form": arguments.form,
         "covariance": arguments.covariance,
         "shrinkage": arguments.shrinkage,
         "ridge": arguments.ridge,
+        "accumulate": arguments.accumulate,
     }
     bank = {
         "subset": arguments.subset,
@@ -625,13 +665,29 @@ def _detector(arguments: FitVerb) -> tuple[AnyDetector, Run | None]:
         "precision": arguments.precision,
         "bank_seed": arguments.bank_seed,
     }
+    zscore = {"prior_smoothing_mm": arguments.prior_smoothing_mm, "floor": arguments.floor}
+    intensity = {"contrast": arguments.contrast}
+    theirs = zscore if isinstance(detector, VoxelZScore) else intensity if isinstance(detector, Intensity) else {}
+    if strange := [name for name in _set(zscore | intensity) if name not in theirs]:
+        raise BadInput(
+            f"Detector {arguments.detector!r} has no such setting. Leave out: {_flag_names(strange)}. "
+            "The settings of each detector: python cli.py detectors --json"
+        )
+    encoder = {
+        "architecture": arguments.architecture,
+        "width": arguments.width,
+        "strides": arguments.strides or None,
+        "stem_stride": arguments.stem_stride,
+        "max_pool": arguments.max_pool,
+        "seed": arguments.seed,
+    }
     if not isinstance(detector, LAYERED):
-        given = [*_set({**features, **gaussian, **bank, "memory": arguments.memory})]
+        given = [*_set({**features, **gaussian, **bank, **encoder, "memory": arguments.memory})]
         if given or arguments.encoder != "random":
             raise BadInput(
                 f"Detector {arguments.detector!r} has no features. Leave out: {_flag_names(given) or '--encoder'}."
             )
-        return dataclasses.replace(detector, **_set(own)), None
+        return dataclasses.replace(detector, **_set(own | theirs)), None
     banked = isinstance(detector, PatchCore)
     if strange := [*_set(gaussian if banked else bank)]:
         has, lacks = ("a memory bank", "Gaussian") if banked else ("a Gaussian", "memory bank")
@@ -640,7 +696,7 @@ def _detector(arguments: FitVerb) -> tuple[AnyDetector, Run | None]:
             "The settings of each detector: python cli.py detectors --json"
         )
     own |= {"memory_gb": arguments.memory}
-    encoder = {"architecture": arguments.architecture, "width": arguments.width, "seed": arguments.seed}
+    features["seed"] = features.pop("feature_seed")
     encoder |= {"in_channels": len(arguments.preprocessing.contrasts)}
     own |= {
         "features": dataclasses.replace(detector.features, **_set(features)),
@@ -649,42 +705,34 @@ def _detector(arguments: FitVerb) -> tuple[AnyDetector, Run | None]:
     if isinstance(detector, PatchCore):
         bank["seed"] = bank.pop("bank_seed")
         settings = dataclasses.replace(detector.bank, **_set(bank))
-        _refuse_idle(bank, settings)
+        if not arguments.allow_idle:
+            _refuse_idle(bank, settings)
         detector = dataclasses.replace(detector, bank=settings, **_set(own))
     else:
         changed = dataclasses.replace(detector.gaussian, **_set(gaussian))
         detector = dataclasses.replace(detector, gaussian=changed, **_set(own))
     if arguments.encoder == "random":
         return detector, None
-    if Path(arguments.encoder).is_file():
+    saved = Path(arguments.encoder)
+    if saved.is_file() or (saved / "encoder.json").is_file():
         return dataclasses.replace(detector, weights=arguments.encoder), None
     return detector, open_run(arguments.runs, arguments.encoder, "encoder")
 
 
-def _refuse_idle(given: dict[str, Any], settings: BankSettings) -> None:
+def _refuse_idle(given: Mapping[str, Any], settings: BankSettings) -> None:
     """A flag that nothing would read is a misunderstanding."""
-    needs = {
-        "radius_mm": ("position", settings.position, ("restricted",)),
-        "position_weight": ("position", settings.position, ("weighted",)),
-        "nprobe": ("search", settings.search, ("ivf", "hnsw")),
-        "candidates": ("search", settings.search, ("ivf", "hnsw")),
-        "coreset_ratio": ("subset", settings.subset, ("greedy", "random", "kmeans", "half")),
-        "pool": ("subset", settings.subset, ("greedy", "random", "kmeans", "half")),
-        "projection": ("subset", settings.subset, ("greedy", "half")),
-    }
-    for name, (other, value, allowed) in needs.items():
-        if given[name] is not None and value not in allowed:
-            raise BadInput(
-                f"{_flag_names([name])} says nothing with --{other} {value}. "
-                f"It belongs to --{other} {' or '.join(allowed)}; give that, or leave it out."
-            )
+    for name, other, allowed in idle_settings(settings, _set(given)):
+        raise BadInput(
+            f"{_flag_names([name])} says nothing with --{other} {getattr(settings, other)}. It belongs to "
+            f"--{other} {' or '.join(allowed)}; give that, leave it out, or add --allow-idle to keep it in the recipe."
+        )
 
 
 def _flag_names(names: Sequence[str]) -> str:
     return ", ".join(f"--{name.replace('_', '-')}" for name in names)
 
 
-def _set(values: dict[str, Any]) -> dict[str, Any]:
+def _set(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
 
 

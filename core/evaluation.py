@@ -36,6 +36,7 @@ from core.subject_level import subject_level
 from core.types import ScoreMap
 from data.errors import BadInput
 from data.files import clear_litter, hashed_files, tell_hashed
+from data.ranges import check_range
 from data.volume import Mask
 
 N_BOOTSTRAP = 10_000
@@ -58,6 +59,7 @@ def evaluate_run(
     The headline layer set is the one with the best mean Dice on the labelled validation subjects, else all layers.
     Test labels choose nothing but what is called oracle. Returns what `metrics.json` holds.
     """
+    check_rule(quantile, fp_ml_per_scan, workers)
     scores = open_scores(run)
     _require_scores(scores)
     began = time.perf_counter()
@@ -89,6 +91,13 @@ def evaluate_run(
         append_event(run, "evaluated", {"test_subjects": len(scores.subjects("test"))})  # looking is counted
         update_run(run, stages={"evaluation": {"seconds": time.perf_counter() - began, "peak_mb": peak_memory_mb()}})
     return metrics
+
+
+def check_rule(quantile: float, fp_ml_per_scan: float | None, workers: int) -> None:
+    """BadInput when a number of an evaluation is out of its range."""
+    check_range("quantile", quantile)
+    check_range("fp_ml_per_scan", fp_ml_per_scan or 0.0)
+    check_range("workers", workers)
 
 
 def read_metrics(run: Run) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from core.detectors import (
     plain_name,
     recipe_json,
 )
-from core.features import check_features
+from core.features import check_features, feature_stride
 from core.progress import Progress
 from core.provenance import reset_peak_memory
 from core.recipes import as_json, from_json
@@ -33,6 +33,7 @@ from core.simclr import SimclrSettings, check_settings, pretrain_encoder
 from core.store import (
     Run,
     about_stage,
+    check_run_id,
     check_same,
     create_run,
     fingerprint,
@@ -47,12 +48,18 @@ from core.store import (
     verify_stage,
 )
 from core.training import checkpoint_step
+from core.versions import note_resumed, version_notes
+from core.views import check_crop
 from data.cohort import ROLES, Cohort, Split, Subject, check_healthy, split_by_roles
 from data.errors import BadInput, IntegrityError, Interrupted
-from data.files import committed_directory, read_json, sha256_file, write_json
+from data.files import committed_directory, read_committed_json, sha256_file, write_json
 from data.layout import read_cohort
 from data.preprocessing import Prepared, PreparedCohort, Preprocessing, load_prepared, load_voxel_hash, prepare_cohort
+from data.ranges import check_range, refuse_out_of_range
 from data.reading import refuse_leakage
+from data.schemas import check_schema
+from data.split_file import read_split
+from data.template import working_grid
 from data.volume import Volume
 from models.encoder import EncoderSettings, make_encoder
 
@@ -124,8 +131,16 @@ def cache_directory(runs: Path) -> Path:
 
 
 def prepare(runs: Path, source: DataSource, progress: Progress, workers: int = 2) -> Study:
-    """Read, register, resample and normalise every subject (cached), split by subject, refuse leakage."""
+    """Split by subject, then read, register, resample and normalise every subject (cached); refuse leakage.
+
+    What is wrong with the cohort, the split or a setting is BadInput before any scan is prepared.
+    """
+    check_range("workers", workers)
+    check_range("split_seed", source.seed)
     cohort = read_cohort(source.cohort, source.layout)
+    asked = _split(cohort, source)
+    check_healthy(cohort, asked)
+    _require_training(asked)
     with progress.task("Preparing scans", len(cohort.subjects)) as advance:
         done = 0
 
@@ -135,11 +150,10 @@ def prepare(runs: Path, source: DataSource, progress: Progress, workers: int = 2
             done = number
 
         prepared = prepare_cohort(cohort, source.preprocessing, cache_directory(runs), workers=workers, monitor=monitor)
-    split = _readable(_split(cohort, source), prepared)
+    split = _readable(asked, prepared)
     apart = [i for i in prepared.keys if not _in_split(split, i)]
     if apart:
         progress.say(f"note: {len(apart)} of {len(cohort.subjects)} subjects are in no split: {', '.join(apart[:5])}.")
-    check_healthy(cohort, split)
     _check_called_healthy(cohort, split, prepared)
     refuse_leakage(split, prepared.voxel_hashes)
     return Study(source, cohort, split, prepared)
@@ -156,11 +170,15 @@ def pretrain(
 ) -> Run:
     """Train an encoder by SimCLR on the training split. The same `run_id` and settings resume a stopped run."""
     settings = replace(settings, encoder=replace(settings.encoder, in_channels=len(source.preprocessing.contrasts)))
+    refuse_out_of_range(settings)
+    _check_run_id(run_id)
+    check_crop(settings.views, working_grid(source.preprocessing.spacing_mm).shape)
     check_settings(settings, len(_split(read_cohort(source.cohort, source.layout), source).train))
     study = prepare(runs, source, progress)
     check_settings(settings, len(study.split.train))  # again: some of the scans may have been set aside
     recipe = {"kind": "SimCLR", **as_json(settings)}
     run = _open_or_create(runs, "encoder", name, recipe, study, run_id, {})
+    _tell_versions(run, progress)
     with lock(run) as run, _outcome(run):
         if stage_done(run, "encoder"):
             return run
@@ -169,6 +187,7 @@ def pretrain(
         reset_peak_memory()
         seen = checkpoint_step(run.directory)
         if seen:
+            note_resumed(run, f"training, at step {seen},")
             progress.say(f"Training goes on from step {seen} of {settings.steps}.")
         with progress.task("Training the encoder", settings.steps - seen) as advance:
 
@@ -194,8 +213,12 @@ def fit(
     encoder_run: Run | None = None,
 ) -> Run:
     """Fit a detector to the training split; `encoder_run` gives it that run's encoder."""
+    refuse_out_of_range(detector)
+    _check_run_id(run_id)
+    if encoder_run is not None:
+        _check_encoder(detector, encoder_run)
     if isinstance(detector, LAYERED):
-        _check_layers(detector, encoder_run)
+        _check_layers(detector, encoder_run, source.preprocessing)
     study = prepare(runs, source, progress)
     if not study.split.calibration:
         progress.say("note: no calibration subject, so this run cannot be evaluated: no label-free threshold.")
@@ -209,6 +232,7 @@ def fit(
     if encoder_run is not None:  # by its run, not by its path: a study that has moved is the same study
         recipe["weights"] = f"{encoder_run.run_id}/encoder"
     run = _open_or_create(runs, "detector", name, recipe, study, run_id, parents)
+    _tell_versions(run, progress)
     with lock(run) as run, _outcome(run):
         if stage_done(run, "detector"):
             return run
@@ -243,6 +267,8 @@ def score(run: Run, progress: Progress, *, memory_gb: float | None = None) -> Ru
     As many subjects at a time as fit into the detector's memory limit (or `memory_gb`). The number is kept with the
     run: a resumed run solves the same systems and gets the same bits.
     """
+    if memory_gb is not None:
+        check_range("memory_gb", memory_gb)
     detector = None
     subjects = scored_subjects(run)
     began = time.perf_counter()
@@ -252,6 +278,8 @@ def score(run: Run, progress: Progress, *, memory_gb: float | None = None) -> Ru
     with lock(run) as run, _outcome(run), progress.task("Scoring", len(subjects)) as advance:
         if not all(_is_scored(run, subject) for subject in subjects):
             run = update_run(run, status="running")
+            if any(_is_scored(run, subject) for subject in subjects):
+                run = note_resumed(run, "scoring")
             detector = load_detector(run)
             run = _scored_together(run, detector, memory_gb)
         together = run.record["settings"].get("scored_together", CHUNK)
@@ -265,6 +293,11 @@ def score(run: Run, progress: Progress, *, memory_gb: float | None = None) -> Ru
     return run
 
 
+def _tell_versions(run: Run, progress: Progress) -> None:
+    for note in version_notes(run):
+        progress.say(f"note: {note}")
+
+
 def load_detector(run: Run) -> AnyDetector:
     """The fitted detector of a run. IntegrityError when its files are not what was saved."""
     if not stage_done(run, "detector"):
@@ -272,7 +305,12 @@ def load_detector(run: Run) -> AnyDetector:
             f"Run {run.run_id} has no fitted detector. Finish it: python cli.py fit --run-id {run.run_id} ..."
         )
     verify_stage(run, "detector")
-    detector = detector_kind(run.record["recipe"]["kind"]).load(stage_directory(run, "detector"))
+    directory = stage_directory(run, "detector")
+    check_schema(directory / "detector.json", read_committed_json(directory, "detector.json"), 1)
+    try:
+        detector = detector_kind(run.record["recipe"]["kind"]).load(directory)
+    except ValueError as error:  # models knows no error of ours
+        raise error if isinstance(error, BadInput) else BadInput(str(error)) from error
     if isinstance(detector, PatchCore):
         detector.index_cache_ = _index_cache(run)
     return detector
@@ -356,11 +394,7 @@ def _score_chunk(run: Run, detector: AnyDetector, chunk: Sequence[Mapping[str, A
 
 def _split(cohort: Cohort, source: DataSource) -> Split:
     if source.split is not None:
-        lists = read_json(source.split)
-        unknown = sorted({i for role in ROLES for i in lists.get(role, [])} - {s.subject_id for s in cohort.subjects})
-        if unknown:
-            raise BadInput(f"{source.split} names {len(unknown)} subject(s) that the cohort lacks: {unknown[:5]}.")
-        return Split(**{role: tuple(lists.get(role, ())) for role in ROLES})
+        return read_split(source.split, cohort)
     if any(s.role for s in cohort.subjects):
         return split_by_roles(cohort.subjects)
     return draw_split(cohort.subjects, source.seed)
@@ -381,6 +415,14 @@ def draw_split(subjects: Sequence[Subject], seed: int) -> Split:
         validation=tuple(sorted(ill[:third])),
         test=tuple(sorted(healthy[second:] + ill[third:])),
     )
+
+
+def _require_training(split: Split) -> None:
+    if len(split.train) < 2:
+        raise BadInput(
+            f"The split has {len(split.train)} healthy training subject(s). At least 2 are needed. Give more subjects "
+            "the role train, in the table or in the split file."
+        )
 
 
 def _readable(split: Split, prepared: PreparedCohort) -> Split:
@@ -517,8 +559,8 @@ def preprocessing_of(run: Run) -> Preprocessing:
     return from_json(Preprocessing, run.record["preprocessing"])
 
 
-def _check_layers(detector: Layered, encoder_run: Run | None) -> None:
-    """Unknown layers and an even neighbourhood are refused before any scan is prepared."""
+def _check_layers(detector: Layered, encoder_run: Run | None, preprocessing: Preprocessing) -> None:
+    """Unknown layers, an even neighbourhood and an odd feature grid are refused before any scan is prepared."""
     settings = detector.encoder
     if encoder_run is not None:
         settings = from_json(EncoderSettings, encoder_run.record["recipe"]["encoder"])
@@ -527,9 +569,10 @@ def _check_layers(detector: Layered, encoder_run: Run | None) -> None:
     except ValueError as error:  # models knows no error of ours
         raise BadInput(str(error)) from error
     check_features(detector.features, encoder)
+    feature_stride(encoder, detector.features.grid, working_grid(preprocessing.spacing_mm))
 
 
-def _with_encoder(detector: AnyDetector, encoder_run: Run, study: Study) -> tuple[AnyDetector, dict[str, str]]:
+def _check_encoder(detector: AnyDetector, encoder_run: Run) -> None:
     if not isinstance(detector, LAYERED):
         raise BadInput(f"The detector is {plain_name(kind_of(detector))} and takes no encoder. Leave --encoder out.")
     if not stage_done(encoder_run, "encoder"):
@@ -537,6 +580,15 @@ def _with_encoder(detector: AnyDetector, encoder_run: Run, study: Study) -> tupl
             f"Encoder run {encoder_run.run_id} is {encoder_run.status}: it has no finished encoder. "
             f"Finish it: python cli.py pretrain --run-id {encoder_run.run_id} ..."
         )
+
+
+def _check_run_id(run_id: str | None) -> None:
+    if run_id is not None:
+        check_run_id(run_id)
+
+
+def _with_encoder(detector: AnyDetector, encoder_run: Run, study: Study) -> tuple[AnyDetector, dict[str, str]]:
+    assert isinstance(detector, LAYERED)
     weights = stage_directory(encoder_run, "encoder")
     verify_stage(encoder_run, "encoder")
     _refuse_foreign_encoder(encoder_run, study)

@@ -17,10 +17,12 @@ from torch.nn import functional
 from core.types import FeatureLayout, FeatureMap, LayerSet
 from data.errors import BadInput
 from data.files import read_json, write_json
+from data.schemas import check_schema
 from data.volume import Grid, Volume
 from models.encoder import Encoder, EncoderSettings, load_encoder, load_weights, make_encoder
 
 Stride = tuple[int, int, int]
+SCHEMA = 1
 
 
 @dataclass(frozen=True)
@@ -201,6 +203,7 @@ LAYOUT_FILES = ("features.json", "features.safetensors")
 def load_layout(directory: Path) -> FeatureLayout:
     """The layout that `FeatureExtractor.save` wrote, without the encoder."""
     described = read_json(directory / "features.json")
+    check_schema(directory / "features.json", described, SCHEMA)
     grid = Grid(_triple(described["working_grid"]["shape"]), np.array(described["working_grid"]["affine"]))
     return feature_layout(
         grid,

@@ -17,7 +17,7 @@ import numpy as np
 
 from core.calibration import QUANTILE
 from core.detectors import Gated, recipe_json
-from core.evaluation import BEHIND_LABELS, evaluate_run, read_metrics
+from core.evaluation import BEHIND_LABELS, check_rule, evaluate_run, read_metrics
 from core.experiment import SUBJECT_FILE, scored_subjects
 from core.progress import Progress
 from core.run_scores import RunScores, open_scores, set_id
@@ -87,10 +87,7 @@ def make_gated(
     chose. `cut`: the gate's threshold, from labelled validation subjects or from healthy scans alone, which makes the
     whole pipeline label-free. BadInput when the two do not share scans, split and preparation, or one is not evaluated.
     """
-    if not 0 < quantile < 1:
-        raise BadInput(f"Quantile is {quantile:g}. Allowed: between 0 and 1, for example 0.99.")
-    if fp_ml_per_scan is not None and not fp_ml_per_scan >= 0:
-        raise BadInput(f"False-positive volume is {fp_ml_per_scan:g} mL. Allowed: 0 or more.")
+    check_rule(quantile, fp_ml_per_scan, workers)
     parts = (_part(gate, layers), _part(second, second_layers))
     _check_alike(gate, second)
     detector = gated_detector(*parts, cut)

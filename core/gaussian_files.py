@@ -13,7 +13,9 @@ from torch import Tensor
 from core.memory_plan import Form, GaussianSettings
 from data.errors import IntegrityError
 from data.files import read_json, write_json
+from data.schemas import check_schema
 
+SCHEMA = 1
 _DESCRIPTION = "gaussian.json"
 _TENSORS = "gaussian.safetensors"
 
@@ -46,7 +48,7 @@ def write_gaussian(
     write_json(
         directory / _DESCRIPTION,
         {
-            "schema": 1,
+            "schema": SCHEMA,
             "layers": [[layer, count] for layer, count in channels.items()],
             "form": form,
             "n_subjects": n,
@@ -60,6 +62,10 @@ def read_gaussian(directory: Path, device: str) -> tuple[Described, dict[str, Te
     """(description, tensors) of what `write_gaussian` wrote. IntegrityError when a file is missing or damaged."""
     try:
         value = read_json(directory / _DESCRIPTION)
+    except OSError as error:
+        raise _damaged(directory, error) from error
+    check_schema(directory / _DESCRIPTION, value, SCHEMA)
+    try:
         tensors = load_file(directory / _TENSORS, device=device)
         described = Described(
             dict(value["layers"]),
@@ -69,7 +75,11 @@ def read_gaussian(directory: Path, device: str) -> tuple[Described, dict[str, Te
             value["clamped"],
         )
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise IntegrityError(
-            f"The Gaussian in {directory} is missing or damaged: {error}. Fit it again, or restore the directory."
-        ) from error
+        raise _damaged(directory, error) from error
     return described, tensors
+
+
+def _damaged(directory: Path, error: Exception) -> IntegrityError:
+    return IntegrityError(
+        f"The Gaussian in {directory} is missing or damaged: {error}. Fit it again, or restore the directory."
+    )

@@ -18,13 +18,14 @@ from core.features import FeatureSettings
 from core.pretraining_table import Entry, build_table
 from core.progress import Progress
 from core.recipes import as_json
-from core.simclr import SimclrSettings
+from core.simclr import SimclrSettings, check_settings
 from core.simclr.settings import Kind
 from core.store import Run, open_run, stage_done
 from core.views import VIEW_SETS, ViewSettings
 from core.visibility.runs import stored_visibility, visibility_of_run
 from data.errors import BadInput
 from data.files import committed_directory, is_committed, read_committed_json, write_json
+from data.ranges import check_range, refuse_out_of_range
 
 FOLDER = ".comparisons"
 FILE = "comparison.json"
@@ -87,6 +88,7 @@ def compare_pretraining(
     A training that ends with an error (its loss is not finite, say) is listed under `failed` and the others go on.
     BadInput when the plan cannot be carried out, or no training succeeds.
     """
+    check_range("workers", workers)
     _check(plan)
     study = _Study(runs, source, plan, progress, workers)
     untrained = Entry("untrained", "Gaussian, untrained encoder", {seed: study.untrained(seed) for seed in plan.seeds})
@@ -113,7 +115,11 @@ def compare_pretraining(
         "schema": 1,
         "name": plan.name,
         "plan": as_json(plan),
-        "source": {"cohort": os.path.abspath(source.cohort), "preprocessing": as_json(source.preprocessing)},
+        "source": {
+            "cohort": os.path.abspath(source.cohort),
+            "layout": source.layout,
+            "preprocessing": as_json(source.preprocessing),
+        },
         "split": {role: len(ids) for role, ids in untrained.detectors[plan.seeds[0]].record["split"].items()},
         "failed": failed,
         **build_table(trained, untrained, controls),
@@ -217,6 +223,7 @@ def _check(plan: ComparisonPlan) -> None:
     """Everything that is wrong with a plan, before any scan is read."""
     if not _NAME.fullmatch(plan.name):
         raise BadInput(f"{plan.name!r} cannot name a comparison. Use up to 40 letters, digits and '-'.")
+    refuse_out_of_range(plan)
     _check_list("variants", plan.variants, VARIANTS)
     _check_list("views", plan.views, tuple(VIEW_SETS))
     for pair in plan.also:
@@ -238,6 +245,8 @@ def _check(plan: ComparisonPlan) -> None:
     given = [name for name, is_set in set_here.items() if is_set]
     if given:
         raise BadInput(f"{', '.join(given)} cannot be given: --variants, --views and --seeds say what is compared.")
+    for variant, views in plan.pairs():
+        check_settings(plan.settings(variant, views, plan.seeds[0]))
 
 
 def _check_list(what: str, given: Sequence[str], allowed: Sequence[str]) -> None:

@@ -17,7 +17,12 @@ import numpy as np
 
 from data.errors import BadInput
 
-_PACKAGES = ("torch", "numpy", "scipy", "nibabel", "monai", "scikit-learn", "antspyx", "safetensors", "streamlit")
+_NUMERIC = (
+    *("torch", "numpy", "scipy", "nibabel", "nilearn", "monai", "scikit-learn", "antspyx"),
+    *("connected-components-3d", "faiss-gpu", "faiss-cpu"),
+)
+"""Packages whose code makes numbers, or whose files do (nilearn: the template)."""
+_PACKAGES = (*_NUMERIC, "safetensors", "streamlit")
 
 
 def environment() -> dict[str, str]:
@@ -27,6 +32,24 @@ def environment() -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
     return versions
+
+
+def numeric_versions() -> dict[str, str]:
+    """What numbers depend on: the packages that make them, and Python as far as its minor version."""
+    return _numeric(environment())
+
+
+def numeric_differences(recorded: Mapping[str, Any], present: Mapping[str, str]) -> list[tuple[str, str, str]]:
+    """(package, version recorded, version now) where they differ; a package that is on one side only is not judged."""
+    then, now = _numeric(recorded), _numeric(present)
+    return [(name, then[name], now[name]) for name in then if name in now and then[name] != now[name]]
+
+
+def _numeric(versions: Mapping[str, Any]) -> dict[str, str]:
+    found = {name: str(versions[name]) for name in _NUMERIC if versions.get(name)}
+    if versions.get("python"):
+        found["python"] = ".".join(str(versions["python"]).split(".")[:2])
+    return found
 
 
 def git_commit() -> str | None:

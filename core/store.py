@@ -24,8 +24,8 @@ from core.lock import HEARTBEAT_SECONDS, check_fence, hold_lock, lock_holder
 from core.provenance import environment as environment
 from core.provenance import fingerprint as fingerprint
 from core.provenance import git_commit as git_commit
+from core.provenance import numeric_differences, numeric_versions, plain, reset_peak_memory
 from core.provenance import peak_memory_mb as peak_memory_mb
-from core.provenance import plain, reset_peak_memory
 from data.cohort import ROLES, Split
 from data.errors import BadInput, EnvironmentProblem, IntegrityError
 from data.files import (
@@ -122,11 +122,8 @@ def create_run(
 
     EnvironmentProblem when `runs` cannot be written, before anything is computed.
     """
-    if run_id is not None and not _ID.fullmatch(run_id):
-        raise BadInput(
-            f"{run_id!r} cannot name a run. Use up to 100 letters, digits, '.', '_' and '-', "
-            "beginning with a letter or digit."
-        )
+    if run_id is not None:
+        check_run_id(run_id)
     now = datetime.datetime.now(datetime.UTC)
     record = {
         "schema": SCHEMA,
@@ -154,6 +151,15 @@ def create_run(
     return run
 
 
+def check_run_id(run_id: str) -> None:
+    """BadInput unless a run may be called so."""
+    if not _ID.fullmatch(run_id):
+        raise BadInput(
+            f"{run_id!r} cannot name a run. Use up to 100 letters, digits, '.', '_' and '-', "
+            "beginning with a letter or digit."
+        )
+
+
 def update_run(
     run: Run,
     *,
@@ -165,8 +171,12 @@ def update_run(
     preprocessing: Mapping[str, Any] | None = None,
     parents: Mapping[str, str] | None = None,
     stages: Mapping[str, Mapping[str, Any]] | None = None,
+    equal_bits: Mapping[str, Any] | None = None,
 ) -> Run:
-    """Replace the named fields of run.json in one step; stages are merged. The error text goes when work resumes."""
+    """Replace the named fields of run.json in one step. The error text goes when work resumes.
+
+    Stages are merged, each with those versions that are not the ones that the run began with.
+    """
     if status is not None and status not in STATUSES:
         raise BadInput(f"No status {status!r}. There are: {', '.join(STATUSES)}.")
     _check_writer(run)
@@ -179,13 +189,21 @@ def update_run(
         "split": split,
         "preprocessing": preprocessing,
         "parents": parents,
+        "equal_bits": equal_bits,
     }
     record |= {key: plain(value) for key, value in given.items() if value is not None}
     if status in ("running", "finished") and error is None:
         record["error"] = None
-    record["stages"] = record.get("stages", {}) | plain(stages or {})
+    record["stages"] = record.get("stages", {}) | plain(_with_versions(record, stages or {}))
     write_sealed_json(run.directory / "run.json", record)
     return dataclasses.replace(run, record=record)
+
+
+def lose_equal_bits(run: Run, reason: str) -> Run:
+    """Write into run.json that a repetition need not give the same bits, and why. A claim once lost stays lost."""
+    held = _read_record(run.directory).get("equal_bits") or {}
+    reasons = list(dict.fromkeys([*held.get("reasons", ()), reason]))
+    return update_run(run, equal_bits={"claimed": False, "reasons": reasons})
 
 
 def open_run(runs: Path, which: str, kind: str | None = None) -> Run:
@@ -559,6 +577,15 @@ def _split_problem(split: Mapping[str, Any], cohort: Mapping[str, Any]) -> str |
 def _expected(run: Run, name: str) -> dict[str, Any]:
     identity = run.record.get("identity")
     return {"stage": name} if identity is None else {"stage": name, "run": identity}
+
+
+def _with_versions(record: Mapping[str, Any], stages: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Each stage with the versions, of what numbers depend on, that are not those that the run began with."""
+    if not stages:
+        return {}
+    differing = numeric_differences(record.get("versions") or {}, numeric_versions())
+    own = {"versions": {name: now for name, _, now in differing}} if differing else {}
+    return {name: {**stage, **own} for name, stage in stages.items()}
 
 
 def _check_writer(run: Run) -> None:

@@ -22,11 +22,12 @@ from torch import Tensor, nn
 from core.types import Monitor, silent
 from data.errors import BadInput, IntegrityError, Interrupted
 from data.files import committed_directory, read_json, remove_unfinished, verify_directory, write_json
+from data.ranges import refuse_out_of_range
 
 VOLATILE = ("seconds", "examples_per_s")
 """Logged values that differ between two runs of the same computation."""
-MAY_CHANGE = ("checkpoint_every", "memory_gb")
-"""Settings that a resumed run may have otherwise than the run it continues."""
+MAY_CHANGE = ("checkpoint_every", "log_every", "memory_gb")
+"""Settings that a resumed run may have otherwise than the run it continues: no weight depends on them."""
 KEPT = 2
 
 log = logging.getLogger(__name__)
@@ -152,11 +153,7 @@ def checkpoint_step(directory: Path) -> int:
 
 def check_optimisation(optimisation: Optimisation) -> None:
     """BadInput when a setting of the training loop is out of its range."""
-    for name in ("steps", "log_every", "checkpoint_every"):
-        if getattr(optimisation, name) < 1:
-            raise BadInput(f"{name} is {getattr(optimisation, name)}. Allowed: 1 and above.")
-    if not optimisation.lr > 0:
-        raise BadInput(f"Learning rate {optimisation.lr} is not positive. 3e-4 is usual.")
+    refuse_out_of_range(optimisation)
     for name, allowed in (("schedule", ("cosine", "constant")), ("precision", ("auto", "float32", "bfloat16"))):
         if getattr(optimisation, name) not in allowed:
             raise BadInput(f"Unknown {name} {getattr(optimisation, name)!r}. Allowed: {', '.join(allowed)}.")

@@ -84,6 +84,14 @@ class ViewDraw:
         return asdict(self)
 
 
+def check_crop(settings: ViewSettings, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+    """The crop of a volume of this shape; BadInput when it does not fit."""
+    crop = settings.crop_voxels or shape
+    if any(c < 1 or c > n for c, n in zip(crop, shape, strict=True)):
+        raise BadInput(f"Crop {crop} does not fit volumes of {shape} voxels. Give at most that, or none.")
+    return crop
+
+
 def draw_view(
     settings: ViewSettings, shape: tuple[int, int, int], seed: int, step: int, sample: int, view: int
 ) -> ViewDraw:
@@ -210,9 +218,7 @@ def _applied(volume: Tensor, draw: ViewDraw) -> Tensor:
 def _crop(
     settings: ViewSettings, shape: tuple[int, int, int], generator: np.random.Generator
 ) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-    crop = settings.crop_voxels or shape
-    if any(c < 1 or c > n for c, n in zip(crop, shape, strict=True)):
-        raise BadInput(f"Crop {crop} does not fit volumes of {shape} voxels. Give at most that, or none.")
+    crop = check_crop(settings, shape)
     start = [int(generator.integers(n - c + 1)) for c, n in zip(crop, shape, strict=True)]
     return (start[0], start[1], start[2]), crop
 

@@ -20,6 +20,7 @@ from data.errors import BadInput
 from data.files import committed_directory, is_committed, read_json, write_json
 from data.nifti import read_labels, write_nifti
 from data.preprocessing import pull
+from data.ranges import check_range
 from data.reading import SetAside, read_subject, set_aside
 from data.registration import register
 from data.table import write_table
@@ -121,6 +122,8 @@ def plant_cohort(
     brain and lesion masks, cohort.csv and lesions.json (one PlantedLesion per subject, and who was set aside), all or
     nothing. Same input, same bytes.
     """
+    check_range("workers", workers)
+    check_range("seed", seed)
     low, high = contrast_range
     if not 0.0 < low <= high <= 1.0:
         raise BadInput(f"Contrast range {contrast_range}. Allowed: two fractions, 0 < low <= high <= 1.")

@@ -32,8 +32,10 @@ from data.files import (
 )
 from data.intensity import normalise
 from data.nifti import BadScan, refuse_unreadable
+from data.ranges import refuse_out_of_range
 from data.reading import SetAside, read_subject, set_aside
 from data.registration import alignment_notes, register
+from data.schemas import check_schema
 from data.template import working_grid, working_template
 from data.volume import Grid, Mask, Volume, frozen, resample
 
@@ -64,6 +66,7 @@ class Preprocessing:
         object.__setattr__(self, "contrasts", tuple(name.upper() for name in self.contrasts))
         if not self.contrasts or len(set(self.contrasts)) != len(self.contrasts):
             raise BadInput(f"Contrasts {self.contrasts}. Name at least one, and each once.")
+        refuse_out_of_range(self)
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,6 +186,7 @@ def load_prepared(cache: Path, key: str, subject_id: str | None = None) -> Prepa
             "Prepare it again, with the flags of the run's fit: python cli.py prepare COHORT"
         )
     record = read_committed_json(directory, "record.json")
+    check_schema(directory / "record.json", record, SCHEMA)
     made_from = record.get("made_from")
     strange = subject_id is not None and record["subject_id"] != subject_id
     if strange or (made_from is not None and not _belongs(made_from, record["subject_id"], key)):

@@ -18,6 +18,8 @@ from models.taps import Tap
 
 Architecture = Literal["cnn3d", "resnet10_3d", "resnet18_3d", "resnet10_2d", "resnet18_2d"]
 INPUT = "input"
+SCHEMA = 1
+"""Of encoder.json; a file that says none has this one."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,13 @@ def load_encoder(directory: Path) -> tuple[Encoder, EncoderSettings]:
 
 def encoder_settings(values: dict[str, object]) -> EncoderSettings:
     """Settings from their JSON form. ValueError on unknown names, with the known ones."""
+    values = dict(values)
+    schema = values.pop("schema", SCHEMA)
+    if not isinstance(schema, int) or schema > SCHEMA:
+        raise ValueError(
+            f"This encoder needs a newer Dicescope: it has schema {schema!r}, this one reads up to {SCHEMA}. "
+            "Update Dicescope, or pretrain one with this one."
+        )
     known = {field.name for field in fields(EncoderSettings)}
     unknown = sorted(values.keys() - known)
     if unknown:

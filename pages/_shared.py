@@ -1,6 +1,7 @@
 """What every page needs: where the runs are, pickers whose choice is in the address, cached loaders keyed by ids."""
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from core.metrics import SubjectScores
 from core.run_scores import RunScores, open_scores
 from core.store import Run, list_runs, open_run
 from core.summary import layer_table, leading, run_identity, run_summary
+from core.versions import noted, notes_by_text
 from data.errors import BadInput, EnvironmentProblem, IntegrityError
 
 PROTOCOL_LABELS = {
@@ -29,6 +31,8 @@ def protocol_label(protocol: str, row: Mapping[str, Any]) -> str:
     return BEHIND_GATE if protocol == "healthy" and row.get("needs_labels") else PROTOCOL_LABELS[protocol]
 
 
+_MARKDOWN = re.compile(r"([^\w\s,])")
+"""What could be a sign of Markdown: in a text that a file brought, all of it is escaped."""
 FITS = 27.0
 """Wide characters that the sidebar's boxes show of a choice; narrow ones count half."""
 
@@ -74,7 +78,16 @@ def pick_run(*, evaluated: bool = True, layered: bool = False) -> Run:
         _best_run((layered_runs(runs) if layered else []) or runs),
         "Every page shows the same run until another is picked. The choice is in the address.",
     )
-    return open_run(runs_directory(), run_id)
+    run = open_run(runs_directory(), run_id)
+    show_versions([run])
+    return run
+
+
+def show_versions(runs: list[Run], *, within: Any = None) -> None:
+    """In the sidebar (or `within`), what a reader of these runs' numbers has to know of versions, a line each."""
+    for note, ids in notes_by_text(runs).items():
+        text = note if len(runs) == 1 else noted(note, ids)
+        (within or st.sidebar).caption(_MARKDOWN.sub(r"\\\1", text))
 
 
 def layered_runs(runs: list[Run] | None = None) -> list[Run]:

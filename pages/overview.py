@@ -8,7 +8,7 @@ import streamlit as st
 from core.figures import protocol_dots
 from core.subject_level import subject_level_text
 from core.summary import leading, of_comparison
-from pages._shared import dice_text, every_run, summary_of
+from pages._shared import dice_text, every_run, show_versions, summary_of
 
 TOLD = (
     *("run", "id", "Dice, healthy", "Dice, validation", "Dice, oracle"),
@@ -159,6 +159,7 @@ if evaluated:
         "its own scans, prevalence and space. Point at a column's name for its meaning."
     )
 
+show_versions(runs, within=st)
 others = [row for row in rows if not row["evaluated"]]
 if others:
     st.subheader("Encoders and unfinished runs")

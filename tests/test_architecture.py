@@ -28,7 +28,7 @@ NEVER = {
     "cli": {"streamlit", "plotly"},
 }
 ORDER: list[str] = """
-types distributed randomness shrinkage recipes progress provenance journal lock store
+types distributed randomness shrinkage recipes progress provenance journal lock store versions
 bootstrap curves calibration decision lesions metrics distributions verdict_advice verdict
 views contrastive training
 simclr.settings simclr.scans simclr.parts simclr.banks simclr.whole simclr.ccd simclr.blobs simclr.dense
@@ -38,6 +38,7 @@ memory_bank.coreset memory_bank.settings memory_bank.walk memory_bank.search mem
 memory_bank.registered memory_bank.pool
 memory_bank.plan memory_bank.files memory_bank.index memory_bank.bank memory_bank
 detectors.intensity detectors.voxel_zscore detectors.feature_gaussian detectors.patchcore detectors.gated detectors
+again
 experiment run_scores subject_level
 diagnosis diagnosis.cases diagnosis.reference diagnosis.shapley diagnosis.categories diagnosis.error_map
 visibility visibility.changes visibility.measure visibility.intensity visibility.trained visibility.words

@@ -12,7 +12,7 @@ from rich.table import Table
 from core.progress import open_progress
 from core.store import open_run
 from data.errors import BadInput, IntegrityError
-from verbs.shared import EXIT_OK, OneRun, console, interval_text, number_text, print_json, runs_flag
+from verbs.shared import EXIT_OK, OneRun, console, interval_text, number_text, print_json, runs_flag, tell_versions
 
 Protocol = Literal["healthy", "validation"]
 
@@ -102,8 +102,14 @@ class DetectionLimitsVerb(OneRun):
     """Diameters of the planted lesions, mm."""
     contrasts_sd: tuple[float, ...] = (-4.0, -3.0, -2.0, -1.0, 1.0, 2.0, 3.0, 4.0)
     """Contrasts, in standard deviations of healthy scans; negative is darker."""
+    sites: tuple[str, ...] = ("grey", "white", "deep")
+    """Where lesions are planted: grey, white, deep (both, far inside), or brain."""
     per_cell: int = 12
-    """Lesions of each diameter and contrast."""
+    """Lesions of each diameter, contrast and site."""
+    fp_ml_per_scan: tuple[float, ...] = (0.1, 1.0, 5.0, 20.0)
+    """False-positive volumes at which thresholds are set, mL per healthy scan."""
+    scans: tuple[str, ...] = ()
+    """Healthy calibration or test subjects to plant into; chosen by themselves when not given."""
     seed: int = 0
     """Of places and shapes."""
 
@@ -168,6 +174,7 @@ def _diagnose(arguments: DiagnoseVerb) -> int:
     from core.diagnosis.diagnose import diagnose
 
     run = open_run(arguments.runs, arguments.run, "detector")
+    tell_versions(run)
     found = diagnose(run, open_progress(), layer_set=arguments.layers or None, protocol=arguments.protocol)
     if arguments.json:
         print_json(found)
@@ -245,6 +252,7 @@ def _what_if(arguments: WhatIfVerb) -> int:
     from core.diagnosis.whatif import applicable, run_what_if
 
     run = open_run(arguments.runs, arguments.run, "detector")
+    tell_versions(run)
     if not arguments.name:
         rows = applicable(run)
         if arguments.json:
@@ -284,6 +292,7 @@ def _post_processing(arguments: PostProcessingVerb) -> int:
     from core.diagnosis.verdict import settings_text
 
     run = open_run(arguments.runs, arguments.run, "detector")
+    tell_versions(run)
     result = run_post_processing(run, open_progress(), layer_set=arguments.layers or None, workers=arguments.workers)
     if arguments.export is not None:
         from core.diagnosis.applied import export_post_processed
@@ -324,12 +333,16 @@ def _detection_limits(arguments: DetectionLimitsVerb) -> int:
     from core.diagnosis.limit_tables import limit_lines
 
     run = open_run(arguments.runs, arguments.run, "detector")
+    tell_versions(run)
     result = run_detection_limits(
         run,
         open_progress(),
         layer_set=arguments.layers or None,
         diameters_mm=arguments.diameters_mm,
         contrasts_sd=arguments.contrasts_sd,
+        sites=arguments.sites,
+        scans=arguments.scans or None,
+        fp_ml_per_scan=arguments.fp_ml_per_scan,
         per_cell=arguments.per_cell,
         seed=arguments.seed,
     )
@@ -352,6 +365,7 @@ def _report(arguments: ReportVerb) -> int:
     from core.report import write_report
 
     run = open_run(arguments.runs, arguments.run, "detector")
+    tell_versions(run)
     progress = open_progress()
     try:
         found = diagnose(run, progress, layer_set=arguments.layers or None, protocol=arguments.protocol)

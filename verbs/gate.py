@@ -10,7 +10,7 @@ import tyro
 from core.gating import Cut
 from core.progress import open_progress
 from core.store import open_run
-from verbs.shared import EXIT_OK, RUNS, console, number_text, print_json, runs_flag
+from verbs.shared import EXIT_OK, RUNS, console, number_text, print_json, runs_flag, tell_versions
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,7 @@ def _gate(arguments: GateVerb) -> int:
         fp_ml_per_scan=arguments.fp_ml,
         workers=arguments.workers,
     )
+    tell_versions(run)
     recipe, metrics = run.record["recipe"], read_metrics(run)
     figures = metrics["sets"][metrics["headline"]]["native"]
     if arguments.json:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 from rich.table import Table
@@ -45,6 +45,14 @@ class ComparePretrainingVerb:
     """Layers of the Gaussian; 'input' is the intensity itself."""
     grid: str = FeatureSettings.grid
     """Feature grid: millimetres such as 4mm, or a layer's name."""
+    reduction: Literal["none", "draw", "pca"] = FeatureSettings.reduction
+    """How channels become fewer."""
+    max_channels: int = FeatureSettings.max_channels
+    """Channels kept per layer when reduced."""
+    neighbourhood: int = FeatureSettings.neighbourhood
+    """Edge of the cube of a layer's own cells whose mean makes a feature; 1: the cell alone."""
+    feature_seed: int = FeatureSettings.seed
+    """Of the channels that --reduction draw keeps."""
     memory: float = 6.0
     """Peak memory for fitting and scoring, GB."""
     workers: int = 2
@@ -64,24 +72,35 @@ class ComparePretrainingVerb:
     """Print JSON."""
 
 
-def _compare_pretraining(arguments: ComparePretrainingVerb) -> int:
-    source = DataSource(
-        arguments.cohort, arguments.layout, arguments.split, arguments.split_seed, arguments.preprocessing
-    )
-    plan = ComparisonPlan(
+def plan_of(arguments: ComparePretrainingVerb) -> ComparisonPlan:
+    """What is to be compared, and with which budget."""
+    return ComparisonPlan(
         name=arguments.name,
         variants=arguments.variants,
         views=arguments.views,
         also=arguments.also,
         seeds=arguments.seeds,
         simclr=arguments.simclr,
-        features=FeatureSettings(layers=arguments.layers, grid=arguments.grid),
+        features=FeatureSettings(
+            layers=arguments.layers,
+            grid=arguments.grid,
+            reduction=arguments.reduction,
+            max_channels=arguments.max_channels,
+            seed=arguments.feature_seed,
+            neighbourhood=arguments.neighbourhood,
+        ),
         memory_gb=arguments.memory,
+    )
+
+
+def _compare_pretraining(arguments: ComparePretrainingVerb) -> int:
+    source = DataSource(
+        arguments.cohort, arguments.layout, arguments.split, arguments.split_seed, arguments.preprocessing
     )
     found = compare_pretraining(
         arguments.runs,
         source,
-        plan,
+        plan_of(arguments),
         open_progress(),
         workers=arguments.workers,
         visibility=arguments.visibility,

@@ -9,6 +9,9 @@ from typing import Any
 import tyro
 from rich.console import Console
 
+from core.store import Run
+from core.versions import version_notes
+
 EXIT_OK, EXIT_BAD_INPUT, EXIT_ENVIRONMENT, EXIT_INTEGRITY, EXIT_INTERRUPTED, EXIT_BUG = 0, 2, 3, 4, 5, 6
 RUNS = Path("runs")
 
@@ -23,6 +26,12 @@ class OneRun:
     """Directory that holds the runs."""
     json: bool = False
     """Print JSON."""
+
+
+def tell_versions(run: Run) -> None:
+    """On standard error, what a reader of this run's numbers has to know of versions."""
+    for note in version_notes(run):
+        print(f"note: {note}", file=sys.stderr)
 
 
 def runs_flag(runs: Path) -> str:

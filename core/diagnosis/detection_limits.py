@@ -40,6 +40,7 @@ from core.store import Run, fingerprint, lock, stage, stage_directory, stage_don
 from core.types import ScoreMap
 from data.errors import BadInput
 from data.files import read_manifest, write_json
+from data.ranges import refuse_out_of_range
 from data.volume import Volume
 
 METHOD = 1
@@ -126,6 +127,7 @@ def run_detection_limits(
         own_fp_ml,
         seed,
     )
+    refuse_out_of_range(settings)
     hosts, why = _hosts(scores, scans, seed)
     made_from = _made_from(run, set_id(layers), settings, hosts)
     stored = undamaged(lambda: stored_detection_limits(run, set_id(layers)), progress.say)
@@ -147,6 +149,7 @@ def run_detection_limits(
             "unit": scores.unit,
             "made_from": made_from,
             "hosts_rule": why,
+            "scans_asked": None if scans is None else hosts,
             "notes": [why, *result["notes"]],
         }
         with stage(run, stage_name(DIRECTORY, set_id(layers))) as scratch:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from core.again import what_if_argv
 from core.detectors import FeatureGaussian, LayerSet, PatchCore, kind_of
 from core.diagnosis.bench import Bench, Outcome
 from core.diagnosis.paired import PROTOCOLS, paired_evaluation
@@ -64,7 +65,7 @@ def run_what_if(
         "needs_labels": all(variant["needs_labels"] for variant in outcome.variants),
         "deployable": any(variant["deployable"] for variant in outcome.variants),
         "seconds": round(time.perf_counter() - began, 3),
-        "argv": ["what-if", run.run_id, name, "--layers", set_id(layers), "--protocol", protocol],
+        "argv": what_if_argv(run.run_id, name, set_id(layers), protocol),
         "protocol": protocol,
         "key": key,
         "variants": outcome.variants,

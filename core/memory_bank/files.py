@@ -15,7 +15,9 @@ from torch import Tensor
 from core.memory_bank.settings import BankSettings
 from data.errors import IntegrityError
 from data.files import read_json, sha256_file, write_json
+from data.schemas import check_schema
 
+SCHEMA = 1
 DESCRIPTION = "bank.json"
 TENSORS = "bank.safetensors"
 _DTYPES = {"F32": np.float32, "F16": np.float16}
@@ -37,7 +39,7 @@ def write_bank(directory: Path, tensors: Mapping[str, Tensor], described: Descri
     directory.mkdir(parents=True, exist_ok=True)
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, directory / TENSORS)
     value: dict[str, Any] = {
-        "schema": 1,
+        "schema": SCHEMA,
         "layers": [[layer, count, described.spreads[layer]] for layer, count in described.channels.items()],
         "settings": dataclasses.asdict(described.settings),
         "subject_ids": list(described.subject_ids),
@@ -54,6 +56,10 @@ def read_bank(directory: Path, memory_bytes: float | None) -> tuple[Described, d
     """
     try:
         value = read_json(directory / DESCRIPTION)
+    except OSError as error:
+        raise _damaged(directory, error) from error
+    check_schema(directory / DESCRIPTION, value, SCHEMA)
+    try:
         if sha256_file(directory / TENSORS) != value["sha256"]:
             raise ValueError(f"the bytes of {TENSORS} are not those that {DESCRIPTION} names")
         described = Described(
@@ -65,10 +71,14 @@ def read_bank(directory: Path, memory_bytes: float | None) -> tuple[Described, d
         )
         tensors = _read(directory / TENSORS, memory_bytes)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise IntegrityError(
-            f"The memory bank in {directory} is missing or damaged: {error}. Fit it again, or restore the directory."
-        ) from error
+        raise _damaged(directory, error) from error
     return described, tensors
+
+
+def _damaged(directory: Path, error: Exception) -> IntegrityError:
+    return IntegrityError(
+        f"The memory bank in {directory} is missing or damaged: {error}. Fit it again, or restore the directory."
+    )
 
 
 def _read(path: Path, memory_bytes: float | None) -> dict[str, Tensor]:

@@ -24,6 +24,7 @@ from core.training import Optimisation, check_optimisation, minimise
 from core.types import Monitor, silent
 from data.errors import BadInput
 from data.files import committed_directory
+from data.ranges import refuse_out_of_range
 from data.volume import Volume
 from models.encoder import make_encoder, save_encoder
 
@@ -63,8 +64,8 @@ def pretrain_encoder(
 
     Run again after an interruption, it goes on from the last checkpoint (see `core.training.minimise`), banks and
     momentum encoder included. Heads, banks and the momentum encoder are used in training and left out of the result.
-    When the volumes fit into memory they are put in the order of their subject ids, so their order does not matter; a
-    lazy sequence is used as it is ordered. `about` is what the saved encoder's manifest says of itself.
+    The volumes are put in the order of their subject ids, so their order does not matter, nor whether they fit into
+    memory. `about` is what the saved encoder's manifest says of itself.
     BadInput when volumes differ in shape, contrasts do not fit the encoder, there are fewer subjects than `batch`, or
     a setting is out of its range. SimCLR: Chen et al. 2020, arXiv:2002.05709; the variants name their own sources.
     """
@@ -102,10 +103,9 @@ def pretrain_encoder(
 
 def check_settings(settings: SimclrSettings, subjects: int | None = None) -> None:
     """BadInput for what can be refused before a scan is read: ranges, the layer, the batch against `subjects`."""
+    refuse_out_of_range(settings)
     check_negatives(settings.negatives, settings.batch)
     check_optimisation(optimisation(settings))
-    if settings.batch < 2:
-        raise BadInput(f"batch is {settings.batch}. Allowed: 2 and above, up to the number of training subjects.")
     try:
         encoder = make_encoder(settings.encoder)
     except ValueError as error:  # models knows no error of ours

@@ -5,6 +5,7 @@ from typing import Literal, get_args
 
 from core.views import ViewSettings
 from data.errors import BadInput
+from data.ranges import refuse_out_of_range
 from models.encoder import EncoderSettings
 
 Kind = Literal["in-batch", "queue", "slots", "moco", "hard", "ccd", "dense", "dense-shift", "atlas", "atlas-shift"]
@@ -102,18 +103,9 @@ def check_negatives(given: NegativesSettings, batch: int) -> None:
             f"A bank of {given.bank_size} cannot hold the {2 * batch} views of one step. "
             f"Allowed: {2 * batch} and above. Enlarge bank_size or lower the batch."
         )
-    shares = {"slot_momentum": given.slot_momentum, "key_momentum": given.key_momentum}
-    shares["positive_prior"] = given.positive_prior
-    for name, share in shares.items():
-        if not 0 <= share < 1:
-            raise BadInput(f"{name} is {share}. Allowed: 0 up to, not including, 1.")
-    for name, count, least in (("hardest", given.hardest, 1), ("shifts", given.shifts, 2)):
-        if count < least:
-            raise BadInput(f"{name} is {count}. Allowed: {least} and above.")
-    if given.class_weight < 0 or given.apart_mm < 0 or given.positions < 1:
-        raise BadInput("class_weight and apart_mm are at least 0, positions at least 1.")
+    refuse_out_of_range(given)
     for name, (low, high) in (("blob_strength", given.blob_strength), ("blob_mm", given.blob_mm)):
-        if not 0 < low <= high:
+        if low > high:
             raise BadInput(f"{name} is ({low}, {high}). Allowed: two positive numbers, the smaller one first.")
     if given.other_subjects not in ("anywhere", "apart"):
         raise BadInput(f"other_subjects is {given.other_subjects!r}. Allowed: anywhere, apart.")
