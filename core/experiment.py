@@ -48,7 +48,7 @@ from core.store import (
 )
 from core.training import checkpoint_step
 from data.cohort import ROLES, Cohort, Split, Subject, check_healthy, split_by_roles
-from data.errors import BadInput, IntegrityError, Interrupted
+from data.errors import BadInput, EnvironmentProblem, IntegrityError, Interrupted
 from data.files import committed_directory, read_json, sha256_file, write_json
 from data.layout import read_cohort
 from data.preprocessing import Prepared, PreparedCohort, Preprocessing, load_prepared, load_voxel_hash, prepare_cohort
@@ -592,9 +592,11 @@ def _outcome(run: Run) -> Iterator[None]:
     try:
         yield
     except (Interrupted, KeyboardInterrupt):
-        update_run(run, status="interrupted")
+        with contextlib.suppress(EnvironmentProblem):
+            update_run(run, status="interrupted")
         raise
     except BaseException as error:
-        update_run(run, status="failed", error=str(error))
+        with contextlib.suppress(EnvironmentProblem):  # a full disk takes no word about itself; the error is told
+            update_run(run, status="failed", error=str(error))
         raise
     update_run(run, status="finished")

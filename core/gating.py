@@ -36,7 +36,7 @@ from core.store import (
     verify_stage,
 )
 from core.types import LayerSet
-from data.errors import BadInput, Interrupted
+from data.errors import BadInput, EnvironmentProblem, Interrupted
 from data.files import MANIFEST, committed_directory, write_json
 
 ROUNDING = 1e-5
@@ -216,7 +216,8 @@ def _outcome(run: Run) -> Iterator[None]:
         yield
     except BaseException as error:
         stopped = isinstance(error, Interrupted | KeyboardInterrupt)
-        update_run(run, status="interrupted" if stopped else "failed", error=None if stopped else str(error))
+        with contextlib.suppress(EnvironmentProblem):  # a full disk takes no word about itself; the error is told
+            update_run(run, status="interrupted" if stopped else "failed", error=None if stopped else str(error))
         raise
     update_run(run, status="finished")
 
