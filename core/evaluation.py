@@ -13,6 +13,7 @@ import numpy as np
 
 from core.calibration import QUANTILE, segment
 from core.detectors import LayerSet
+from core.disk_plan import evaluation_bytes
 from core.lesions import healthy_false_positives, lesion_report, summarise
 from core.metrics import SubjectScores, best_common_threshold, evaluate, healthy_rule, thresholds
 from core.packed import save_levels, score_levels
@@ -36,6 +37,7 @@ from core.subject_level import subject_level
 from core.types import ScoreMap
 from data.errors import BadInput
 from data.files import clear_litter, hashed_files, tell_hashed
+from data.room import require_room
 from data.volume import Mask
 
 N_BOOTSTRAP = 10_000
@@ -60,6 +62,7 @@ def evaluate_run(
     """
     scores = open_scores(run)
     _require_scores(scores)
+    require_room(run.directory, _bytes_to_write(scores), "The evaluation")
     began = time.perf_counter()
     reset_peak_memory()
     with lock(run) as run:
@@ -89,6 +92,14 @@ def evaluate_run(
         append_event(run, "evaluated", {"test_subjects": len(scores.subjects("test"))})  # looking is counted
         update_run(run, stages={"evaluation": {"seconds": time.perf_counter() - began, "peak_mb": peak_memory_mb()}})
     return metrics
+
+
+def _bytes_to_write(scores: RunScores) -> int:
+    test = scores.subjects("test")
+    healthy = sum(map(scores.is_healthy, test))
+    sets = len(scores.layer_sets)
+    quoted = min(sets, len(scores.layers) + 2)
+    return evaluation_bytes(sets, quoted, len(test) - healthy, healthy)
 
 
 def read_metrics(run: Run) -> dict[str, Any]:

@@ -25,11 +25,13 @@ from core.detectors import (
     plain_name,
     recipe_json,
 )
+from core.detectors.voxel_zscore import VoxelZScore
+from core.disk_plan import grid_bytes
 from core.features import check_features
 from core.progress import Progress
 from core.provenance import reset_peak_memory
 from core.recipes import as_json, from_json
-from core.simclr import SimclrSettings, check_settings, pretrain_encoder
+from core.simclr import SimclrSettings, bytes_to_train, check_settings, pretrain_encoder
 from core.store import (
     Run,
     about_stage,
@@ -53,6 +55,8 @@ from data.files import committed_directory, read_json, sha256_file, write_json
 from data.layout import read_cohort
 from data.preprocessing import Prepared, PreparedCohort, Preprocessing, load_prepared, load_voxel_hash, prepare_cohort
 from data.reading import refuse_leakage
+from data.room import require_room, size
+from data.template import working_grid
 from data.volume import Volume
 from models.encoder import EncoderSettings, make_encoder
 
@@ -160,6 +164,8 @@ def pretrain(
     study = prepare(runs, source, progress)
     check_settings(settings, len(study.split.train))  # again: some of the scans may have been set aside
     recipe = {"kind": "SimCLR", **as_json(settings)}
+    if run_id is None or not is_committed(runs / run_id / "encoder"):
+        progress.say(_room_to_train(runs, run_id, study, settings))
     run = _open_or_create(runs, "encoder", name, recipe, study, run_id, {})
     with lock(run) as run, _outcome(run):
         if stage_done(run, "encoder"):
@@ -219,11 +225,15 @@ def fit(
 
             def monitor(number: int, values: Mapping[str, float]) -> None:
                 nonlocal seen
+                if "disk_bytes" in values:
+                    require_room(run.directory, int(values["disk_bytes"]), "What is fitted")
                 if "planned_bytes" in values:
                     progress.say(detector.plan_text_ if isinstance(detector, LAYERED) else "")
                 advance(max(number - seen, 0), f"{values['chosen']:.0f} patches chosen" if "chosen" in values else "")
                 seen = max(number, seen)
 
+            if not isinstance(detector, LAYERED):
+                require_room(run.directory, _fitted_bytes(detector, volumes[0]), "What is fitted")
             with stage(run, "detector") as scratch:
                 if isinstance(detector, PatchCore):
                     detector.index_cache_ = _index_cache(run)
@@ -253,6 +263,7 @@ def score(run: Run, progress: Progress, *, memory_gb: float | None = None) -> Ru
         if not all(_is_scored(run, subject) for subject in subjects):
             run = update_run(run, status="running")
             detector = load_detector(run)
+            _room_for_scores(run, detector, subjects)
             run = _scored_together(run, detector, memory_gb)
         together = run.record["settings"].get("scored_together", CHUNK)
         for start in range(0, len(subjects), together):
@@ -410,6 +421,28 @@ def _check_called_healthy(cohort: Cohort, split: Split, prepared: PreparedCohort
 def _index_cache(run: Run) -> Path:
     """Where the search index of a memory bank is kept: made anew from the bank when it is not there."""
     return run.directory.parent / ".cache" / "faiss" / run.run_id
+
+
+def _fitted_bytes(detector: AnyDetector, volume: Volume) -> int:
+    """Of a fitted detector without layers: arrays of the working grid, or its recipe alone."""
+    return grid_bytes(volume.voxels.size, arrays=2) if isinstance(detector, VoxelZScore) else grid_bytes(0)
+
+
+def _room_for_scores(run: Run, detector: AnyDetector, subjects: Sequence[Mapping[str, Any]]) -> None:
+    left = [subject for subject in subjects if not _is_scored(run, subject)]
+    if isinstance(detector, LAYERED):
+        values = len(detector.layer_sets) * len(detector.layout_.positions)
+    else:
+        values = int(np.prod(working_grid(preprocessing_of(run).spacing_mm).shape))
+    require_room(run.directory, len(left) * grid_bytes(values), f"Scoring {len(left)} scans")
+
+
+def _room_to_train(runs: Path, run_id: str | None, study: Study, settings: SimclrSettings) -> str:
+    """Refuses a training whose checkpoints and encoder have no room; what they take, in words."""
+    directory = runs if run_id is None else runs / run_id
+    needed = bytes_to_train(study.volumes("train"), settings, directory)
+    require_room(directory, needed, "Training")
+    return f"Checkpoints and encoder take up to {size(needed)} on disk."
 
 
 def _fitted_settings(detector: Layered) -> dict[str, Any]:

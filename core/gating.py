@@ -17,8 +17,9 @@ import numpy as np
 
 from core.calibration import QUANTILE
 from core.detectors import Gated, recipe_json
+from core.disk_plan import grid_bytes
 from core.evaluation import BEHIND_LABELS, evaluate_run, read_metrics
-from core.experiment import SUBJECT_FILE, scored_subjects
+from core.experiment import SUBJECT_FILE, preprocessing_of, scored_subjects
 from core.progress import Progress
 from core.run_scores import RunScores, open_scores, set_id
 from core.store import (
@@ -38,6 +39,8 @@ from core.store import (
 from core.types import LayerSet
 from data.errors import BadInput, EnvironmentProblem, Interrupted
 from data.files import MANIFEST, committed_directory, write_json
+from data.room import require_room
+from data.template import working_grid
 
 ROUNDING = 1e-5
 """A threshold chosen on validation is the score of one of its voxels; it is lowered by this fraction, so that the
@@ -189,6 +192,9 @@ def _open_or_create(runs: Path, detector: Gated, parts: tuple[Part, Part], name:
 def _combine_all(run: Run, detector: Gated, parts: tuple[Part, Part], progress: Progress) -> None:
     gate, second = parts
     subjects = [s["subject_id"] for s in scored_subjects(run)]
+    left = [i for i in subjects if not stage_done(run, stage_name("scores", i))]
+    values = int(np.prod(working_grid(preprocessing_of(run).spacing_mm).shape))
+    require_room(run.directory, len(left) * grid_bytes(values), f"Gating {len(left)} scans")
     with progress.task("Gating", len(subjects)) as advance:
         for subject_id in subjects:
             name = stage_name("scores", subject_id)

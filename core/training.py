@@ -18,10 +18,20 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from core.disk_plan import checkpoint_bytes, training_bytes
 from core.journal import JOURNAL, append_line, drop_lines, is_step, read_lines, steps_of, sync
 from core.types import Monitor, silent
 from data.errors import BadInput, IntegrityError, Interrupted
-from data.files import committed_directory, faultpoint, read_json, remove_unfinished, verify_directory, write_json
+from data.files import (
+    committed_directory,
+    faultpoint,
+    read_committed_json,
+    read_json,
+    remove_unfinished,
+    verify_directory,
+    write_json,
+)
+from models.encoder import Encoder
 from models.tensor_files import load_tensors, save_tensors, tensor_shapes
 
 VOLATILE = ("seconds", "examples_per_s", "time")
@@ -91,7 +101,7 @@ def minimise(
     check_optimisation(optimisation)
     directory.mkdir(parents=True, exist_ok=True)
     _same_config(directory / "training.json", config, defaults or {})
-    named = {f"{m}.{n}": p for m, module in modules.items() for n, p in module.named_parameters() if p.requires_grad}
+    named = _trained(modules)
     optimiser = torch.optim.AdamW(named.values(), lr=optimisation.lr, weight_decay=optimisation.weight_decay)
     done = _resume(directory / "checkpoints", modules, named, optimiser)
     journal = directory / JOURNAL
@@ -149,6 +159,20 @@ def checkpoint_step(directory: Path) -> int:
         with contextlib.suppress(IntegrityError):
             return _step_of(checkpoint)
     return 0
+
+
+def planned_bytes(
+    modules: Mapping[str, nn.Module], encoder: Encoder, optimisation: Optimisation, directory: Path
+) -> int:
+    """What training in `directory` adds at its peak, and the encoder after it. Moments count for what is trained."""
+    state = _weights(modules)
+    for name, parameter in _trained(modules).items():
+        state |= {f"adamw/{name}/{key}": parameter for key in ("exp_avg", "exp_avg_sq")}
+        state[f"adamw/{name}/step"] = torch.zeros(())
+    left = optimisation.steps - checkpoint_step(directory)
+    there = len(_listed(directory / "checkpoints"))
+    to_write = math.ceil(left / optimisation.checkpoint_every)
+    return training_bytes(checkpoint_bytes(state), encoder, to_write, KEPT, there)
 
 
 def check_optimisation(optimisation: Optimisation) -> None:
@@ -224,13 +248,23 @@ def _resume(
     return 0
 
 
+def _trained(modules: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
+    return {f"{m}.{n}": p for m, module in modules.items() for n, p in module.named_parameters() if p.requires_grad}
+
+
+def _weights(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    return {f"{m}.{n}": value for m, module in modules.items() for n, value in module.state_dict().items()}
+
+
 def _step_of(directory: Path) -> int:
     """The step of a checkpoint. IntegrityError unless it is whole: bytes, step, and the names and shapes of tensors."""
     try:
         verify_directory(directory)
-        described = read_json(directory / _STEP)
+        described = read_committed_json(directory, _STEP)
         step = described["step"]
         shapes = {name: list(shape) for name, shape in tensor_shapes(directory / _STATE).items()}
+    except BadInput:
+        raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise IntegrityError(f"{directory} cannot be read: {type(error).__name__}: {error}.") from error
     named = _CHECKPOINT.fullmatch(directory.name)
@@ -247,7 +281,7 @@ def _state_of(directory: Path, modules: Mapping[str, nn.Module], named: Mapping[
         state = load_tensors(directory / _STATE)
     except (OSError, ValueError) as error:
         raise IntegrityError(f"{directory} cannot be read: {error}.") from error
-    wanted = {f"{m}.{n}": value for m, module in modules.items() for n, value in module.state_dict().items()}
+    wanted = _weights(modules)
     for name, parameter in named.items():
         if f"adamw/{name}/step" in state:
             wanted |= {f"adamw/{name}/{key}": parameter for key in ("exp_avg", "exp_avg_sq")}
@@ -284,11 +318,11 @@ def _save(
     optimiser: torch.optim.AdamW,
 ) -> None:
     """Commit the weights, the buffers and the AdamW moments of a step, then drop all but the newest two."""
-    state = {f"{m}.{n}": value for m, module in modules.items() for n, value in module.state_dict().items()}
+    state = _weights(modules)
     for name, parameter in named.items():
         for key, value in optimiser.state.get(parameter, {}).items():
             state[f"adamw/{name}/{key}"] = value
-    with committed_directory(checkpoints / f"step-{step:08d}") as scratch:
+    with committed_directory(checkpoints / f"step-{step:08d}", within=checkpoints) as scratch:
         save_tensors(scratch / _STATE, state)
         faultpoint("checkpoint.after_state")
         write_json(scratch / _STEP, {"step": step, "shapes": {name: list(v.shape) for name, v in state.items()}})
