@@ -29,7 +29,7 @@ from core.detectors.voxel_zscore import VoxelZScore
 from core.disk_plan import grid_bytes
 from core.features import check_features
 from core.progress import Progress
-from core.provenance import reset_peak_memory
+from core.provenance import computed_by, reset_peak_memory
 from core.recipes import as_json, from_json
 from core.simclr import SimclrSettings, bytes_to_train, check_settings, pretrain_encoder
 from core.store import (
@@ -40,6 +40,7 @@ from core.store import (
     fingerprint,
     list_runs,
     lock,
+    lose_equal_bits,
     peak_memory_mb,
     stage,
     stage_directory,
@@ -48,7 +49,7 @@ from core.store import (
     update_run,
     verify_stage,
 )
-from core.training import checkpoint_step
+from core.training import checkpoint_history, checkpoint_step
 from data.cohort import ROLES, Cohort, Split, Subject, check_healthy, split_by_roles
 from data.errors import BadInput, EnvironmentProblem, IntegrityError, Interrupted
 from data.files import committed_directory, read_json, sha256_file, write_json
@@ -176,6 +177,7 @@ def pretrain(
         seen = checkpoint_step(run.directory)
         if seen:
             progress.say(f"Training goes on from step {seen} of {settings.steps}.")
+            run = _compare_threads(run, checkpoint_history(run.directory), "trained", progress)
         with progress.task("Training the encoder", settings.steps - seen) as advance:
 
             def monitor(step: int, values: Mapping[str, float]) -> None:
@@ -264,6 +266,10 @@ def score(run: Run, progress: Progress, *, memory_gb: float | None = None) -> Ru
             run = update_run(run, status="running")
             detector = load_detector(run)
             _room_for_scores(run, detector, subjects)
+            if any(_is_scored(run, subject) for subject in subjects):
+                before = run.record["stages"].get("scores", {}).get("computed_by")
+                run = _compare_threads(run, (before,) if before else (), "scored", progress)
+            run = update_run(run, stages={"scores": {"computed_by": computed_by()}})
             run = _scored_together(run, detector, memory_gb)
         together = run.record["settings"].get("scored_together", CHUNK)
         for start in range(0, len(subjects), together):
@@ -616,7 +622,17 @@ def _voxel_hashes(run: Run, subject_ids: Collection[str]) -> dict[str, str]:
 
 def _record_stage(run: Run, name: str, began: float) -> None:
     seconds = round(time.perf_counter() - began, 3)
-    update_run(run, stages={name: {"seconds": seconds, "peak_mb": peak_memory_mb()}})
+    update_run(run, stages={name: {"seconds": seconds, "peak_mb": peak_memory_mb(), "computed_by": computed_by()}})
+
+
+def _compare_threads(run: Run, before: Sequence[str], what: str, progress: Progress) -> Run:
+    """A stage that goes on with other threads, or on another processor, no longer claims equal bits; it says so."""
+    now = computed_by()
+    if not before or set(before) == {now}:
+        return run
+    reason = f"{what} partly with {', partly with '.join(dict.fromkeys([*before, now]))}, which round differently"
+    progress.say(f"note: {reason}. Same bits need the same threads: OMP_NUM_THREADS={before[0].split()[0]}.")
+    return lose_equal_bits(run, reason)
 
 
 @contextlib.contextmanager

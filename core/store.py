@@ -21,11 +21,11 @@ import numpy as np
 
 from core.journal import JOURNAL, append_line, read_lines
 from core.lock import HEARTBEAT_SECONDS, check_fence, hold_lock, lock_holder
+from core.provenance import computed_by, plain, reset_peak_memory, threads
 from core.provenance import environment as environment
 from core.provenance import fingerprint as fingerprint
 from core.provenance import git_commit as git_commit
 from core.provenance import peak_memory_mb as peak_memory_mb
-from core.provenance import plain, reset_peak_memory
 from data.cohort import ROLES, Split
 from data.errors import BadInput, EnvironmentProblem, IntegrityError
 from data.files import (
@@ -143,8 +143,10 @@ def create_run(
         "preprocessing": plain(preprocessing or {}),
         "seed": seed,
         "versions": environment(),
+        "threads": threads(),
         "git_commit": git_commit(),
         "parents": plain(parents or {}),
+        "equal_bits": {"claimed": True, "reasons": []},
         "stages": {},
     }
     record["identity"] = fingerprint([record[key] for key in _IDENTITY])
@@ -165,6 +167,7 @@ def update_run(
     preprocessing: Mapping[str, Any] | None = None,
     parents: Mapping[str, str] | None = None,
     stages: Mapping[str, Mapping[str, Any]] | None = None,
+    equal_bits: Mapping[str, Any] | None = None,
 ) -> Run:
     """Replace the named fields of run.json in one step; stages are merged. The error text goes when work resumes."""
     if status is not None and status not in STATUSES:
@@ -179,6 +182,7 @@ def update_run(
         "split": split,
         "preprocessing": preprocessing,
         "parents": parents,
+        "equal_bits": equal_bits,
     }
     record |= {key: plain(value) for key, value in given.items() if value is not None}
     if status in ("running", "finished") and error is None:
@@ -186,6 +190,19 @@ def update_run(
     record["stages"] = record.get("stages", {}) | plain(stages or {})
     write_sealed_json(run.directory / "run.json", record)
     return dataclasses.replace(run, record=record)
+
+
+def lose_equal_bits(run: Run, reason: str) -> Run:
+    """Note in run.json why the same commands may not give this run's bits again; earlier reasons stay."""
+    known = _read_record(run.directory).get("equal_bits", {"reasons": []})
+    reasons = list(dict.fromkeys([*known["reasons"], reason]))
+    return update_run(run, equal_bits={"claimed": False, "reasons": reasons})
+
+
+def unequal_bits(run: Run) -> str:
+    """Why the same commands may not give this run's bits again, in a sentence; empty when they do."""
+    reasons = run.record.get("equal_bits", {}).get("reasons", [])
+    return f"The same commands may give slightly other numbers: {'; '.join(reasons)}." if reasons else ""
 
 
 def open_run(runs: Path, which: str, kind: str | None = None) -> Run:
@@ -263,7 +280,7 @@ def stage(run: Run, name: str) -> Iterator[Path]:
         yield scratch
         _check_writer(run)
     seconds = round(time.perf_counter() - began, 3)
-    update_run(run, stages={name: {"seconds": seconds, "peak_mb": peak_memory_mb()}})
+    update_run(run, stages={name: {"seconds": seconds, "peak_mb": peak_memory_mb(), "computed_by": computed_by()}})
 
 
 def stage_name(stage: str, *ids: str) -> str:

@@ -9,7 +9,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from core.disk_plan import checkpoint_bytes, training_bytes
 from core.journal import JOURNAL, append_line, drop_lines, is_step, read_lines, steps_of, sync
+from core.provenance import computed_by
 from core.types import Monitor, silent
 from data.errors import BadInput, IntegrityError, Interrupted
 from data.files import (
@@ -88,7 +89,8 @@ def minimise(
     """Train the modules in place until the last step, from the newest whole checkpoint when there is one.
 
     `loss_of_step(step)` gives the loss and what to log for steps 1, 2, ...; when it depends on nothing but the step
-    and the modules, a killed and resumed run ends with the bits of an uninterrupted one (on a CPU, same threads).
+    and the modules, a killed and resumed run ends with the bits of an uninterrupted one (on a CPU, same threads; each
+    checkpoint says by how many it came about).
     Writes checkpoints/step-NNNNNNNN (the last two are kept), events.jsonl (one line per logged step) and
     training.json (`config`). A disk that refuses a line of the journal does not stop training, one that refuses a
     checkpoint does (EnvironmentProblem; the ones before it stay). Parameters that require no gradient are checkpointed
@@ -104,6 +106,7 @@ def minimise(
     named = _trained(modules)
     optimiser = torch.optim.AdamW(named.values(), lr=optimisation.lr, weight_decay=optimisation.weight_decay)
     done = _resume(directory / "checkpoints", modules, named, optimiser)
+    history = dict.fromkeys([*(checkpoint_history(directory) if done else ()), computed_by()])
     journal = directory / JOURNAL
     _truncate_events(journal, done)
     with _stop_requested() as stop:
@@ -132,7 +135,7 @@ def minimise(
             last = step == optimisation.steps
             if last or step % optimisation.checkpoint_every == 0 or stop.is_set():
                 sync(journal)
-                _save(directory / "checkpoints", step, modules, named, optimiser)
+                _save(directory / "checkpoints", step, modules, named, optimiser, history)
             if stop.is_set() and not last:
                 raise Interrupted(f"Stopped at step {step} of {optimisation.steps}. The same command goes on from it.")
 
@@ -161,12 +164,30 @@ def checkpoint_step(directory: Path) -> int:
     return 0
 
 
+def checkpoint_history(directory: Path) -> tuple[str, ...]:
+    """By which threads and processors (`computed_by`) the newest whole checkpoint came about, oldest first."""
+    for checkpoint in _listed(directory / "checkpoints"):
+        with contextlib.suppress(IntegrityError):
+            _step_of(checkpoint)
+            return tuple(map(str, read_committed_json(checkpoint, _STEP).get("computed_by", ())))
+    return ()
+
+
 def planned_bytes(
-    modules: Mapping[str, nn.Module], encoder: Encoder, optimisation: Optimisation, directory: Path
+    modules: Mapping[str, nn.Module],
+    encoder: Encoder,
+    optimisation: Optimisation,
+    directory: Path,
+    unreached: tuple[str, ...] = (),
 ) -> int:
-    """What training in `directory` adds at its peak, and the encoder after it. Moments count for what is trained."""
+    """What training in `directory` adds at its peak, and the encoder after it.
+
+    Moments count for what is trained; parameters whose names begin with one of `unreached` get none.
+    """
     state = _weights(modules)
     for name, parameter in _trained(modules).items():
+        if name.startswith(unreached):
+            continue
         state |= {f"adamw/{name}/{key}": parameter for key in ("exp_avg", "exp_avg_sq")}
         state[f"adamw/{name}/step"] = torch.zeros(())
     left = optimisation.steps - checkpoint_step(directory)
@@ -242,6 +263,7 @@ def _resume(
                 **{k: torch.empty_like(parameter).copy_(state[f"adamw/{name}/{k}"]) for k in ("exp_avg", "exp_avg_sq")},
             }
         log.info("Going on from step %d.", step)
+        _prune(checkpoints)
         return step
     if found:
         log.warning("None of %d checkpoints in %s is whole: training starts anew.", len(found), checkpoints)
@@ -316,6 +338,7 @@ def _save(
     modules: Mapping[str, nn.Module],
     named: Mapping[str, Tensor],
     optimiser: torch.optim.AdamW,
+    history: Collection[str],
 ) -> None:
     """Commit the weights, the buffers and the AdamW moments of a step, then drop all but the newest two."""
     state = _weights(modules)
@@ -325,8 +348,13 @@ def _save(
     with committed_directory(checkpoints / f"step-{step:08d}", within=checkpoints) as scratch:
         save_tensors(scratch / _STATE, state)
         faultpoint("checkpoint.after_state")
-        write_json(scratch / _STEP, {"step": step, "shapes": {name: list(v.shape) for name, v in state.items()}})
+        described = {"step": step, "shapes": {name: list(v.shape) for name, v in state.items()}}
+        write_json(scratch / _STEP, described | {"computed_by": list(history)})
     faultpoint("checkpoint.before_prune")
+    _prune(checkpoints)
+
+
+def _prune(checkpoints: Path) -> None:
     for old in _listed(checkpoints)[KEPT:]:
         shutil.rmtree(old, ignore_errors=True)
 

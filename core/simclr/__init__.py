@@ -107,7 +107,11 @@ def bytes_to_train(volumes: Sequence[Volume], settings: SimclrSettings, director
     setup = Setup(settings, encoder, torch.device("cpu"), grid.shape, grid.spacing_mm, len(volumes))
     with torch.random.fork_rng(devices=[]):
         modules = VARIANTS[settings.negatives.kind](setup).modules
-    return planned_bytes(modules, encoder, optimisation(settings), directory)
+    unreached: tuple[str, ...] = ()
+    if settings.negatives.kind in DENSE:  # no loss reaches the stages behind the layer
+        names = [tap.name for tap in encoder.taps]
+        unreached = tuple(f"encoder.stages.{n}." for n in names[names.index(tap_of(encoder, settings).name) + 1 :])
+    return planned_bytes(modules, encoder, optimisation(settings), directory, unreached)
 
 
 def check_settings(settings: SimclrSettings, subjects: int | None = None) -> None:
