@@ -52,7 +52,7 @@ from core.store import (
 from core.training import checkpoint_history, checkpoint_step
 from data.cohort import ROLES, Cohort, Split, Subject, check_healthy, split_by_roles
 from data.errors import BadInput, EnvironmentProblem, IntegrityError, Interrupted
-from data.files import committed_directory, read_json, sha256_file, write_json
+from data.files import committed_directory, is_committed, read_json, sha256_file, write_json
 from data.layout import read_cohort
 from data.preprocessing import Prepared, PreparedCohort, Preprocessing, load_prepared, load_voxel_hash, prepare_cohort
 from data.reading import refuse_leakage

@@ -99,6 +99,9 @@ def make_gated(
     detector = gated_detector(*parts, cut)
     run = _open_or_create(runs, detector, parts, name or f"{second.name} gated by {gate.name}", run_id)
     with lock(run) as run, _outcome(run):
+        left = [s for s in scored_subjects(run) if not stage_done(run, stage_name("scores", s["subject_id"]))]
+        values = int(np.prod(working_grid(preprocessing_of(run).spacing_mm).shape))
+        require_room(run.directory, len(left) * grid_bytes(values), f"Gating {len(left)} scans")
         if not stage_done(run, "detector"):
             update_run(run, status="running")
             with stage(run, "detector") as scratch:
@@ -192,9 +195,6 @@ def _open_or_create(runs: Path, detector: Gated, parts: tuple[Part, Part], name:
 def _combine_all(run: Run, detector: Gated, parts: tuple[Part, Part], progress: Progress) -> None:
     gate, second = parts
     subjects = [s["subject_id"] for s in scored_subjects(run)]
-    left = [i for i in subjects if not stage_done(run, stage_name("scores", i))]
-    values = int(np.prod(working_grid(preprocessing_of(run).spacing_mm).shape))
-    require_room(run.directory, len(left) * grid_bytes(values), f"Gating {len(left)} scans")
     with progress.task("Gating", len(subjects)) as advance:
         for subject_id in subjects:
             name = stage_name("scores", subject_id)
