@@ -18,7 +18,7 @@ from core.lesions import healthy_false_positives, lesion_report, summarise
 from core.metrics import SubjectScores, best_common_threshold, evaluate, healthy_rule, thresholds
 from core.packed import save_levels, score_levels
 from core.progress import Progress
-from core.provenance import reset_peak_memory
+from core.provenance import computed_by, reset_peak_memory
 from core.run_scores import RunScores, Space, open_scores, set_id
 from core.store import (
     Run,
@@ -90,7 +90,8 @@ def evaluate_run(
             _write(scratch / "metrics.json", metrics)
         _forget_packed(run.directory)
         append_event(run, "evaluated", {"test_subjects": len(scores.subjects("test"))})  # looking is counted
-        update_run(run, stages={"evaluation": {"seconds": time.perf_counter() - began, "peak_mb": peak_memory_mb()}})
+        spent = {"seconds": time.perf_counter() - began, "peak_mb": peak_memory_mb(), "computed_by": computed_by()}
+        update_run(run, stages={"evaluation": spent})
     return metrics
 
 
