@@ -16,6 +16,9 @@ _LEVELS = 5460
 _FIGURES, _PER_LESION_SCAN, _PER_HEALTHY_SCAN = 3200, 1900, 160
 """Figures of one layer set in one space, and of every test scan in it (measured)."""
 _LESION_FIGURES = 2300
+_LIMITS, _PER_LEVEL, _PER_CELL, _PER_CELL_AND_LEVEL = 3000, 3000, 300, 425
+_PER_PLANTED, _PER_PLANTED_AND_LEVEL = 250, 65
+"""Of detection limits: cells are size x contrast x site, levels those of false positives (measured)."""
 _SHAPES_PER_NAME = 20
 """Beside the name itself, in the description of a checkpoint."""
 
@@ -55,3 +58,9 @@ def evaluation_bytes(working_sets: int, native_sets: int, lesion_scans: int, hea
     """Of an evaluation: the levels of every layer set, and figures that grow with the test scans."""
     each = _FIGURES + _PER_LESION_SCAN * lesion_scans + _PER_HEALTHY_SCAN * healthy_scans
     return committed_bytes(working_sets * _LEVELS, (working_sets + native_sets) * each + _LESION_FIGURES)
+
+
+def limits_bytes(cells: int, levels: int, per_cell: int) -> int:
+    """Of detection limits with so many lesions in each cell."""
+    table = _LIMITS + _PER_LEVEL * levels + cells * (_PER_CELL + _PER_CELL_AND_LEVEL * levels)
+    return committed_bytes(table, cells * per_cell * (_PER_PLANTED + _PER_PLANTED_AND_LEVEL * levels))

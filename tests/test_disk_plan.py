@@ -1,5 +1,6 @@
 """What a stage will write is said before it starts, and is within a fifth of what it then writes."""
 
+import io
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +9,9 @@ import pytest
 import torch
 
 from core import experiment
-from core.disk_plan import evaluation_bytes, grid_bytes, training_bytes
+from core.diagnosis.detection_limits import run_detection_limits
+from core.disk_plan import evaluation_bytes, grid_bytes, limits_bytes, training_bytes
+from core.progress import Progress
 from core.run_scores import open_scores
 from core.simclr import NegativesSettings, SimclrSettings, pretrain_encoder
 from core.simclr import bytes_to_train as planned_training
@@ -104,6 +107,13 @@ def test_scores_and_an_evaluation_are_estimated_within_a_fifth(study: TinyStudy)
     grid = int(np.prod(scores.layout.working_grid.shape))
     assert len(subjects) * grid_bytes(grid) == pytest.approx(written(plain.directory / "scores"), rel=0.2)
     assert evaluation_bytes(1, 1, 3, 1) == pytest.approx(written(plain.directory / "evaluation"), rel=0.2)
+
+
+def test_detection_limits_are_estimated_within_a_fifth(own_study: TinyStudy) -> None:
+    asked = {"diameters_mm": (8.0, 12.0), "contrasts_sd": (-3.0, 2.0, 3.0), "sites": ("grey", "white"), "per_cell": 2}
+    run = open_run(own_study.runs, "tiny-intensity")
+    run_detection_limits(run, Progress(False, io.StringIO()), **asked)  # type: ignore[arg-type]
+    assert limits_bytes(12, 5, 2) == pytest.approx(written(run.directory / "detection-limits"), rel=0.2)
 
 
 def test_only_what_is_to_come_is_counted() -> None:
