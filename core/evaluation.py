@@ -13,11 +13,12 @@ import numpy as np
 
 from core.calibration import QUANTILE, segment
 from core.detectors import LayerSet
+from core.disk_plan import evaluation_bytes
 from core.lesions import healthy_false_positives, lesion_report, summarise
 from core.metrics import SubjectScores, best_common_threshold, evaluate, healthy_rule, thresholds
 from core.packed import save_levels, score_levels
 from core.progress import Progress
-from core.provenance import reset_peak_memory
+from core.provenance import computed_by, reset_peak_memory
 from core.run_scores import RunScores, Space, open_scores, set_id
 from core.store import (
     Run,
@@ -37,6 +38,7 @@ from core.types import ScoreMap
 from data.errors import BadInput
 from data.files import clear_litter, hashed_files, tell_hashed
 from data.ranges import check_range
+from data.room import require_room
 from data.volume import Mask
 
 N_BOOTSTRAP = 10_000
@@ -62,6 +64,7 @@ def evaluate_run(
     check_rule(quantile, fp_ml_per_scan, workers)
     scores = open_scores(run)
     _require_scores(scores)
+    require_room(run.directory, _bytes_to_write(scores), "The evaluation")
     began = time.perf_counter()
     reset_peak_memory()
     with lock(run) as run:
@@ -89,7 +92,8 @@ def evaluate_run(
             _write(scratch / "metrics.json", metrics)
         _forget_packed(run.directory)
         append_event(run, "evaluated", {"test_subjects": len(scores.subjects("test"))})  # looking is counted
-        update_run(run, stages={"evaluation": {"seconds": time.perf_counter() - began, "peak_mb": peak_memory_mb()}})
+        spent = {"seconds": time.perf_counter() - began, "peak_mb": peak_memory_mb(), "computed_by": computed_by()}
+        update_run(run, stages={"evaluation": spent})
     return metrics
 
 
@@ -98,6 +102,14 @@ def check_rule(quantile: float, fp_ml_per_scan: float | None, workers: int) -> N
     check_range("quantile", quantile)
     check_range("fp_ml_per_scan", fp_ml_per_scan or 0.0)
     check_range("workers", workers)
+
+
+def _bytes_to_write(scores: RunScores) -> int:
+    test = scores.subjects("test")
+    healthy = sum(map(scores.is_healthy, test))
+    sets = len(scores.layer_sets)
+    quoted = min(sets, len(scores.layers) + 2)
+    return evaluation_bytes(sets, quoted, len(test) - healthy, healthy)
 
 
 def read_metrics(run: Run) -> dict[str, Any]:

@@ -25,11 +25,13 @@ from core.detectors import (
     plain_name,
     recipe_json,
 )
+from core.detectors.voxel_zscore import VoxelZScore
+from core.disk_plan import grid_bytes
 from core.features import check_features, feature_stride
 from core.progress import Progress
-from core.provenance import reset_peak_memory
+from core.provenance import computed_by, reset_peak_memory
 from core.recipes import as_json, from_json
-from core.simclr import SimclrSettings, check_settings, pretrain_encoder
+from core.simclr import SimclrSettings, bytes_to_train, check_settings, pretrain_encoder
 from core.store import (
     Run,
     about_stage,
@@ -39,6 +41,7 @@ from core.store import (
     fingerprint,
     list_runs,
     lock,
+    lose_equal_bits,
     peak_memory_mb,
     stage,
     stage_directory,
@@ -47,16 +50,17 @@ from core.store import (
     update_run,
     verify_stage,
 )
-from core.training import checkpoint_step
+from core.training import checkpoint_history, checkpoint_step
 from core.versions import note_resumed, version_notes
 from core.views import check_crop
 from data.cohort import ROLES, Cohort, Split, Subject, check_healthy, split_by_roles
-from data.errors import BadInput, IntegrityError, Interrupted
-from data.files import committed_directory, read_committed_json, sha256_file, write_json
+from data.errors import BadInput, EnvironmentProblem, IntegrityError, Interrupted
+from data.files import committed_directory, is_committed, read_committed_json, sha256_file, write_json
 from data.layout import read_cohort
 from data.preprocessing import Prepared, PreparedCohort, Preprocessing, load_prepared, load_voxel_hash, prepare_cohort
 from data.ranges import check_range, refuse_out_of_range
 from data.reading import refuse_leakage
+from data.room import require_room, size
 from data.schemas import check_schema
 from data.split_file import read_split
 from data.template import working_grid
@@ -177,6 +181,8 @@ def pretrain(
     study = prepare(runs, source, progress)
     check_settings(settings, len(study.split.train))  # again: some of the scans may have been set aside
     recipe = {"kind": "SimCLR", **as_json(settings)}
+    if run_id is None or not is_committed(runs / run_id / "encoder"):
+        progress.say(_room_to_train(runs, run_id, study, settings))
     run = _open_or_create(runs, "encoder", name, recipe, study, run_id, {})
     _tell_versions(run, progress)
     with lock(run) as run, _outcome(run):
@@ -189,6 +195,7 @@ def pretrain(
         if seen:
             note_resumed(run, f"training, at step {seen},")
             progress.say(f"Training goes on from step {seen} of {settings.steps}.")
+            run = _compare_threads(run, checkpoint_history(run.directory), "trained", progress)
         with progress.task("Training the encoder", settings.steps - seen) as advance:
 
             def monitor(step: int, values: Mapping[str, float]) -> None:
@@ -243,11 +250,15 @@ def fit(
 
             def monitor(number: int, values: Mapping[str, float]) -> None:
                 nonlocal seen
+                if "disk_bytes" in values:
+                    require_room(run.directory, int(values["disk_bytes"]), "What is fitted")
                 if "planned_bytes" in values:
                     progress.say(detector.plan_text_ if isinstance(detector, LAYERED) else "")
                 advance(max(number - seen, 0), f"{values['chosen']:.0f} patches chosen" if "chosen" in values else "")
                 seen = max(number, seen)
 
+            if not isinstance(detector, LAYERED):
+                require_room(run.directory, _fitted_bytes(detector, volumes[0]), "What is fitted")
             with stage(run, "detector") as scratch:
                 if isinstance(detector, PatchCore):
                     detector.index_cache_ = _index_cache(run)
@@ -281,6 +292,11 @@ def score(run: Run, progress: Progress, *, memory_gb: float | None = None) -> Ru
             if any(_is_scored(run, subject) for subject in subjects):
                 run = note_resumed(run, "scoring")
             detector = load_detector(run)
+            _room_for_scores(run, detector, subjects)
+            if any(_is_scored(run, subject) for subject in subjects):
+                before = run.record["stages"].get("scores", {}).get("computed_by")
+                run = _compare_threads(run, (before,) if before else (), "scored", progress)
+            run = update_run(run, stages={"scores": {"computed_by": computed_by()}})
             run = _scored_together(run, detector, memory_gb)
         together = run.record["settings"].get("scored_together", CHUNK)
         for start in range(0, len(subjects), together):
@@ -452,6 +468,28 @@ def _check_called_healthy(cohort: Cohort, split: Split, prepared: PreparedCohort
 def _index_cache(run: Run) -> Path:
     """Where the search index of a memory bank is kept: made anew from the bank when it is not there."""
     return run.directory.parent / ".cache" / "faiss" / run.run_id
+
+
+def _fitted_bytes(detector: AnyDetector, volume: Volume) -> int:
+    """Of a fitted detector without layers: arrays of the working grid, or its recipe alone."""
+    return grid_bytes(volume.voxels.size, arrays=2) if isinstance(detector, VoxelZScore) else grid_bytes(0)
+
+
+def _room_for_scores(run: Run, detector: AnyDetector, subjects: Sequence[Mapping[str, Any]]) -> None:
+    left = [subject for subject in subjects if not _is_scored(run, subject)]
+    if isinstance(detector, LAYERED):
+        values = len(detector.layer_sets) * len(detector.layout_.positions)
+    else:
+        values = int(np.prod(working_grid(preprocessing_of(run).spacing_mm).shape))
+    require_room(run.directory, len(left) * grid_bytes(values), f"Scoring {len(left)} scans")
+
+
+def _room_to_train(runs: Path, run_id: str | None, study: Study, settings: SimclrSettings) -> str:
+    """Refuses a training whose checkpoints and encoder have no room; what they take, in words."""
+    directory = runs if run_id is None else runs / run_id
+    needed = bytes_to_train(study.volumes("train"), settings, directory)
+    require_room(directory, needed, "Training")
+    return f"Checkpoints and encoder take up to {size(needed)} on disk."
 
 
 def _fitted_settings(detector: Layered) -> dict[str, Any]:
@@ -635,7 +673,17 @@ def _voxel_hashes(run: Run, subject_ids: Collection[str]) -> dict[str, str]:
 
 def _record_stage(run: Run, name: str, began: float) -> None:
     seconds = round(time.perf_counter() - began, 3)
-    update_run(run, stages={name: {"seconds": seconds, "peak_mb": peak_memory_mb()}})
+    update_run(run, stages={name: {"seconds": seconds, "peak_mb": peak_memory_mb(), "computed_by": computed_by()}})
+
+
+def _compare_threads(run: Run, before: Sequence[str], what: str, progress: Progress) -> Run:
+    """A stage that goes on with other threads, or on another processor, no longer claims equal bits; it says so."""
+    now = computed_by()
+    if not before or set(before) == {now}:
+        return run
+    reason = f"{what} partly with {', partly with '.join(dict.fromkeys([*before, now]))}, which round differently"
+    progress.say(f"note: {reason}. Same bits need the same threads: OMP_NUM_THREADS={before[0].split()[0]}.")
+    return lose_equal_bits(run, reason)
 
 
 @contextlib.contextmanager
@@ -644,9 +692,11 @@ def _outcome(run: Run) -> Iterator[None]:
     try:
         yield
     except (Interrupted, KeyboardInterrupt):
-        update_run(run, status="interrupted")
+        with contextlib.suppress(EnvironmentProblem):
+            update_run(run, status="interrupted")
         raise
     except BaseException as error:
-        update_run(run, status="failed", error=str(error))
+        with contextlib.suppress(EnvironmentProblem):  # a full disk takes no word about itself; the error is told
+            update_run(run, status="failed", error=str(error))
         raise
     update_run(run, status="finished")

@@ -13,6 +13,7 @@ from core.store import Run, stage_done
 from data.errors import BadInput
 from data.names import folder_name
 from data.nifti import in_stored_order, write_nifti
+from data.room import require_room
 
 
 def export_maps(run: Run, directory: Path, layers: str, progress: Progress, *, display: bool = False) -> list[Path]:
@@ -33,6 +34,8 @@ def export_maps(run: Run, directory: Path, layers: str, progress: Progress, *, d
     if layers and metrics and figures is None:
         raise BadInput(f"Layer set {chosen!r} has no native-space threshold. Export single layers or the headline set.")
     subjects = [i for role in ("validation", "test") for i in scores.subjects(role)]
+    voxels = sum(int(np.prod(scores.prepared(i).native_grid.shape)) for i in subjects)
+    require_room(directory, voxels * (4 if figures is None else 5), f"Exporting {len(subjects)} scans", at_most=True)
     scale = _display_scale(scores, layer_set) if display else None
     written: list[Path] = []
     with progress.task("Writing NIfTI", len(subjects)) as advance:

@@ -9,17 +9,17 @@ from typing import Literal
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64
-from safetensors.torch import load_file, save_file
 from scipy.ndimage import maximum_filter
 from torch import Tensor
 from torch.nn import functional
 
 from core.types import FeatureLayout, FeatureMap, LayerSet
-from data.errors import BadInput
+from data.errors import BadInput, IntegrityError
 from data.files import read_json, write_json
 from data.schemas import check_schema
 from data.volume import Grid, Volume
 from models.encoder import Encoder, EncoderSettings, load_encoder, load_weights, make_encoder
+from models.tensor_files import load_tensors, save_tensors
 
 Stride = tuple[int, int, int]
 SCHEMA = 1
@@ -181,9 +181,9 @@ class FeatureExtractor:
     def save(self, directory: Path) -> None:
         """Write the layout and the reduction (the encoder is saved by its owner)."""
         directory.mkdir(parents=True, exist_ok=True)
-        arrays = {f"projection.{n}": p.cpu().contiguous() for n, p in self.projections.items()}
+        arrays = {f"projection.{n}": p for n, p in self.projections.items()}
         arrays["positions"] = torch.from_numpy(np.ascontiguousarray(self.layout.positions))
-        save_file(arrays, directory / "features.safetensors")
+        save_tensors(directory / "features.safetensors", arrays)
         grid = self.layout.working_grid
         strides = {tap.name: list(tap.stride) for tap in self.encoder.taps}
         described = {
@@ -210,7 +210,7 @@ def load_layout(directory: Path) -> FeatureLayout:
         _triple(described["stride"]),
         {layer["name"]: _triple(layer["stride"]) for layer in described["layers"]},
         {layer["name"]: int(layer["channels"]) for layer in described["layers"]},
-        load_file(directory / "features.safetensors")["positions"].numpy(),
+        _arrays(directory)["positions"].numpy(),
     )
 
 
@@ -250,7 +250,7 @@ def load_extractor(
     directory: Path, encoder: Encoder, settings: FeatureSettings, device: torch.device
 ) -> FeatureExtractor:
     """What `FeatureExtractor.save` wrote, around the same encoder."""
-    arrays = load_file(directory / "features.safetensors")
+    arrays = _arrays(directory)
     encoder.eval().to(device)
     projections = {n.removeprefix("projection."): a for n, a in arrays.items() if n.startswith("projection.")}
     return FeatureExtractor(encoder, settings, load_layout(directory), device, projections)
@@ -336,6 +336,14 @@ def _principal_axes(
         vectors = torch.linalg.eigh(covariance).eigenvectors.flip(1)[:, : full.layout.channels[name]]
         axes[name] = vectors.float().contiguous()
     return axes
+
+
+def _arrays(directory: Path) -> dict[str, Tensor]:
+    """What `FeatureExtractor.save` wrote beside its description. IntegrityError when it is damaged."""
+    try:
+        return load_tensors(directory / "features.safetensors")
+    except ValueError as error:
+        raise IntegrityError(f"{error}. Fit the run again, or restore the file.") from error
 
 
 def _triple(values: Sequence[int]) -> Stride:

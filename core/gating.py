@@ -17,8 +17,9 @@ import numpy as np
 
 from core.calibration import QUANTILE
 from core.detectors import Gated, recipe_json
+from core.disk_plan import grid_bytes
 from core.evaluation import BEHIND_LABELS, check_rule, evaluate_run, read_metrics
-from core.experiment import SUBJECT_FILE, scored_subjects
+from core.experiment import SUBJECT_FILE, preprocessing_of, scored_subjects
 from core.progress import Progress
 from core.run_scores import RunScores, open_scores, set_id
 from core.store import (
@@ -36,8 +37,10 @@ from core.store import (
     verify_stage,
 )
 from core.types import LayerSet
-from data.errors import BadInput, Interrupted
+from data.errors import BadInput, EnvironmentProblem, Interrupted
 from data.files import MANIFEST, committed_directory, write_json
+from data.room import require_room
+from data.template import working_grid
 
 ROUNDING = 1e-5
 """A threshold chosen on validation is the score of one of its voxels; it is lowered by this fraction, so that the
@@ -93,6 +96,9 @@ def make_gated(
     detector = gated_detector(*parts, cut)
     run = _open_or_create(runs, detector, parts, name or f"{second.name} gated by {gate.name}", run_id)
     with lock(run) as run, _outcome(run):
+        left = [s for s in scored_subjects(run) if not stage_done(run, stage_name("scores", s["subject_id"]))]
+        values = int(np.prod(working_grid(preprocessing_of(run).spacing_mm).shape))
+        require_room(run.directory, len(left) * grid_bytes(values), f"Gating {len(left)} scans")
         if not stage_done(run, "detector"):
             update_run(run, status="running")
             with stage(run, "detector") as scratch:
@@ -213,7 +219,8 @@ def _outcome(run: Run) -> Iterator[None]:
         yield
     except BaseException as error:
         stopped = isinstance(error, Interrupted | KeyboardInterrupt)
-        update_run(run, status="interrupted" if stopped else "failed", error=None if stopped else str(error))
+        with contextlib.suppress(EnvironmentProblem):  # a full disk takes no word about itself; the error is told
+            update_run(run, status="interrupted" if stopped else "failed", error=None if stopped else str(error))
         raise
     update_run(run, status="finished")
 

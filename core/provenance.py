@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
+import os
 import platform
 import resource
 import subprocess
@@ -50,6 +51,33 @@ def _numeric(versions: Mapping[str, Any]) -> dict[str, str]:
     if versions.get("python"):
         found["python"] = ".".join(str(versions["python"]).split(".")[:2])
     return found
+
+
+def threads() -> dict[str, Any]:
+    """With how many threads, and by which routines, this process adds up: other ones may round otherwise."""
+    found: dict[str, Any] = {
+        name: os.environ[name] for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if name in os.environ
+    }
+    torch, faiss = sys.modules.get("torch"), sys.modules.get("faiss")  # nothing is imported for it
+    if torch is not None:
+        found["torch"] = int(torch.get_num_threads())
+        found["torch_kernels"] = str(torch.backends.cpu.get_cpu_capability())
+    if faiss is not None:
+        found["faiss"] = int(faiss.omp_get_max_threads())
+    with contextlib.suppress(ImportError):
+        from threadpoolctl import threadpool_info
+
+        pools = [pool for pool in threadpool_info() if pool["user_api"] == "blas"]
+        found["blas"] = sorted(
+            f"{pool['internal_api']} {pool.get('architecture', '')} {pool['num_threads']}" for pool in pools
+        )
+    return found
+
+
+def computed_by() -> str:
+    """In a few words what decides how sums are rounded here: threads and processor; equal ones give equal bits."""
+    known = threads()
+    return f"{known.get('torch', 1)} threads, {known.get('torch_kernels', platform.machine())}"
 
 
 def git_commit() -> str | None:

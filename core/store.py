@@ -21,10 +21,10 @@ import numpy as np
 
 from core.journal import JOURNAL, append_line, read_lines
 from core.lock import HEARTBEAT_SECONDS, check_fence, hold_lock, lock_holder
+from core.provenance import computed_by, numeric_differences, numeric_versions, plain, reset_peak_memory, threads
 from core.provenance import environment as environment
 from core.provenance import fingerprint as fingerprint
 from core.provenance import git_commit as git_commit
-from core.provenance import numeric_differences, numeric_versions, plain, reset_peak_memory
 from core.provenance import peak_memory_mb as peak_memory_mb
 from data.cohort import ROLES, Split
 from data.errors import BadInput, EnvironmentProblem, IntegrityError
@@ -140,8 +140,10 @@ def create_run(
         "preprocessing": plain(preprocessing or {}),
         "seed": seed,
         "versions": environment(),
+        "threads": threads(),
         "git_commit": git_commit(),
         "parents": plain(parents or {}),
+        "equal_bits": {"claimed": True, "reasons": []},
         "stages": {},
     }
     record["identity"] = fingerprint([record[key] for key in _IDENTITY])
@@ -204,6 +206,12 @@ def lose_equal_bits(run: Run, reason: str) -> Run:
     held = _read_record(run.directory).get("equal_bits") or {}
     reasons = list(dict.fromkeys([*held.get("reasons", ()), reason]))
     return update_run(run, equal_bits={"claimed": False, "reasons": reasons})
+
+
+def unequal_bits(run: Run) -> str:
+    """Why the same commands may not give this run's bits again, in a sentence; empty when they do."""
+    reasons = (run.record.get("equal_bits") or {}).get("reasons", [])
+    return f"The same commands may give slightly other numbers: {'; '.join(reasons)}." if reasons else ""
 
 
 def open_run(runs: Path, which: str, kind: str | None = None) -> Run:
@@ -281,7 +289,7 @@ def stage(run: Run, name: str) -> Iterator[Path]:
         yield scratch
         _check_writer(run)
     seconds = round(time.perf_counter() - began, 3)
-    update_run(run, stages={name: {"seconds": seconds, "peak_mb": peak_memory_mb()}})
+    update_run(run, stages={name: {"seconds": seconds, "peak_mb": peak_memory_mb(), "computed_by": computed_by()}})
 
 
 def stage_name(stage: str, *ids: str) -> str:

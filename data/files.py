@@ -100,7 +100,7 @@ def committed_directory(
         _refuse_foreign(target, in_our_tree=within is not None)
         _swap(scratch, target)
     except OSError as error:
-        needed = _bytes_in(scratch)
+        needed = _bytes_in(scratch) + getattr(error, "needed_bytes", 0)  # tensors say what they take
         shutil.rmtree(scratch, ignore_errors=True)
         if not _is_about(error, target.parent):
             raise
@@ -256,10 +256,11 @@ def _clear(entry: Path) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Replace a JSON file atomically; keys sorted, so equal values give equal bytes."""
     scratch = path.with_name(scratch_name())
+    text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with scratch.open("w", encoding="utf-8") as file:
-            json.dump(value, file, indent=1, sort_keys=True, allow_nan=False)
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
         faultpoint("json.before_rename")
@@ -269,8 +270,8 @@ def write_json(path: Path, value: Any) -> None:
         with contextlib.suppress(OSError):
             scratch.unlink()
         raise EnvironmentProblem(
-            f"Could not write {path}: {error.strerror or error}. Free now: {_free(path.parent)}. "
-            "Make room or choose another directory; the file that was there before is intact."
+            f"Could not write {path}: {error.strerror or error}. It needs {len(text)} bytes; free now: "
+            f"{_free(path.parent)}. Make room or choose another directory; the file that was there before is intact."
         ) from error
     except BaseException:
         scratch.unlink(missing_ok=True)

@@ -6,7 +6,9 @@ A damaged or ambiguous file is refused with a code; what was changed on the way 
 import contextlib
 import gzip
 import hashlib
+import math
 import os
+import shutil
 import uuid
 import zlib
 from collections.abc import Iterator
@@ -92,6 +94,22 @@ def read_labels(path: Path, *, max_bytes: int = MAX_BYTES) -> Labels:
     return Labels(frozen(canonical), grid, tuple(notes), raw.sha256)
 
 
+def claimed_voxels(path: Path) -> int:
+    """How many voxels a volume of a file has by its header, for estimates; 0 when that cannot be read.
+
+    The header is not believed beyond what a file of that size can hold.
+    """
+    packed = path.name.lower().endswith(".gz")
+    try:
+        most = path.stat().st_size * (DEFLATE_LIMIT if packed else 1)
+        with path.open("rb") as file:
+            start = gzip.GzipFile("", "rb", fileobj=file).read(1024) if packed else file.read(1024)
+        header = parse_header(path, start)
+    except (OSError, EOFError, zlib.error, BadInput):
+        return 0
+    return min(math.prod(header.shape[:3]), most, MAX_BYTES)
+
+
 def write_nifti(path: Path, values: Shaped[np.ndarray, "x y z"], grid: Grid, *, description: str = "") -> None:
     """Write an array on its grid, atomically; equal arrays give equal bytes.
 
@@ -120,12 +138,18 @@ def write_nifti(path: Path, values: Shaped[np.ndarray, "x y z"], grid: Grid, *, 
         with contextlib.suppress(OSError):
             scratch.unlink()
         raise EnvironmentProblem(
-            f"Could not write {path}: {error.strerror or error}. Make room or choose another directory; "
-            "the file that was there before is intact."
+            f"Could not write {path}: {error.strerror or error}. It needs at most {len(block) + array.nbytes} bytes; "
+            f"free now: {_free(path)}. Make room or choose another directory; the file that was there before is intact."
         ) from error
     except BaseException:
         scratch.unlink(missing_ok=True)
         raise
+
+
+def _free(path: Path) -> str:
+    with contextlib.suppress(OSError):
+        return str(shutil.disk_usage(path.parent).free)
+    return "not known"
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,12 +9,12 @@ from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from models.cnn3d import five_stage_cnn
 from models.resnet import resnet_stages
 from models.taps import Tap
+from models.tensor_files import load_tensors, save_tensors
 
 Architecture = Literal["cnn3d", "resnet10_3d", "resnet18_3d", "resnet10_2d", "resnet18_2d"]
 INPUT = "input"
@@ -101,8 +101,7 @@ def save_encoder(encoder: Encoder, settings: EncoderSettings, directory: Path) -
     """Write encoder.json (settings) and encoder.safetensors (weights)."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "encoder.json").write_text(json.dumps(asdict(settings), indent=1, sort_keys=True))
-    weights = {name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}
-    save_file(weights, directory / "encoder.safetensors")
+    save_tensors(directory / "encoder.safetensors", encoder.state_dict())
 
 
 def load_encoder(directory: Path) -> tuple[Encoder, EncoderSettings]:
@@ -139,9 +138,13 @@ def load_weights(module: nn.Module, path: Path) -> None:
     ValueError that names what differs; the module is unchanged then.
     """
     try:
-        given = load_file(path)
-    except Exception as error:
-        raise ValueError(f"{path} is no readable safetensors file: {error}. Give the file that was saved.") from error
+        given = load_tensors(path)
+    except ValueError as error:
+        raise ValueError(f"{error}. Give the file that was saved.") from error
+    except OSError as error:
+        raise ValueError(
+            f"{path} is no readable safetensors file: {error.strerror}. Give the file that was saved."
+        ) from error
     wanted = module.state_dict()
     problems = [f"missing {name}" for name in wanted if name not in given]
     problems += [f"unexpected {name}" for name in given if name not in wanted]

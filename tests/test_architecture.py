@@ -30,7 +30,7 @@ NEVER = {
 ORDER: list[str] = """
 types distributed randomness shrinkage recipes progress provenance journal lock store versions
 bootstrap curves calibration decision lesions metrics distributions verdict_advice verdict
-views contrastive training
+views contrastive disk_plan training
 simclr.settings simclr.scans simclr.parts simclr.banks simclr.whole simclr.ccd simclr.blobs simclr.dense
 simclr.atlas simclr
 memory_plan gaussian_dual gaussian_primal gaussian_files gaussian_conditional gaussian_block gaussian features scoring

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float32
 from torch import Tensor
 
+from core.disk_plan import detector_bytes
 from core.distributed import device
 from core.features import (
     FeatureExtractor,
@@ -28,6 +29,7 @@ from core.scoring import to_score_map
 from core.types import FeatureLayout, LayerSet, Monitor, ScoreMap, silent
 from data.errors import BadInput
 from data.files import read_json, write_json
+from data.room import size
 from data.volume import Volume
 from models.encoder import EncoderSettings, load_encoder, save_encoder
 
@@ -85,7 +87,9 @@ class FeatureGaussian:
             self._limit_bytes,
         )
         self.plan_text_ = plan.text
-        monitor(0, {"planned_bytes": float(plan.peak_bytes), "total": float(len(train))})
+        stored = detector_bytes(plan.stored_bytes, layout, network, self.extractor_.projections)
+        self.plan_text_ += f" Takes {size(stored)} on disk."
+        monitor(0, {"planned_bytes": float(plan.peak_bytes), "disk_bytes": float(stored), "total": float(len(train))})
         self.gaussian_ = fit_gaussian(
             self._feature_rows(train, monitor),
             layout.lookup,

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 from torch import Tensor
 
+from core.disk_plan import detector_bytes
 from core.distributed import device
 from core.features import (
     FeatureExtractor,
@@ -32,6 +33,7 @@ from core.scoring import to_score_map
 from core.types import FeatureLayout, LayerSet, Monitor, ScoreMap, silent
 from data.errors import BadInput
 from data.files import read_json, write_json
+from data.room import size
 from data.volume import Volume
 from models.encoder import EncoderSettings, load_encoder, save_encoder
 
@@ -234,7 +236,9 @@ class PatchCore:
         self.bank_ = None
         plan = plan_bank(len(train), layout, self.bank, self._limit_bytes)
         self.plan_text_ = plan.text
-        monitor(0, {"planned_bytes": float(plan.peak_bytes), "total": float(len(train))})
+        stored = detector_bytes(plan.stored_bytes, layout, self.extractor_.encoder, self.extractor_.projections)
+        self.plan_text_ += f" Takes {size(stored)} on disk."
+        monitor(0, {"planned_bytes": float(plan.peak_bytes), "disk_bytes": float(stored), "total": float(len(train))})
         self.bank_ = MemoryBank.build(
             self._feature_rows(train),
             [volume.subject_id for volume in train],

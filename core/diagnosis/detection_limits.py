@@ -30,6 +30,7 @@ from core.diagnosis.planted_lesions import (
     plant_lesions,
     share_out,
 )
+from core.disk_plan import limits_bytes
 from core.evaluation import read_metrics
 from core.experiment import PreparedVolumes, load_detector, prepared_volumes
 from core.lesions import MIN_IOU, MIN_OVERLAP, MIN_VOLUME_MM3, components, healthy_false_positives
@@ -41,6 +42,7 @@ from core.types import ScoreMap
 from data.errors import BadInput
 from data.files import read_manifest, write_json
 from data.ranges import refuse_out_of_range
+from data.room import require_room
 from data.volume import Volume
 
 METHOD = 1
@@ -134,6 +136,9 @@ def run_detection_limits(
     if stored is not None and stored["made_from"] == made_from:
         progress.say(f"Detection limits of {run.run_id} ({set_id(layers)}) are there already; nothing has changed.")
         return stored
+    cells = len(settings.diameters_mm) * len(settings.contrasts_sd) * len(settings.sites)
+    planned = limits_bytes(cells, 1 + len(settings.fp_ml_per_scan), settings.per_cell)
+    require_room(run.directory, planned, "The measurement of detection limits")
     with lock(run) as run:
         result, lesions = measure_limits(
             scorer_of(load_detector(run), layers),

@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from core.memory_bank.settings import BankSettings
 from data.errors import IntegrityError
 from data.files import read_json, sha256_file, write_json
 from data.schemas import check_schema
+from models.tensor_files import load_tensors, save_tensors
 
 SCHEMA = 1
 DESCRIPTION = "bank.json"
@@ -37,7 +36,7 @@ class Described:
 def write_bank(directory: Path, tensors: Mapping[str, Tensor], described: Described) -> None:
     """Write bank.safetensors and bank.json into the directory; the description holds the hash of the arrays."""
     directory.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, directory / TENSORS)
+    save_tensors(directory / TENSORS, tensors)
     value: dict[str, Any] = {
         "schema": SCHEMA,
         "layers": [[layer, count, described.spreads[layer]] for layer, count in described.channels.items()],
@@ -70,7 +69,7 @@ def read_bank(directory: Path, memory_bytes: float | None) -> tuple[Described, d
             tuple(tuple(map(float, row)) for row in value["affine"]),
         )
         tensors = _read(directory / TENSORS, memory_bytes)
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError) as error:
         raise _damaged(directory, error) from error
     return described, tensors
 
@@ -83,8 +82,7 @@ def _damaged(directory: Path, error: Exception) -> IntegrityError:
 
 def _read(path: Path, memory_bytes: float | None) -> dict[str, Tensor]:
     mapped = _mapped(path) if memory_bytes is not None and path.stat().st_size > memory_bytes else {}
-    with safe_open(path, framework="pt") as file:
-        return {name: mapped[name] if name in mapped else file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    return load_tensors(path, leave_out=mapped) | mapped
 
 
 def _mapped(path: Path) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from core.simclr.parts import Batch, Setup, Variant
 from core.simclr.scans import open_scans
 from core.simclr.settings import DENSE, NegativesSettings, SimclrSettings, check_negatives
 from core.simclr.whole import InBatch, Moco, Queue, Slots
-from core.training import Optimisation, check_optimisation, minimise
+from core.training import Optimisation, check_optimisation, minimise, planned_bytes
 from core.types import Monitor, silent
 from data.errors import BadInput
 from data.files import committed_directory
@@ -33,6 +33,7 @@ __all__ = [
     "NegativesSettings",
     "SimclrSettings",
     "batch_indices",
+    "bytes_to_train",
     "check_settings",
     "optimisation",
     "pretrain_encoder",
@@ -99,6 +100,19 @@ def pretrain_encoder(
     with committed_directory(directory / "encoder", within=directory, about=about) as scratch:
         save_encoder(encoder, settings.encoder, scratch)
     return directory / "encoder"
+
+
+def bytes_to_train(volumes: Sequence[Volume], settings: SimclrSettings, directory: Path) -> int:
+    """What training in `directory` still has to write at its peak: checkpoints with moments and banks, the encoder."""
+    encoder, grid = make_encoder(settings.encoder), volumes[0].grid
+    setup = Setup(settings, encoder, torch.device("cpu"), grid.shape, grid.spacing_mm, len(volumes))
+    with torch.random.fork_rng(devices=[]):
+        modules = VARIANTS[settings.negatives.kind](setup).modules
+    unreached: tuple[str, ...] = ()
+    if settings.negatives.kind in DENSE:  # no loss reaches the stages behind the layer
+        names = [tap.name for tap in encoder.taps]
+        unreached = tuple(f"encoder.stages.{n}." for n in names[names.index(tap_of(encoder, settings).name) + 1 :])
+    return planned_bytes(modules, encoder, optimisation(settings), directory, unreached)
 
 
 def check_settings(settings: SimclrSettings, subjects: int | None = None) -> None:
