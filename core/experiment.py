@@ -89,8 +89,8 @@ class Study:
     prepared: PreparedCohort
 
     def volumes(self, role: str) -> "PreparedVolumes":
-        """The prepared volumes of one split, loaded one at a time."""
-        ids = getattr(self.split, role)
+        """The prepared volumes of one split, loaded one at a time, in the order of the ids."""
+        ids = getattr(self.split.in_order(), role)
         return PreparedVolumes(self.prepared.cache, tuple(self.prepared.keys[i] for i in ids), ids)
 
 
@@ -125,7 +125,7 @@ def cache_directory(runs: Path) -> Path:
 
 def prepare(runs: Path, source: DataSource, progress: Progress, workers: int = 2) -> Study:
     """Read, register, resample and normalise every subject (cached), split by subject, refuse leakage."""
-    cohort = read_cohort(source.cohort, source.layout)
+    cohort = read_cohort(source.cohort, source.layout).in_order()
     with progress.task("Preparing scans", len(cohort.subjects)) as advance:
         done = 0
 
@@ -178,7 +178,7 @@ def pretrain(
                 seen = max(step, seen)
 
             about = about_stage(run, "encoder")
-            pretrain_encoder(study.volumes("train"), settings, run.directory, monitor, about=about)
+            pretrain_encoder(_training_volumes(run, study), settings, run.directory, monitor, about=about)
         _record_stage(run, "encoder", began)
     return run
 
@@ -213,7 +213,7 @@ def fit(
         if stage_done(run, "detector"):
             return run
         update_run(run, status="running")
-        volumes = study.volumes("train")
+        volumes = _training_volumes(run, study)
         with progress.task("Fitting", len(volumes)) as advance:
             seen = 0
 
@@ -445,13 +445,14 @@ def _open_or_create(
     cohort = _cohort_record(study)
     wanted = {
         "recipe": recipe,
-        "split": as_json(study.split),
+        "split": as_json(study.split.in_order()),
         "preprocessing": as_json(study.source.preprocessing),
     }
     for run in list_runs(runs)[0]:
         if run.run_id == run_id:
             free = ("recipe.memory_gb", "recipe.log_every", "recipe.checkpoint_every")
-            as_now = replace(run, record={**run.record, "recipe": _completed(run.record["recipe"])})
+            begun = {"recipe": _completed(run.record["recipe"]), "split": ordered_split(run.record["split"])}
+            as_now = replace(run, record={**run.record, **begun})
             check_same(as_now, wanted | {"parents": parents}, may_change=(*free, "recipe.weights") if parents else free)
             if run.record["cohort"]["fingerprint"] != cohort["fingerprint"]:
                 raise BadInput(
@@ -471,6 +472,17 @@ def _open_or_create(
         parents=parents,
         run_id=run_id,
     )
+
+
+def ordered_split(split: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored split with ordered lists; those of older runs have the table's order."""
+    return as_json(Split(**{role: tuple(split.get(role, ())) for role in ROLES}).in_order())
+
+
+def _training_volumes(run: Run, study: Study) -> PreparedVolumes:
+    """The training scans in the order in which the run began: an older run that was stopped goes on in its own."""
+    ids = tuple(run.record["split"]["train"])
+    return PreparedVolumes(study.prepared.cache, tuple(study.prepared.keys[i] for i in ids), ids)
 
 
 def _completed(recipe: Mapping[str, Any]) -> dict[str, Any]:

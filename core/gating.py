@@ -18,7 +18,7 @@ import numpy as np
 from core.calibration import QUANTILE
 from core.detectors import Gated, recipe_json
 from core.evaluation import BEHIND_LABELS, evaluate_run, read_metrics
-from core.experiment import SUBJECT_FILE, scored_subjects
+from core.experiment import SUBJECT_FILE, ordered_split, scored_subjects
 from core.progress import Progress
 from core.run_scores import RunScores, open_scores, set_id
 from core.store import (
@@ -153,7 +153,9 @@ def _part(run: Run, layers: str) -> Part:
 
 
 def _check_alike(gate: Run, second: Run) -> None:
-    different = [what for what in ("split", "preprocessing") if gate.record[what] != second.record[what]]
+    different = [] if gate.record["preprocessing"] == second.record["preprocessing"] else ["preprocessing"]
+    if ordered_split(gate.record["split"]) != ordered_split(second.record["split"]):
+        different = ["split", *different]
     if gate.record["cohort"]["fingerprint"] != second.record["cohort"]["fingerprint"]:
         different = ["cohort", *different]
     if different:

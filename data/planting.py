@@ -132,6 +132,7 @@ def plant_cohort(
     if directory.exists() and not is_committed(directory) and any(directory.iterdir()):
         raise BadInput(f"{directory} holds other files and would be replaced. Choose a new or empty directory.")
     settings = _Settings(contrast, seed, contrast_range, min_volume_ml, edge_mm, polarity)
+    cohort = cohort.in_order()
     with committed_directory(directory) as scratch:
         fits = _each(workers, _fit_one, [(subject, tuple(shapes), settings) for subject in cohort.subjects])
         chosen = _shared_out(cohort.subjects, [fit.shapes for fit in fits], len(shapes))
