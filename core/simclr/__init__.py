@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from core import distributed
-from core.randomness import stream
+from core.randomness import number_of, stream
 from core.simclr.atlas import Atlas
 from core.simclr.ccd import Ccd
 from core.simclr.dense import Dense, tap_of
@@ -23,7 +23,7 @@ from core.simclr.whole import InBatch, Moco, Queue, Slots
 from core.training import Optimisation, check_optimisation, minimise
 from core.types import Monitor, silent
 from data.errors import BadInput
-from data.files import committed_directory
+from data.files import committed_directory, read_json
 from data.volume import Volume
 from models.encoder import make_encoder, save_encoder
 
@@ -64,7 +64,8 @@ def pretrain_encoder(
     Run again after an interruption, it goes on from the last checkpoint (see `core.training.minimise`), banks and
     momentum encoder included. Heads, banks and the momentum encoder are used in training and left out of the result.
     When the volumes fit into memory they are put in the order of their subject ids, so their order does not matter; a
-    lazy sequence is used as it is ordered. `about` is what the saved encoder's manifest says of itself.
+    lazy sequence is used as it is ordered. Views and places of a subject are drawn by its id. `about` is what the saved
+    encoder's manifest says of itself.
     BadInput when volumes differ in shape, contrasts do not fit the encoder, there are fewer subjects than `batch`, or
     a setting is out of its range. SimCLR: Chen et al. 2020, arXiv:2002.05709; the variants name their own sources.
     """
@@ -74,7 +75,9 @@ def pretrain_encoder(
     encoder = make_encoder(settings.encoder).to(device).train()
     if not encoder.slicewise:  # half as fast again on a CPU, faster with bfloat16 everywhere
         encoder.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    setup = Setup(settings, encoder, device, scans.shape, scans.spacing_mm, len(volumes))
+    drawn_by = _drawn_by(directory)
+    samples = tuple(number_of(i) for i in scans.subject_ids) if drawn_by else ()
+    setup = Setup(settings, encoder, device, scans.shape, scans.spacing_mm, len(volumes), samples)
     variant = VARIANTS[settings.negatives.kind](setup)
     dense = settings.negatives.kind in DENSE
 
@@ -89,7 +92,7 @@ def pretrain_encoder(
         loss_of_step,
         optimisation(settings),
         directory,
-        config={"settings": asdict(settings), "shape": list(scans.shape), **scans.identity},
+        config={"settings": asdict(settings), "shape": list(scans.shape), **scans.identity, **drawn_by},
         defaults={"settings": asdict(SimclrSettings())},
         device=device,
         examples_per_step=settings.batch,
@@ -98,6 +101,13 @@ def pretrain_encoder(
     with committed_directory(directory / "encoder", within=directory, about=about) as scratch:
         save_encoder(encoder, settings.encoder, scratch)
     return directory / "encoder"
+
+
+def _drawn_by(directory: Path) -> dict[str, str]:
+    """How draws are keyed: by subject id. Nothing for a run that was begun by place and goes on that way."""
+    begun = directory / "training.json"
+    older = begun.is_file() and "draws" not in read_json(begun)
+    return {} if older else {"draws": "by subject id"}
 
 
 def check_settings(settings: SimclrSettings, subjects: int | None = None) -> None:

@@ -23,6 +23,8 @@ class Scans:
     spacing_mm: tuple[float, float, float]
     identity: dict[str, Any]
     """What tells these data from others when a run is resumed."""
+    subject_ids: tuple[str, ...]
+    """Whose they are, in the order of `read`."""
 
 
 def open_scans(volumes: Sequence[Volume], settings: SimclrSettings, device: torch.device) -> Scans:
@@ -45,7 +47,8 @@ def open_scans(volumes: Sequence[Volume], settings: SimclrSettings, device: torc
             scan = torch.tensor(_checked(volume, expected), device=device)
             return scan, torch.tensor(volume.brain_mask, device=device)
 
-        return Scans(read, shape, spacing, {"subjects": len(volumes)})
+        ids = tuple(volume.subject_id for volume in volumes)
+        return Scans(read, shape, spacing, {"subjects": len(volumes)}, ids)
     ordered = sorted(volumes, key=lambda volume: volume.subject_id)
     kept = torch.empty((len(ordered), *expected))
     brains = torch.empty((len(ordered), *shape), dtype=torch.bool)
@@ -59,7 +62,8 @@ def open_scans(volumes: Sequence[Volume], settings: SimclrSettings, device: torc
     if settings.negatives.kind in DENSE:
         identity["brains_sha256"] = hashlib.sha256(brains.numpy().data).hexdigest()
     kept, brains = kept.to(device), brains.to(device)
-    return Scans(lambda i: (kept[i], brains[i]), shape, spacing, identity)
+    ids = tuple(volume.subject_id for volume in ordered)
+    return Scans(lambda i: (kept[i], brains[i]), shape, spacing, identity, ids)
 
 
 def _checked(volume: Volume, expected: tuple[int, ...]) -> np.ndarray:
