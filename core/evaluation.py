@@ -24,12 +24,11 @@ from core.store import (
     append_event,
     lock,
     open_run,
-    peak_memory_mb,
+    record_duration,
     stage,
     stage_done,
     stage_json,
     stage_name,
-    update_run,
     verify_stage,
 )
 from core.subject_level import subject_level
@@ -87,7 +86,7 @@ def evaluate_run(
             _write(scratch / "metrics.json", metrics)
         _forget_packed(run.directory)
         append_event(run, "evaluated", {"test_subjects": len(scores.subjects("test"))})  # looking is counted
-        update_run(run, stages={"evaluation": {"seconds": time.perf_counter() - began, "peak_mb": peak_memory_mb()}})
+        record_duration(run, "evaluation", began)
     return metrics
 
 

@@ -38,7 +38,7 @@ from core.store import (
     fingerprint,
     list_runs,
     lock,
-    peak_memory_mb,
+    record_duration,
     stage,
     stage_directory,
     stage_done,
@@ -179,7 +179,7 @@ def pretrain(
 
             about = about_stage(run, "encoder")
             pretrain_encoder(_training_volumes(run, study), settings, run.directory, monitor, about=about)
-        _record_stage(run, "encoder", began)
+        record_duration(run, "encoder", began)
     return run
 
 
@@ -261,7 +261,7 @@ def score(run: Run, progress: Progress, *, memory_gb: float | None = None) -> Ru
                 _score_chunk(run, detector, chunk)
             advance(len(chunk), chunk[-1]["subject_id"])
         if detector is not None:
-            _record_stage(run, "scores", began)
+            record_duration(run, "scores", began)
     return run
 
 
@@ -476,7 +476,8 @@ def _open_or_create(
 
 def ordered_split(split: Mapping[str, Any]) -> dict[str, Any]:
     """A stored split with ordered lists; those of older runs have the table's order."""
-    return as_json(Split(**{role: tuple(split.get(role, ())) for role in ROLES}).in_order())
+    ordered = Split(**{role: tuple(split.get(role, ())) for role in ROLES}).in_order()
+    return {role: list(getattr(ordered, role)) for role in ROLES}
 
 
 def _training_volumes(run: Run, study: Study) -> PreparedVolumes:
@@ -591,11 +592,6 @@ def _voxel_hashes(run: Run, subject_ids: Collection[str]) -> dict[str, str]:
                 subject_id = str(subject["subject_id"])
                 found[subject_id] = load_voxel_hash(cache_directory(run.directory.parent), subject["key"], subject_id)
     return found
-
-
-def _record_stage(run: Run, name: str, began: float) -> None:
-    seconds = round(time.perf_counter() - began, 3)
-    update_run(run, stages={name: {"seconds": seconds, "peak_mb": peak_memory_mb()}})
 
 
 @contextlib.contextmanager

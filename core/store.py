@@ -277,6 +277,15 @@ def about_stage(run: Run, name: str) -> dict[str, Any]:
     return {"stage": name, "run": run.record.get("identity"), "made_by": MADE_BY.get(first, first)}
 
 
+def record_duration(run: Run, name: str, began: float) -> None:
+    """Write seconds since `began` (time.perf_counter) and peak memory of a stage into run.json.
+
+    Only there: within a committed directory they would make two equal results differ.
+    """
+    seconds = round(time.perf_counter() - began, 3)
+    update_run(run, stages={name: {"seconds": seconds, "peak_mb": peak_memory_mb()}})
+
+
 def stage_done(run: Run, name: str, verify: bool = False) -> bool:
     """Whether a stage is committed; with `verify` also whether every byte is what its manifest says."""
     directory = stage_directory(run, name)
