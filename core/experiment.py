@@ -241,7 +241,7 @@ def score(run: Run, progress: Progress, *, memory_gb: float | None = None) -> Ru
     """Score every calibration, validation and test subject under every layer set; one directory per subject.
 
     As many subjects at a time as fit into the detector's memory limit (or `memory_gb`). The number is kept with the
-    run: a resumed run solves the same systems and gets the same bits.
+    run and changes no bit: a subject gets the same scores alone as among others.
     """
     detector = None
     subjects = scored_subjects(run)

@@ -23,4 +23,5 @@ def number_of(subject_id: str) -> int:
 
     It comes from the id alone, so what is drawn for a subject stays the same whoever else is in the cohort.
     """
-    return int.from_bytes(hashlib.sha256(subject_id.encode("utf-8", "surrogatepass")).digest()[:8], "big") >> 2
+    digest = hashlib.blake2b(subject_id.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 2

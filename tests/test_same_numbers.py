@@ -2,14 +2,22 @@
 
 import csv
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 import cli
+from core.features import every_layer_set, feature_layout
+from core.gaussian import GaussianSettings, fit_gaussian
+from core.memory_bank.bank import MemoryBank
+from core.memory_bank.settings import BankSettings
+from core.types import FeatureLayout
 from data.files import MANIFEST, read_json
+from data.volume import Grid
 from tests.study import SCAN_FLAGS, SIMCLR_FLAGS, write_scans
 
 GAUSSIAN = ("--encoder", "encoder", "--layers", "input", "stage1", "--grid", "8mm")
@@ -102,3 +110,73 @@ def test_row_order_folder_names_links_and_workers_change_no_byte_of_any_result(m
     one, other = made.committed(), otherwise.committed()
     assert list(one) == list(other)
     assert [place for place in one if one[place] != other[place]] == []
+
+
+# --------------------------------------------------------------------------------------- company in the same batch
+
+CHANNELS = {"fine": 1, "middle": 6, "coarse": 33}
+
+
+def small_layout() -> FeatureLayout:
+    """Every cell of a box that no block size divides; layers at one, two and four cells."""
+    working = Grid((9, 7, 5), np.diag([4.0, 4.0, 4.0, 1.0]))
+    strides = {"fine": (1, 1, 1), "middle": (2, 2, 2), "coarse": (4, 4, 4)}
+    return feature_layout(working, (1, 1, 1), strides, CHANNELS, np.argwhere(np.ones(working.shape, dtype=bool)))
+
+
+LAYOUT = small_layout()
+SETS = every_layer_set(tuple(CHANNELS))
+
+
+def features(n: int, seed: int) -> list[dict[str, torch.Tensor]]:
+    random = np.random.default_rng(seed)
+    return [
+        {
+            layer: torch.from_numpy(random.normal(size=(len(cells), CHANNELS[layer])).astype(np.float32))
+            for layer, cells in LAYOUT.layer_positions.items()
+        }
+        for _ in range(n)
+    ]
+
+
+def in_company(distances: Callable[[Sequence[dict[str, torch.Tensor]]], np.ndarray]) -> None:
+    """The same bits for a volume alone, in small batches and in a large one; one of them was trained on."""
+    volumes = [*features(25, seed=2), *features(1, seed=1)]
+    together = distances(volumes)
+    for size in (1, 2, 3, 25):
+        parts = [distances(volumes[start : start + size]) for start in range(0, len(volumes), size)]
+        assert np.concatenate(parts, axis=1).tobytes() == together.tobytes(), size
+
+
+@pytest.mark.parametrize(
+    ("n", "settings"),
+    [
+        (9, GaussianSettings()),
+        (30, GaussianSettings(form="dual")),
+        (30, GaussianSettings(form="primal")),
+        (9, GaussianSettings(shrinkage="ledoit_wolf")),
+        (9, GaussianSettings(form="dual", shrinkage="oas")),
+        (9, GaussianSettings(covariance="diagonal")),
+        (9, GaussianSettings(covariance="shared")),
+    ],
+)
+def test_a_gaussian_gives_a_scan_the_same_bits_alone_as_among_others(n: int, settings: GaussianSettings) -> None:
+    fitted = fit_gaussian(features(n, 1), LAYOUT.lookup, CHANNELS, settings, n_subjects=n, limit_bytes=1e9)
+    in_company(lambda volumes: fitted.mahalanobis_subsets(volumes, SETS))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        BankSettings(subset="random", coreset_ratio=0.3),
+        BankSettings(subset="random", coreset_ratio=0.3, position="weighted"),
+        BankSettings(subset="random", coreset_ratio=0.3, position="restricted"),
+        BankSettings(subset="all", position="restricted"),
+        BankSettings(subset="random", coreset_ratio=0.3, search="ivf"),
+    ],
+)
+@pytest.mark.parametrize("subjects", [4, 17])
+def test_a_memory_bank_gives_a_scan_the_same_bits_alone_as_among_others(settings: BankSettings, subjects: int) -> None:
+    bank = MemoryBank.build(features(subjects, 1), tuple(map(str, range(subjects))), LAYOUT, settings)
+    in_company(lambda volumes: bank.search(volumes, SETS).distance)
+    in_company(lambda volumes: bank.search(volumes, SETS).entry)
