@@ -245,6 +245,8 @@ def score(run: Run, progress: Progress, *, memory_gb: float | None = None) -> Ru
     """
     detector = None
     subjects = scored_subjects(run)
+    if run.status == "finished" and all(_is_scored(run, subject) for subject in subjects):
+        return run  # nothing to write: the run may be one that can only be read
     began = time.perf_counter()
     reset_peak_memory()
     if run.status == "finished" and all(_is_scored(run, subject) for subject in subjects):
