@@ -3,7 +3,7 @@
 import json
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -33,7 +33,7 @@ def sealed(study: TinyStudy, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     unseal()
 
 
-def seal(directory: Path):  # noqa: ANN201
+def seal(directory: Path) -> Callable[[], object]:
     """Let nobody write below a directory: by a read-only mount, or, for whom modes hold, by its modes."""
     mount = subprocess.run(["mount", "--bind", directory, directory], capture_output=True, check=False)
     if mount.returncode == 0:
@@ -83,9 +83,7 @@ def test_a_diagnosis_that_cannot_be_kept_is_the_one_that_is_kept(
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_a_page_shows_runs_that_can_only_be_read(
-    sealed: TinyStudy, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+def test_a_page_shows_runs_that_can_only_be_read(sealed: TinyStudy, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv("DICESCOPE_RUNS", str(sealed.runs))
     monkeypatch.chdir(ROOT)
     st.cache_resource.clear()

@@ -2,10 +2,12 @@
 
 import csv
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -15,10 +17,21 @@ from core.features import every_layer_set, feature_layout
 from core.gaussian import GaussianSettings, fit_gaussian
 from core.memory_bank.bank import MemoryBank
 from core.memory_bank.settings import BankSettings
+from core.randomness import number_of
+from core.simclr import SimclrSettings
+from core.simclr.parts import Batch, Setup, view_draws
+from core.simclr.scans import open_scans
+from core.store import open_run, update_run
 from core.types import FeatureLayout
+from core.views import ViewDraw, ViewSettings
+from core.visibility.changes import VisibilitySettings, lesion_places, view_changes
+from core.visibility.measure import windows_of
 from data.files import MANIFEST, read_json
+from data.preprocessing import prepare_reading
+from data.table import read_table
 from data.volume import Grid
-from tests.study import SCAN_FLAGS, SIMCLR_FLAGS, write_scans
+from models.encoder import EncoderSettings, make_encoder
+from tests.study import PREPROCESSING, SCAN_FLAGS, SIMCLR_FLAGS, small_volumes, write_scans
 
 GAUSSIAN = ("--encoder", "encoder", "--layers", "input", "stage1", "--grid", "8mm")
 FITS: dict[str, tuple[str, ...]] = {
@@ -112,6 +125,71 @@ def test_row_order_folder_names_links_and_workers_change_no_byte_of_any_result(m
     assert [place for place in one if one[place] != other[place]] == []
 
 
+def test_a_run_that_was_begun_in_another_order_goes_on_and_is_the_same_run(made: Made, tmp_path: Path) -> None:
+    runs = Path(shutil.copytree(made.runs, tmp_path / "runs"))
+    run = open_run(runs, "zscore")
+    backwards = {role: list(reversed(ids)) for role, ids in run.record["split"].items()}
+    update_run(run, split=backwards)
+    words = ["fit", str(made.table), *SCAN_FLAGS, "--run-id", "zscore", *FITS["zscore"], "--runs", str(runs)]
+    assert cli.main(words) == 0
+    assert open_run(runs, "zscore").record["split"] == backwards
+
+
+# -------------------------------------------------------------------------------------------- draws, and how it lies
+
+
+def test_what_is_drawn_for_a_subject_does_not_depend_on_who_else_is_there() -> None:
+    settings, volumes = VisibilitySettings(scans=9), small_volumes(6, shape=(24, 24, 24))
+    few, many = (
+        {window.volume.subject_id: window for window in windows_of(some, ViewSettings(), settings)}
+        for some in (volumes[3:], volumes)
+    )
+    for subject_id, window in few.items():
+        one, other = (view_changes(w, ViewSettings(), settings) for w in (window, many[subject_id]))
+        assert all(torch.equal(a.image, b.image) for a, b in zip(one, other, strict=True))
+        assert np.array_equal(lesion_places(window, settings), lesion_places(many[subject_id], settings))
+
+
+def test_views_of_a_training_are_drawn_by_subject(tmp_path: Path) -> None:
+    drawn: list[dict[str, ViewDraw]] = []
+    for volumes in (small_volumes(4), small_volumes(5)[1:]):
+        settings = SimclrSettings(batch=4, steps=1, encoder=EncoderSettings(width=4), views=ViewSettings())
+        scans = open_scans(volumes, settings, torch.device("cpu"))
+        samples = tuple(map(number_of, scans.subject_ids))
+        setup = Setup(
+            settings, make_encoder(settings.encoder), torch.device("cpu"), scans.shape, (4.0,) * 3, 4, samples
+        )
+        views = view_draws(setup, Batch(1, range(4), [], []))[1]
+        drawn.append(dict(zip(scans.subject_ids, views, strict=True)))
+    common = drawn[0].keys() & drawn[1].keys()
+    assert len(common) == 3
+    assert all(drawn[0][i] == drawn[1][i] for i in common)
+
+
+@pytest.mark.parametrize("axes", ["LPS", "SAR", "PIL", "ASL", "IRP"])
+def test_the_order_in_which_a_file_stores_its_axes_changes_no_voxel(tmp_path: Path, axes: str) -> None:
+    table = write_scans(tmp_path / "scans" / "cohort.csv")
+    subject = read_table(table)["test01"]
+    files = (*subject.scans.values(), subject.lesion_mask)
+    for path in files:  # places that the header's float32 holds exactly, whichever corner comes first
+        exact = np.diag([4.125, 3.875, 4.0, 1.0])
+        exact[:3, 3] = -82.25, -113.5, -75.25
+        nib.save(nib.Nifti1Image(np.asarray(nib.load(path).dataobj), exact), path)
+    straight = prepare_reading(subject, PREPROCESSING)
+    for path in files:
+        image = nib.load(path)
+        turn = nib.orientations.ornt_transform(
+            nib.orientations.io_orientation(image.affine), nib.orientations.axcodes2ornt(tuple(axes))
+        )
+        nib.save(image.as_reoriented(turn), path)
+    turned = prepare_reading(subject, PREPROCESSING)
+    assert turned.axes == axes
+    assert np.array_equal(turned.volume.voxels, straight.volume.voxels)
+    assert np.array_equal(turned.volume.brain_mask, straight.volume.brain_mask)
+    assert np.array_equal(turned.native_lesion.voxels, straight.native_lesion.voxels)
+    assert turned.voxel_sha256 == straight.voxel_sha256
+
+
 # --------------------------------------------------------------------------------------- company in the same batch
 
 CHANNELS = {"fine": 1, "middle": 6, "coarse": 33}
@@ -139,13 +217,14 @@ def features(n: int, seed: int) -> list[dict[str, torch.Tensor]]:
     ]
 
 
-def in_company(distances: Callable[[Sequence[dict[str, torch.Tensor]]], np.ndarray]) -> None:
-    """The same bits for a volume alone, in small batches and in a large one; one of them was trained on."""
-    volumes = [*features(25, seed=2), *features(1, seed=1)]
-    together = distances(volumes)
-    for size in (1, 2, 3, 25):
-        parts = [distances(volumes[start : start + size]) for start in range(0, len(volumes), size)]
-        assert np.concatenate(parts, axis=1).tobytes() == together.tobytes(), size
+def in_company(search: Callable[[Sequence[dict[str, torch.Tensor]]], Sequence[np.ndarray]], n: int) -> None:
+    """The same bits for each of n volumes alone, in small batches and in a large one; one of them was trained on."""
+    volumes = [*features(n - 1, seed=2), *features(1, seed=1)]
+    together = search(volumes)
+    for size in (1, 3, n - 1):
+        parts = [search(volumes[start : start + size]) for start in range(0, n, size)]
+        for found, whole in zip(zip(*parts, strict=True), together, strict=True):
+            assert np.concatenate(found, axis=1).tobytes() == whole.tobytes(), size
 
 
 @pytest.mark.parametrize(
@@ -162,7 +241,7 @@ def in_company(distances: Callable[[Sequence[dict[str, torch.Tensor]]], np.ndarr
 )
 def test_a_gaussian_gives_a_scan_the_same_bits_alone_as_among_others(n: int, settings: GaussianSettings) -> None:
     fitted = fit_gaussian(features(n, 1), LAYOUT.lookup, CHANNELS, settings, n_subjects=n, limit_bytes=1e9)
-    in_company(lambda volumes: fitted.mahalanobis_subsets(volumes, SETS))
+    in_company(lambda volumes: [fitted.mahalanobis_subsets(volumes, SETS)], 26)
 
 
 @pytest.mark.parametrize(
@@ -178,5 +257,9 @@ def test_a_gaussian_gives_a_scan_the_same_bits_alone_as_among_others(n: int, set
 @pytest.mark.parametrize("subjects", [4, 17])
 def test_a_memory_bank_gives_a_scan_the_same_bits_alone_as_among_others(settings: BankSettings, subjects: int) -> None:
     bank = MemoryBank.build(features(subjects, 1), tuple(map(str, range(subjects))), LAYOUT, settings)
-    in_company(lambda volumes: bank.search(volumes, SETS).distance)
-    in_company(lambda volumes: bank.search(volumes, SETS).entry)
+
+    def search(volumes: Sequence[dict[str, torch.Tensor]]) -> list[np.ndarray]:
+        found = bank.search(volumes, SETS)
+        return [found.distance, found.entry]
+
+    in_company(search, 8)
