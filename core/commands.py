@@ -14,7 +14,7 @@ from core.again import Place, argv_of, comparison_argv, scan_words, settings_wor
 from core.jobs import Job, list_jobs, start_job
 from core.recipes import as_json, from_json
 from core.simclr import SimclrSettings
-from core.store import Run, list_runs, open_run, stage_done, stage_name
+from core.store import Run, kept_if_possible, list_runs, open_run, stage_done, stage_name
 from core.training_view import asked_run_id
 from data.cohort import ROLES
 from data.errors import BadInput
@@ -49,7 +49,8 @@ def scans_of(runs: Path, run: Run) -> Scans:
     So a second encoder or a detector sees exactly the training subjects of the first, whatever the split came from.
     """
     path = runs.absolute() / ".splits" / f"{folder_name(run.run_id)}.json"
-    write_json(path, {role: list(run.record["split"].get(role, [])) for role in ROLES})
+    with kept_if_possible(run):
+        write_json(path, {role: list(run.record["split"].get(role, [])) for role in ROLES})
     cohort = run.record["cohort"]
     preprocessing = from_json(Preprocessing, run.record["preprocessing"])
     return Scans(str(cohort["path"]), str(cohort.get("layout", "auto")), str(path), preprocessing)

@@ -18,19 +18,18 @@ from core.lesions import healthy_false_positives, lesion_report, summarise
 from core.metrics import SubjectScores, best_common_threshold, evaluate, healthy_rule, thresholds
 from core.packed import save_levels, score_levels
 from core.progress import Progress
-from core.provenance import computed_by, reset_peak_memory
+from core.provenance import reset_peak_memory
 from core.run_scores import RunScores, Space, open_scores, set_id
 from core.store import (
     Run,
     append_event,
     lock,
     open_run,
-    peak_memory_mb,
+    record_duration,
     stage,
     stage_done,
     stage_json,
     stage_name,
-    update_run,
     verify_stage,
 )
 from core.subject_level import subject_level
@@ -92,8 +91,7 @@ def evaluate_run(
             _write(scratch / "metrics.json", metrics)
         _forget_packed(run.directory)
         append_event(run, "evaluated", {"test_subjects": len(scores.subjects("test"))})  # looking is counted
-        spent = {"seconds": time.perf_counter() - began, "peak_mb": peak_memory_mb(), "computed_by": computed_by()}
-        update_run(run, stages={"evaluation": spent})
+        record_duration(run, "evaluation", began)
     return metrics
 
 

@@ -42,7 +42,7 @@ from core.store import (
     list_runs,
     lock,
     lose_equal_bits,
-    peak_memory_mb,
+    record_duration,
     stage,
     stage_directory,
     stage_done,
@@ -100,8 +100,8 @@ class Study:
     prepared: PreparedCohort
 
     def volumes(self, role: str) -> "PreparedVolumes":
-        """The prepared volumes of one split, loaded one at a time."""
-        ids = getattr(self.split, role)
+        """The prepared volumes of one split, loaded one at a time, in the order of the ids."""
+        ids = getattr(self.split.in_order(), role)
         return PreparedVolumes(self.prepared.cache, tuple(self.prepared.keys[i] for i in ids), ids)
 
 
@@ -141,7 +141,7 @@ def prepare(runs: Path, source: DataSource, progress: Progress, workers: int = 2
     """
     check_range("workers", workers)
     check_range("split_seed", source.seed)
-    cohort = read_cohort(source.cohort, source.layout)
+    cohort = read_cohort(source.cohort, source.layout).in_order()
     asked = _split(cohort, source)
     check_healthy(cohort, asked)
     _require_training(asked)
@@ -204,8 +204,8 @@ def pretrain(
                 seen = max(step, seen)
 
             about = about_stage(run, "encoder")
-            pretrain_encoder(study.volumes("train"), settings, run.directory, monitor, about=about)
-        _record_stage(run, "encoder", began)
+            pretrain_encoder(_training_volumes(run, study), settings, run.directory, monitor, about=about)
+        record_duration(run, "encoder", began)
     return run
 
 
@@ -244,7 +244,7 @@ def fit(
         if stage_done(run, "detector"):
             return run
         update_run(run, status="running")
-        volumes = study.volumes("train")
+        volumes = _training_volumes(run, study)
         with progress.task("Fitting", len(volumes)) as advance:
             seen = 0
 
@@ -276,16 +276,16 @@ def score(run: Run, progress: Progress, *, memory_gb: float | None = None) -> Ru
     """Score every calibration, validation and test subject under every layer set; one directory per subject.
 
     As many subjects at a time as fit into the detector's memory limit (or `memory_gb`). The number is kept with the
-    run: a resumed run solves the same systems and gets the same bits.
+    run and changes no bit: a subject gets the same scores alone as among others.
     """
     if memory_gb is not None:
         check_range("memory_gb", memory_gb)
     detector = None
     subjects = scored_subjects(run)
+    if run.status == "finished" and all(_is_scored(run, subject) for subject in subjects):
+        return run  # nothing to write: the run may be one that can only be read
     began = time.perf_counter()
     reset_peak_memory()
-    if run.status == "finished" and all(_is_scored(run, subject) for subject in subjects):
-        return run  # so what only reads works where nothing can be written
     with lock(run) as run, _outcome(run), progress.task("Scoring", len(subjects)) as advance:
         if not all(_is_scored(run, subject) for subject in subjects):
             run = update_run(run, status="running")
@@ -305,7 +305,7 @@ def score(run: Run, progress: Progress, *, memory_gb: float | None = None) -> Ru
                 _score_chunk(run, detector, chunk)
             advance(len(chunk), chunk[-1]["subject_id"])
         if detector is not None:
-            _record_stage(run, "scores", began)
+            record_duration(run, "scores", began)
     return run
 
 
@@ -525,13 +525,14 @@ def _open_or_create(
     cohort = _cohort_record(study)
     wanted = {
         "recipe": recipe,
-        "split": as_json(study.split),
+        "split": as_json(study.split.in_order()),
         "preprocessing": as_json(study.source.preprocessing),
     }
     for run in list_runs(runs)[0]:
         if run.run_id == run_id:
             free = ("recipe.memory_gb", "recipe.log_every", "recipe.checkpoint_every")
-            as_now = replace(run, record={**run.record, "recipe": _completed(run.record["recipe"])})
+            begun = {"recipe": _completed(run.record["recipe"]), "split": ordered_split(run.record["split"])}
+            as_now = replace(run, record={**run.record, **begun})
             check_same(as_now, wanted | {"parents": parents}, may_change=(*free, "recipe.weights") if parents else free)
             if run.record["cohort"]["fingerprint"] != cohort["fingerprint"]:
                 raise BadInput(
@@ -551,6 +552,18 @@ def _open_or_create(
         parents=parents,
         run_id=run_id,
     )
+
+
+def ordered_split(split: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored split with ordered lists; those of older runs have the table's order."""
+    ordered = Split(**{role: tuple(split.get(role, ())) for role in ROLES}).in_order()
+    return {role: list(getattr(ordered, role)) for role in ROLES}
+
+
+def _training_volumes(run: Run, study: Study) -> PreparedVolumes:
+    """The training scans in the order in which the run began: an older run that was stopped goes on in its own."""
+    ids = tuple(run.record["split"]["train"])
+    return PreparedVolumes(study.prepared.cache, tuple(study.prepared.keys[i] for i in ids), ids)
 
 
 def _completed(recipe: Mapping[str, Any]) -> dict[str, Any]:
@@ -669,11 +682,6 @@ def _voxel_hashes(run: Run, subject_ids: Collection[str]) -> dict[str, str]:
                 subject_id = str(subject["subject_id"])
                 found[subject_id] = load_voxel_hash(cache_directory(run.directory.parent), subject["key"], subject_id)
     return found
-
-
-def _record_stage(run: Run, name: str, began: float) -> None:
-    seconds = round(time.perf_counter() - began, 3)
-    update_run(run, stages={name: {"seconds": seconds, "peak_mb": peak_memory_mb(), "computed_by": computed_by()}})
 
 
 def _compare_threads(run: Run, before: Sequence[str], what: str, progress: Progress) -> Run:

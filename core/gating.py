@@ -19,7 +19,7 @@ from core.calibration import QUANTILE
 from core.detectors import Gated, recipe_json
 from core.disk_plan import grid_bytes
 from core.evaluation import BEHIND_LABELS, check_rule, evaluate_run, read_metrics
-from core.experiment import SUBJECT_FILE, preprocessing_of, scored_subjects
+from core.experiment import SUBJECT_FILE, ordered_split, preprocessing_of, scored_subjects
 from core.progress import Progress
 from core.run_scores import RunScores, open_scores, set_id
 from core.store import (
@@ -156,7 +156,9 @@ def _part(run: Run, layers: str) -> Part:
 
 
 def _check_alike(gate: Run, second: Run) -> None:
-    different = [what for what in ("split", "preprocessing") if gate.record[what] != second.record[what]]
+    different = [] if gate.record["preprocessing"] == second.record["preprocessing"] else ["preprocessing"]
+    if ordered_split(gate.record["split"]) != ordered_split(second.record["split"]):
+        different = ["split", *different]
     if gate.record["cohort"]["fingerprint"] != second.record["cohort"]["fingerprint"]:
         different = ["cohort", *different]
     if different:

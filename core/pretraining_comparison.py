@@ -4,7 +4,6 @@ Every encoder and every detector is an ordinary run, so each page opens it, a ki
 stopped, and what is finished is used again. The comparison itself is `runs/.comparisons/NAME`.
 """
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -23,7 +22,7 @@ from core.simclr.settings import Kind
 from core.store import Run, open_run, stage_done
 from core.views import VIEW_SETS, ViewSettings
 from core.visibility.runs import stored_visibility, visibility_of_run
-from data.errors import BadInput
+from data.errors import BadInput, IntegrityError
 from data.files import committed_directory, is_committed, read_committed_json, write_json
 from data.ranges import check_range, refuse_out_of_range
 
@@ -111,23 +110,24 @@ def compare_pretraining(
     if visibility:
         for run in (run for entry in trained for run in entry.encoders.values() if stored_visibility(run) is None):
             visibility_of_run(run, progress)
+    first = untrained.detectors[plan.seeds[0]]
     found = {
         "schema": 1,
         "name": plan.name,
         "plan": as_json(plan),
         "source": {
-            "cohort": os.path.abspath(source.cohort),
+            "cohort": first.record["cohort"]["fingerprint"],
             "layout": source.layout,
             "preprocessing": as_json(source.preprocessing),
         },
-        "split": {role: len(ids) for role, ids in untrained.detectors[plan.seeds[0]].record["split"].items()},
+        "split": {role: len(ids) for role, ids in first.record["split"].items()},
         "failed": failed,
         **build_table(trained, untrained, controls),
     }
     about = {"stage": f"{FOLDER}/{plan.name}", "made_by": "compare-pretraining"}
     with committed_directory(runs / FOLDER / plan.name, within=runs, about=about) as scratch:
         write_json(scratch / FILE, found)
-    return found
+    return read_comparison(runs, plan.name)
 
 
 def list_comparisons(runs: Path) -> list[str]:
@@ -137,7 +137,10 @@ def list_comparisons(runs: Path) -> list[str]:
 
 
 def read_comparison(runs: Path, name: str) -> dict[str, Any]:
-    """A finished comparison. BadInput lists those there are; IntegrityError when its file was edited or damaged."""
+    """A finished comparison, with how long its trainings took, as far as their runs are still there.
+
+    BadInput lists those there are; IntegrityError when its file was edited or damaged.
+    """
     names = list_comparisons(runs)
     if name not in names:
         raise BadInput(
@@ -145,7 +148,19 @@ def read_comparison(runs: Path, name: str) -> dict[str, Any]:
             "Make one: python cli.py compare-pretraining COHORT"
         )
     found: dict[str, Any] = read_committed_json(runs / FOLDER / name, FILE)
+    for row in (row for row in found["rows"] if row["contrastive"] is not None):
+        for seed, end in row["contrastive"]["by_seed"].items():
+            end.setdefault("seconds", _took(runs, row["runs"][seed]["encoder"]))
     return found
+
+
+def _took(runs: Path, encoder_run: str) -> float | None:
+    """How long a training took, by its run; None when that is gone."""
+    try:
+        seconds: float | None = open_run(runs, encoder_run).record["stages"].get("encoder", {}).get("seconds")
+    except (BadInput, IntegrityError):
+        return None
+    return seconds
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ import datetime
 import os
 import re
 import shutil
+import sys
+import threading
 import time
 import unicodedata
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -67,6 +69,10 @@ _IDENTITY = ("kind", "recipe", "cohort", "split", "preprocessing", "seed", "pare
 """What a run was started with: its stages carry a hash of it, so that none is taken for another run's."""
 STATUSES = ("running", "finished", "failed", "interrupted")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+_unkept: set[Path] = set()
+_unkept_lock = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -146,7 +152,8 @@ def create_run(
         "equal_bits": {"claimed": True, "reasons": []},
         "stages": {},
     }
-    record["identity"] = fingerprint([record[key] for key in _IDENTITY])
+    scans = {key: record["cohort"].get(key) for key in ("fingerprint", "subjects")}  # not where their table lies
+    record["identity"] = fingerprint([scans if key == "cohort" else record[key] for key in _IDENTITY])
     stem = run_id or f"{now:%Y-%m-%d}_{_slug(name)}_{fingerprint(recipe)[:4]}"
     run = _claim_directory(runs, stem, record, exact=run_id is not None)
     _announce(run)
@@ -303,6 +310,15 @@ def about_stage(run: Run, name: str) -> dict[str, Any]:
     return {"stage": name, "run": run.record.get("identity"), "made_by": MADE_BY.get(first, first)}
 
 
+def record_duration(run: Run, name: str, began: float) -> None:
+    """Write seconds since `began` (time.perf_counter) and peak memory of a stage into run.json.
+
+    Only there: within a committed directory they would make two equal results differ.
+    """
+    seconds = round(time.perf_counter() - began, 3)
+    update_run(run, stages={name: {"seconds": seconds, "peak_mb": peak_memory_mb(), "computed_by": computed_by()}})
+
+
 def stage_done(run: Run, name: str, verify: bool = False) -> bool:
     """Whether a stage is committed; with `verify` also whether every byte is what its manifest says."""
     directory = stage_directory(run, name)
@@ -392,8 +408,24 @@ def keep_json(run: Run, name: str, value: Mapping[str, Any]) -> None:
     """
     path = stage_directory(run, name + ".json")
     refuse_outside(path, run.directory)
-    with contextlib.suppress(EnvironmentProblem):
+    with kept_if_possible(run):
         write_sealed_json(path, value)
+
+
+@contextlib.contextmanager
+def kept_if_possible(run: Run) -> Iterator[None]:
+    """For what is kept so that it need not be computed again: where it cannot be written, said once and done without.
+
+    Runs that may only be read are so read by everything that reads. The note goes to stderr, once a run and process.
+    """
+    try:
+        yield
+    except EnvironmentProblem as problem:
+        with _unkept_lock:
+            if run.directory in _unkept:
+                return
+            _unkept.add(run.directory)
+        print(f"note: run {run.run_id} keeps nothing of what is computed now: {problem}", file=sys.stderr)
 
 
 def kept_json(run: Run, name: str) -> dict[str, Any] | None:

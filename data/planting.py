@@ -138,6 +138,7 @@ def plant_cohort(
     scans = [subject.scans[contrast] for subject in cohort.subjects if contrast in subject.scans]
     require_room(directory, 6 * sum(map(claimed_voxels, scans)), f"Planting in {len(scans)} scans", at_most=True)
     settings = _Settings(contrast, seed, contrast_range, min_volume_ml, edge_mm, polarity)
+    cohort = cohort.in_order()
     with committed_directory(directory) as scratch:
         fits = _each(workers, _fit_one, [(subject, tuple(shapes), settings) for subject in cohort.subjects])
         chosen = _shared_out(cohort.subjects, [fit.shapes for fit in fits], len(shapes))

@@ -37,7 +37,18 @@ from core.lesions import MIN_IOU, MIN_OVERLAP, MIN_VOLUME_MM3, components, healt
 from core.progress import Progress
 from core.randomness import stream
 from core.run_scores import RunScores, open_scores, set_id
-from core.store import Run, fingerprint, lock, stage, stage_directory, stage_done, stage_name, stored_json, undamaged
+from core.store import (
+    Run,
+    fingerprint,
+    lock,
+    record_duration,
+    stage,
+    stage_directory,
+    stage_done,
+    stage_name,
+    stored_json,
+    undamaged,
+)
 from core.types import ScoreMap
 from data.errors import BadInput
 from data.files import read_manifest, write_json
@@ -139,6 +150,7 @@ def run_detection_limits(
     cells = len(settings.diameters_mm) * len(settings.contrasts_sd) * len(settings.sites)
     planned = limits_bytes(cells, 1 + len(settings.fp_ml_per_scan), settings.per_cell)
     require_room(run.directory, planned, "The measurement of detection limits")
+    began = time.perf_counter()
     with lock(run) as run:
         result, lesions = measure_limits(
             scorer_of(load_detector(run), layers),
@@ -160,6 +172,7 @@ def run_detection_limits(
         with stage(run, stage_name(DIRECTORY, set_id(layers))) as scratch:
             write_json(scratch / "result.json", result)
             write_json(scratch / "lesions.json", lesions)
+        record_duration(run, stage_name(DIRECTORY, set_id(layers)), began)
     committed = stored_detection_limits(run, set_id(layers))
     assert committed is not None
     return committed
@@ -210,7 +223,6 @@ def measure_limits(
     among them; `reference`: healthy scans that set the unit of contrast. BadInput when a threshold would have none
     but the planted scan to come from.
     """
-    began = time.perf_counter()
     lesions = design(settings.diameters_mm, settings.contrasts_sd, settings.sites, settings.per_cell, settings.seed)
     bench = _bench(scorer, calibration, hosts, reference, settings, progress)
     places = [host_of(volume, settings.sites, settings.diameters_mm) for volume in hosts]
@@ -244,7 +256,6 @@ def measure_limits(
         "healthy_score_sd": bench.calibration.deviation,
         "levels": [_level(bench, number, records) for number in range(len(bench.calibration.levels))],
         "strength": strength_cells(records),
-        "seconds": round(time.perf_counter() - began, 1),
         "notes": _notes(settings, homeless, influence, together, hosts[0]),
     }
     return result, records

@@ -27,6 +27,7 @@ from core.run_scores import RunScores, open_scores, set_id
 from core.store import (
     Run,
     about_stage,
+    kept_if_possible,
     list_runs,
     stage_directory,
     stage_done,
@@ -57,7 +58,10 @@ def diagnose(
         counted = _count(scores, _with_native(scores, metrics, layers, progress), layers, protocol, progress)
         stage = stage_name(DIRECTORY, name, protocol)
         target = stage_directory(run, stage)
-        with committed_directory(target, within=run.directory, about=about_stage(run, stage)) as scratch:
+        with (
+            kept_if_possible(run),
+            committed_directory(target, within=run.directory, about=about_stage(run, stage)) as scratch,
+        ):
             write_json(scratch / "diagnosis.json", counted)
     return _assembled(scores, metrics, counted)
 

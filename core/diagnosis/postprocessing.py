@@ -33,7 +33,17 @@ from core.metrics import SubjectScores, best_common_threshold, healthy_rule
 from core.progress import Progress
 from core.run_scores import RunScores, open_scores, set_id
 from core.scoring import masked_score_map, to_score_map
-from core.store import Run, lock, open_run, stage, stage_directory, stage_name, stored_json, undamaged
+from core.store import (
+    Run,
+    lock,
+    open_run,
+    record_duration,
+    stage,
+    stage_directory,
+    stage_name,
+    stored_json,
+    undamaged,
+)
 from data.errors import BadInput
 from data.files import manifest_sha256, write_json
 from data.preprocessing import Prepared
@@ -187,9 +197,10 @@ def run_post_processing(
                 subjects.append(judged)
                 advance(1, judged["subject_id"])
         result = _result(scores, study, chosen, subjects)
-        result |= {"key": _key(run), "seconds": round(time.perf_counter() - began, 2), "workers": workers}
+        result |= {"key": _key(run)}
         with stage(run, stage_name("post-processing", name)) as scratch:
             write_json(scratch / "result.json", result)
+        record_duration(run, stage_name("post-processing", name), began)
     return result
 
 

@@ -11,7 +11,16 @@ from scipy.ndimage import binary_erosion
 
 from core.experiment import prepared_volumes, subjects_of
 from core.progress import Progress
-from core.store import Run, about_stage, fingerprint, stage_directory, stage_done, undamaged, verify_stage
+from core.store import (
+    Run,
+    about_stage,
+    fingerprint,
+    kept_if_possible,
+    stage_directory,
+    stage_done,
+    undamaged,
+    verify_stage,
+)
 from data.errors import BadInput
 from data.files import committed_directory, load_committed_array, read_committed_json, verify_directory, write_json
 from data.volume import Grid, Volume, frozen
@@ -86,7 +95,8 @@ def reference_of(
         return stored
     reference = _computed(prepared_volumes(run, ids), key, settings, progress)
     target = stage_directory(run, DIRECTORY)
-    save_reference(reference, target, settings, within=run.directory, about=about_stage(run, DIRECTORY))
+    with kept_if_possible(run):
+        save_reference(reference, target, settings, within=run.directory, about=about_stage(run, DIRECTORY))
     return reference
 
 

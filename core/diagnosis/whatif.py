@@ -22,7 +22,7 @@ from core.experiment import scored_subjects
 from core.lock import hold_lock
 from core.progress import Progress
 from core.run_scores import RunScores, open_scores, set_id
-from core.store import Run, about_stage, stage_directory, stage_done, stage_name, stored_json, undamaged
+from core.store import Run, about_stage, append_event, stage_directory, stage_done, stage_name, stored_json, undamaged
 from data.errors import BadInput, IntegrityError
 from data.files import committed_directory, manifest_sha256, refuse_outside, remove_unfinished, write_json
 
@@ -64,7 +64,6 @@ def run_what_if(
         "causes": list(what_if.causes),
         "needs_labels": all(variant["needs_labels"] for variant in outcome.variants),
         "deployable": any(variant["deployable"] for variant in outcome.variants),
-        "seconds": round(time.perf_counter() - began, 3),
         "argv": what_if_argv(run.run_id, name, set_id(layers), protocol),
         "protocol": protocol,
         "key": key,
@@ -73,6 +72,8 @@ def run_what_if(
         **outcome.extra,
     }
     _commit(run, _stage(layers, name), result)
+    seconds = round(time.perf_counter() - began, 3)
+    append_event(run, "what-if", {"name": name, "layer_set": set_id(layers), "seconds": seconds})
     return result
 
 

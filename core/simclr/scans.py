@@ -23,6 +23,8 @@ class Scans:
     spacing_mm: tuple[float, float, float]
     identity: dict[str, Any]
     """What tells these data from others when a run is resumed."""
+    subject_ids: tuple[str, ...]
+    """Whose they are, in the order of `read`."""
 
 
 def open_scans(volumes: Sequence[Volume], settings: SimclrSettings, device: torch.device) -> Scans:
@@ -64,7 +66,7 @@ def open_scans(volumes: Sequence[Volume], settings: SimclrSettings, device: torc
         scan, brain = kept[index] if resident else load(index)
         return scan.to(device), brain.to(device)
 
-    return Scans(read, shape, spacing, identity)
+    return Scans(read, shape, spacing, identity, tuple(ids[number] for number in order))
 
 
 def _checked(volume: Volume, expected: tuple[int, ...]) -> np.ndarray:

@@ -92,7 +92,7 @@ class Window:
     """A healthy scan and the part in its middle that the network sees."""
 
     number: int
-    """Among the scans; keys what is random about it."""
+    """Of the subject's id; keys what is random about it."""
     volume: Volume
     start: tuple[int, int, int]
     inside: Volume
