@@ -14,28 +14,16 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 from rich.table import Table
 
-from core import demo, evaluation, experiment
-from core.detectors import (
-    CATALOGUE,
-    DESCRIPTIONS,
-    LAYERED,
-    AnyDetector,
-    Intensity,
-    PatchCore,
-    VoxelZScore,
-    make,
-    recipe_json,
-)
-from core.export import export_maps
+from core.evaluated import read_metrics
 from core.memory_bank.settings import BankSettings, idle_settings
 from core.progress import open_progress
 from core.recipes import as_json
-from core.simclr import SimclrSettings
+from core.simclr_settings import SimclrSettings
 from core.store import Run, current_status, list_runs, open_run, stage_done
 from core.summary import layer_table, run_summary
 from core.versions import noted, notes_by_text, version_notes
@@ -63,6 +51,10 @@ from verbs.shared import (
     tell_versions,
 )
 from verbs.visibility import VISIBILITY_VERBS
+
+if TYPE_CHECKING:  # what computes is imported by the verb that needs it: help and lists come without torch
+    from core.detectors import AnyDetector
+    from core.experiment import DataSource
 
 
 @dataclass(frozen=True)
@@ -368,6 +360,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _demo(arguments: DemoVerb) -> int:
+    from core import demo
+
     runs = demo.build_demo(arguments.runs, open_progress())
     _print_runs(arguments.runs, [run.run_id for run in runs])
     print("Serve it: python cli.py app" + runs_flag(arguments.runs))
@@ -435,6 +429,8 @@ def _check(arguments: CheckVerb) -> int:
 
 
 def _prepare(arguments: PrepareVerb) -> int:
+    from core import experiment
+
     study = experiment.prepare(arguments.runs, _source(arguments), open_progress(), workers=arguments.workers)
     counts = {role: len(getattr(study.split, role)) for role in ("train", "calibration", "validation", "test")}
     aside = [as_json(s) for s in study.prepared.set_aside]
@@ -461,6 +457,8 @@ def _prepare(arguments: PrepareVerb) -> int:
 
 
 def _pretrain(arguments: PretrainVerb) -> int:
+    from core import experiment
+
     run = experiment.pretrain(
         arguments.runs,
         _source(arguments),
@@ -473,6 +471,8 @@ def _pretrain(arguments: PretrainVerb) -> int:
 
 
 def _fit(arguments: FitVerb) -> int:
+    from core import experiment
+
     detector, encoder_run = _detector(arguments)
     source = _source(arguments)
     if encoder_run is not None and source.preprocessing == Preprocessing():
@@ -491,11 +491,15 @@ def _fit(arguments: FitVerb) -> int:
 
 
 def _score(arguments: ScoreVerb) -> int:
+    from core import experiment
+
     run = experiment.score(
         open_run(arguments.runs, arguments.run, "detector"), open_progress(), memory_gb=arguments.memory
     )
     tell_versions(run)
     if arguments.export is not None:
+        from core.export import export_maps
+
         paths = export_maps(run, arguments.export, arguments.layers, open_progress(), display=arguments.display)
         print(f"{len(paths)} NIfTI files in {arguments.export}", file=sys.stderr)
     where = runs_flag(arguments.runs)
@@ -506,6 +510,8 @@ def _score(arguments: ScoreVerb) -> int:
 
 
 def _evaluate(arguments: EvaluateVerb) -> int:
+    from core import evaluation
+
     run = open_run(arguments.runs, arguments.run, "detector")
     metrics = evaluation.evaluate_run(
         run, open_progress(), quantile=arguments.quantile, fp_ml_per_scan=arguments.fp_ml, workers=arguments.workers
@@ -520,7 +526,7 @@ def _evaluate(arguments: EvaluateVerb) -> int:
 
 def _compare_layers(arguments: CompareLayersVerb) -> int:
     run = open_run(arguments.runs, arguments.run, "detector")
-    rows = layer_table(evaluation.read_metrics(run))
+    rows = layer_table(read_metrics(run))
     tell_versions(run)
     if arguments.json:
         print_json(rows)
@@ -580,6 +586,8 @@ def _runs(arguments: RunsVerb) -> int:
 
 
 def _detectors(arguments: DetectorsVerb) -> int:
+    from core.detectors import CATALOGUE, DESCRIPTIONS, recipe_json
+
     if arguments.json:
         print_json(
             {name: {"description": DESCRIPTIONS[name], **recipe_json(recipe)} for name, recipe in CATALOGUE.items()}
@@ -621,8 +629,10 @@ def _overview() -> str:
     )
 
 
-def _source(arguments: _Scans) -> experiment.DataSource:
-    return experiment.DataSource(
+def _source(arguments: _Scans) -> "DataSource":
+    from core.experiment import DataSource
+
+    return DataSource(
         cohort=arguments.cohort,
         layout=arguments.layout,
         split=arguments.split,
@@ -631,7 +641,9 @@ def _source(arguments: _Scans) -> experiment.DataSource:
     )
 
 
-def _detector(arguments: FitVerb) -> tuple[AnyDetector, Run | None]:
+def _detector(arguments: FitVerb) -> "tuple[AnyDetector, Run | None]":
+    from core.detectors import LAYERED, Intensity, PatchCore, VoxelZScore, make
+
     detector = make(arguments.detector)
     own: dict[str, Any] = {"smoothing_mm": arguments.smoothing_mm, "median_voxels": arguments.median_voxels}
     features = {

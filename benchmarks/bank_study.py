@@ -27,7 +27,7 @@ from core import experiment
 from core.calibration import segment
 from core.detectors import FeatureGaussian, LayerSet, PatchCore
 from core.evaluation import evaluate_run, read_metrics
-from core.features import FeatureExtractor, FeatureSettings
+from core.features import FeatureExtractor, FeatureMap, FeatureSettings
 from core.gating import make_gated
 from core.lesions import lesion_report
 from core.memory_bank.index import compare, open_index, search_index
@@ -37,7 +37,7 @@ from core.progress import Progress, open_progress
 from core.run_scores import open_scores, set_id
 from core.store import Run, open_run
 from core.subject_level import subject_level
-from core.types import FeatureMap, ScoreMap
+from core.types import ScoreMap
 from data.files import is_committed, read_json, write_json
 from data.volume import Volume
 from models.tensor_files import load_tensors, save_tensors

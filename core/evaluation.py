@@ -14,6 +14,8 @@ import numpy as np
 from core.calibration import QUANTILE, segment
 from core.detectors import LayerSet
 from core.disk_plan import evaluation_bytes
+from core.evaluated import read_levels as read_levels
+from core.evaluated import read_metrics as read_metrics
 from core.lesions import healthy_false_positives, lesion_report, summarise
 from core.metrics import SubjectScores, best_common_threshold, evaluate, healthy_rule, thresholds
 from core.packed import save_levels, score_levels
@@ -28,7 +30,6 @@ from core.store import (
     record_duration,
     stage,
     stage_done,
-    stage_json,
     stage_name,
     verify_stage,
 )
@@ -108,20 +109,6 @@ def _bytes_to_write(scores: RunScores) -> int:
     sets = len(scores.layer_sets)
     quoted = min(sets, len(scores.layers) + 2)
     return evaluation_bytes(sets, quoted, len(test) - healthy, healthy)
-
-
-def read_metrics(run: Run) -> dict[str, Any]:
-    """What `evaluate_run` committed. BadInput with the command when there is nothing yet."""
-    if not stage_done(run, "evaluation"):
-        raise BadInput(f"Run {run.run_id} is not evaluated yet. Do it: python cli.py evaluate {run.run_id}")
-    metrics: dict[str, Any] = stage_json(run, "evaluation", "metrics.json")
-    return metrics
-
-
-def read_levels(run: Run) -> dict[str, list[float]]:
-    """The byte levels of every layer set's maps, as `evaluate_run` committed them."""
-    levels: dict[str, list[float]] = stage_json(run, "evaluation", "levels.json")
-    return levels
 
 
 def evaluate_layer_set(

@@ -2,9 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -13,7 +11,9 @@ from scipy.ndimage import maximum_filter
 from torch import Tensor
 from torch.nn import functional
 
-from core.types import FeatureLayout, FeatureMap, LayerSet
+from core.feature_settings import FeatureSettings as FeatureSettings
+from core.feature_settings import every_layer_set as every_layer_set
+from core.types import FeatureLayout
 from data.errors import BadInput, IntegrityError
 from data.files import read_json, write_json
 from data.schemas import check_schema
@@ -23,29 +23,6 @@ from models.tensor_files import load_tensors, save_tensors
 
 Stride = tuple[int, int, int]
 SCHEMA = 1
-
-
-@dataclass(frozen=True)
-class FeatureSettings:
-    """Which taps, on which grid, with how many channels."""
-
-    layers: tuple[str, ...] = ("stage0", "stage1", "stage2", "stage3")
-    """Taps to model. 'input' is the intensity itself."""
-    grid: str = "4mm"
-    """The feature grid on which distances are computed: millimetres ('4mm'), or the name of a layer."""
-    reduction: Literal["none", "draw", "pca"] = "none"
-    """How channels become fewer: a seeded draw that is stored, or principal components per layer."""
-    max_channels: int = 100
-    """Channels kept per layer when `reduction` is draw or pca."""
-    seed: int = 0
-    """Of the channel draw."""
-    neighbourhood: int = 1
-    """Edge of the cube of a layer's own cells whose mean makes a feature; 1: the cell alone. PatchCore takes 3."""
-
-
-def every_layer_set(layers: Sequence[str]) -> tuple[LayerSet, ...]:
-    """All 2^L − 1 combinations: single layers first, the full set last, each in the order of `layers`."""
-    return tuple(combo for size in range(1, len(layers) + 1) for combo in combinations(layers, size))
 
 
 def network_for(encoder: EncoderSettings, weights: str, contrasts: int) -> tuple[Encoder, EncoderSettings]:
@@ -131,6 +108,15 @@ def feature_stride(encoder: Encoder, grid: str, working: Grid) -> Stride:
 def kept_channels(settings: FeatureSettings, channels: int) -> int:
     """Channels of a layer after the reduction."""
     return channels if settings.reduction == "none" else min(channels, settings.max_channels)
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureMap:
+    """Features of one volume: per layer, one row per in-brain position of the layer's native grid."""
+
+    rows: Mapping[str, Float[Tensor, "layer_positions channels"]]
+    layout: FeatureLayout
+    subject_id: str
 
 
 @dataclass(eq=False)

@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from core.shrinkage import Shrinkage
 from data.errors import BadInput, EnvironmentProblem
 from data.ranges import refuse_out_of_range
 
 Form = Literal["dual", "primal"]
 Covariance = Literal["full", "diagonal", "shared"]
+Shrinkage = Literal["ridge", "ledoit_wolf", "oas"]
 
 WORKING_BYTES = 256e6
 """Aim for the temporary arrays of one block of positions; a block is never smaller than one position."""

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
-from core.evaluation import read_metrics
+from core.evaluated import read_metrics
 from core.store import Run, current_status, stage_done
 from data.errors import IntegrityError
 

@@ -2,10 +2,10 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from jaxtyping import Float
@@ -13,33 +13,14 @@ from torch import Tensor, nn
 
 from models.cnn3d import five_stage_cnn
 from models.resnet import resnet_stages
+from models.settings import Architecture as Architecture
+from models.settings import EncoderSettings as EncoderSettings
 from models.taps import Tap
 from models.tensor_files import load_tensors, save_tensors
 
-Architecture = Literal["cnn3d", "resnet10_3d", "resnet18_3d", "resnet10_2d", "resnet18_2d"]
 INPUT = "input"
 SCHEMA = 1
 """Of encoder.json; a file that says none has this one."""
-
-
-@dataclass(frozen=True)
-class EncoderSettings:
-    """Everything that determines an untrained encoder."""
-
-    architecture: Architecture = "cnn3d"
-    """cnn3d: five convolutions; resnet10/18: residual, in 3-D or slice by slice (2d)."""
-    in_channels: int = 1
-    """Contrasts per volume."""
-    width: int = 32
-    """Channels of the first stage; the others follow. A published ResNet has 64."""
-    strides: tuple[int, ...] = (1, 2, 2, 1, 1)
-    """cnn3d only: stride of each stage, in its own input cells."""
-    stem_stride: int = 2
-    """ResNets only: stride of the first convolution, in voxels."""
-    max_pool: bool = False
-    """ResNets only: halve the grid once more after the first convolution, as published."""
-    seed: int = 0
-    """Of the initial weights."""
 
 
 class Encoder(nn.Module):

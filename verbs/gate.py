@@ -3,14 +3,15 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 
-from core.gating import Cut
 from core.progress import open_progress
 from core.store import open_run
 from verbs.shared import EXIT_OK, RUNS, console, number_text, print_json, runs_flag, tell_versions
+
+Cut = Literal["validation", "healthy"]
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class GateVerb:
 
 
 def _gate(arguments: GateVerb) -> int:
-    from core.evaluation import read_metrics
+    from core.evaluated import read_metrics
     from core.gating import make_gated
 
     run = make_gated(

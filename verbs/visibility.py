@@ -11,8 +11,8 @@ from rich.table import Table
 from core.progress import open_progress
 from core.recipes import as_json
 from core.store import open_run
-from core.views import VIEW_SETS, ViewSettings, check_crop
-from core.visibility.changes import VisibilitySettings
+from core.view_settings import VIEW_SETS, ViewSettings, check_crop
+from core.visibility.settings import VisibilitySettings
 from data.errors import BadInput
 from data.preprocessing import Preprocessing
 from data.template import working_grid

@@ -4,9 +4,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from core.memory_bank.coreset import Subset
 from data.errors import BadInput
 from data.ranges import refuse_out_of_range
+
+Subset = Literal["greedy", "random", "kmeans", "half", "all"]
+"""greedy k-centre; a random draw; the row nearest to each k-means centre; a random half completed greedily; all."""
 
 
 @dataclass(frozen=True)
