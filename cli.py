@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
+from rich.markup import escape
 from rich.table import Table
 
 from core.evaluated import read_metrics
@@ -24,9 +25,9 @@ from core.memory_bank.settings import BankSettings, idle_settings
 from core.progress import open_progress
 from core.recipes import as_json
 from core.simclr_settings import SimclrSettings
-from core.store import Run, current_status, list_runs, open_run, stage_done
-from core.summary import layer_table, run_summary
-from core.versions import noted, notes_by_text, version_notes
+from core.store import Run, open_run, stage_done
+from core.summary import layer_table, run_rows
+from core.versions import noted, notes_of
 from data.errors import BadInput, EnvironmentProblem, IntegrityError, Interrupted
 from data.preprocessing import Preprocessing
 from data.ranges import refuse_out_of_range
@@ -43,6 +44,7 @@ from verbs.shared import (
     EXIT_OK,
     RUNS,
     OneRun,
+    columns_text,
     console,
     interval_text,
     number_text,
@@ -55,6 +57,12 @@ from verbs.visibility import VISIBILITY_VERBS
 if TYPE_CHECKING:  # what computes is imported by the verb that needs it: help and lists come without torch
     from core.detectors import AnyDetector
     from core.experiment import DataSource
+
+
+NEWEST = 50
+"""Runs that are listed on a terminal unless all are asked for."""
+DRAWN = 100
+"""Rows up to which a table is drawn with lines; more come as plain columns, which are a hundred times as fast."""
 
 
 @dataclass(frozen=True)
@@ -303,11 +311,15 @@ class PlantVerb:
 class RunsVerb:
     """The runs with their numbers under every threshold protocol: healthy, validation, oracle.
 
+    A damaged run is named with its remedy, hides no other, and makes the exit code 4.
+
     Example: python cli.py runs --json
     """
 
     runs: Path = RUNS
     """Directory that holds the runs."""
+    all: bool = False
+    """Every run; on a terminal, only the newest 50 are listed without it."""
     json: bool = False
     """Print JSON."""
 
@@ -571,18 +583,22 @@ def _plant(arguments: PlantVerb) -> int:
 
 
 def _runs(arguments: RunsVerb) -> int:
-    runs, problems = list_runs(arguments.runs)
-    for problem in problems:
-        print(f"problem: {problem}", file=sys.stderr)
+    rows, apart = run_rows(arguments.runs)
+    damaged = [row["problem"] for row in rows if "problem" in row]
     if arguments.json:
-        print_json([run_summary(run) | {"version_notes": version_notes(run)} for run in runs])
-    elif not runs:
+        print_json(rows)
+    elif not rows:
         print(f"No runs in {arguments.runs} yet. Make one: python cli.py demo")
     else:
-        _print_runs(arguments.runs, [run.run_id for run in runs])
-        for note, ids in notes_by_text(runs).items():
+        shown = rows[:NEWEST] if sys.stdout.isatty() and not arguments.all else rows
+        _print_rows(shown)
+        if len(shown) < len(rows):
+            print(f"and {len(rows) - len(shown):,} more: python cli.py runs --all{runs_flag(arguments.runs)}")
+        for note, ids in notes_of((row["run_id"], row["version_notes"]) for row in shown).items():
             print(f"note: {noted(note, ids)}")
-    return EXIT_OK
+    for problem in (*damaged, *apart):
+        print(f"problem: {problem}", file=sys.stderr)
+    return EXIT_INTEGRITY if damaged else EXIT_OK
 
 
 def _detectors(arguments: DetectorsVerb) -> int:
@@ -757,40 +773,43 @@ def _report(run: Run, as_json_text: bool, next_step: str) -> int:
 
 
 def _print_runs(runs: Path, ids: Sequence[str]) -> None:
-    table = Table(
-        "run",
-        "kind",
-        "status",
-        "layers",
-        "Dice healthy",
-        "Dice validation",
-        "Dice oracle (set)",
-        "⌈Dice⌉ oracle (pooled)",
-        "AUPRC",
-        "test n",
-        "subjects",
-        caption="Mean Dice over lesion-bearing test subjects "
-        "in native space, 95 % bootstrap interval. Oracle columns chose their threshold on test labels.",
+    _print_rows([row for row in run_rows(runs)[0] if row["run_id"] in ids])
+
+
+def _print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
+    heading = (
+        *("run", "kind", "status", "layers", "Dice healthy", "Dice validation", "Dice oracle (set)"),
+        *("⌈Dice⌉ oracle (pooled)", "AUPRC", "test n", "subjects"),
     )
-    for run in list_runs(runs)[0]:
-        if run.run_id not in ids:
-            continue
-        row = run_summary(run)
-        found = row.get("dice", {})
-        table.add_row(
-            run.run_id,
-            run.kind,
-            current_status(run),
-            row.get("headline") or "",
-            interval_text(found.get("healthy")),
-            interval_text(found.get("validation")),
-            interval_text(found.get("oracle_set")),
-            number_text(row.get("ceil_dice")),
-            number_text(row.get("auprc")),
-            str(row.get("n_lesion_subjects") or ""),
-            f"{row['n_used']} of {row['n_total']}" if row.get("n_total") else "",
-        )
+    note = (
+        "Mean Dice over lesion-bearing test subjects in native space, 95 % bootstrap interval. Oracle columns chose "
+        "their threshold on test labels."
+    )
+    cells = [_row_cells(row) for row in rows]
+    if len(cells) > DRAWN:
+        print("\n".join((*columns_text(heading, cells), note)))
+        return
+    table = Table(*heading, caption=note)
+    for row in cells:
+        table.add_row(*map(escape, row))
     console().print(table)
+
+
+def _row_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    found = row.get("dice", {})
+    return (
+        str(row["run_id"]),
+        str(row["kind"]),
+        "damaged" if "problem" in row else str(row["status"]),
+        row.get("headline") or "",
+        interval_text(found.get("healthy")),
+        interval_text(found.get("validation")),
+        interval_text(found.get("oracle_set")),
+        number_text(row.get("ceil_dice")),
+        number_text(row.get("auprc")),
+        str(row.get("n_lesion_subjects") or ""),
+        f"{row['n_used']} of {row['n_total']}" if row.get("n_total") else "",
+    )
 
 
 def _complain(error: object, code: int) -> int:

@@ -14,7 +14,8 @@ from core.again import Place, argv_of, comparison_argv, scan_words, settings_wor
 from core.jobs import Job, list_jobs, start_job
 from core.recipes import as_json, from_json
 from core.simclr import SimclrSettings
-from core.store import Run, kept_if_possible, list_runs, open_run, stage_done, stage_name
+from core.store import Run, kept_if_possible, open_run, read_run, stage_done, stage_name
+from core.summary import run_rows
 from core.training_view import asked_run_id
 from data.cohort import ROLES
 from data.errors import BadInput
@@ -105,9 +106,9 @@ def resume_argv(runs: Path, run: Run | None, job: Job | None) -> list[str]:
 
 def next_step(runs: Path, encoder: Run) -> Step | None:
     """What is missing between a trained encoder and its Dice: fit, score, evaluate; None when all is there."""
-    for run in list_runs(runs)[0]:
-        if run.kind == "detector" and run.record.get("parents", {}).get("encoder") == encoder.run_id:
-            return _step_of_detector(runs, encoder, run)
+    for row in run_rows(runs)[0]:
+        if row["kind"] == "detector" and row["encoder"] == encoder.run_id:
+            return _step_of_detector(runs, encoder, read_run(runs / row["run_id"]))
     run_id = f"{encoder.run_id[:88]}-gaussian"
     return Step("Fit a Gaussian on this encoder", tuple(_fit_argv(runs, encoder, run_id)), run_id)
 

@@ -39,10 +39,10 @@ from core.store import (
     check_same,
     create_run,
     fingerprint,
-    list_runs,
     lock,
     lose_equal_bits,
     record_duration,
+    run_with_id,
     stage,
     stage_directory,
     stage_done,
@@ -528,18 +528,17 @@ def _open_or_create(
         "split": as_json(study.split.in_order()),
         "preprocessing": as_json(study.source.preprocessing),
     }
-    for run in list_runs(runs)[0]:
-        if run.run_id == run_id:
-            free = ("recipe.memory_gb", "recipe.log_every", "recipe.checkpoint_every")
-            begun = {"recipe": _completed(run.record["recipe"]), "split": ordered_split(run.record["split"])}
-            as_now = replace(run, record={**run.record, **begun})
-            check_same(as_now, wanted | {"parents": parents}, may_change=(*free, "recipe.weights") if parents else free)
-            if run.record["cohort"]["fingerprint"] != cohort["fingerprint"]:
-                raise BadInput(
-                    f"The scans of run {run.run_id} have changed since it began (or others were set aside). "
-                    "Give another --run-id."
-                )
-            return run
+    if run_id is not None and (run := run_with_id(runs, run_id)) is not None:
+        free = ("recipe.memory_gb", "recipe.log_every", "recipe.checkpoint_every")
+        begun = {"recipe": _completed(run.record["recipe"]), "split": ordered_split(run.record["split"])}
+        as_now = replace(run, record={**run.record, **begun})
+        check_same(as_now, wanted | {"parents": parents}, may_change=(*free, "recipe.weights") if parents else free)
+        if run.record["cohort"]["fingerprint"] != cohort["fingerprint"]:
+            raise BadInput(
+                f"The scans of run {run.run_id} have changed since it began (or others were set aside). "
+                "Give another --run-id."
+            )
+        return run
     return create_run(
         runs,
         kind=kind,

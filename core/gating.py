@@ -27,8 +27,8 @@ from core.store import (
     about_stage,
     check_same,
     create_run,
-    list_runs,
     lock,
+    run_with_id,
     stage,
     stage_directory,
     stage_done,
@@ -173,10 +173,9 @@ def _open_or_create(runs: Path, detector: Gated, parts: tuple[Part, Part], name:
     recipe = recipe_json(detector)
     gate, second = (part.run for part in parts)
     parents = {"gate": gate.run_id, "second": second.run_id}
-    for run in list_runs(runs)[0]:
-        if run.run_id == run_id:
-            check_same(run, {"recipe": recipe, "parents": parents, "split": gate.record["split"]})
-            return run
+    if run_id is not None and (run := run_with_id(runs, run_id)) is not None:
+        check_same(run, {"recipe": recipe, "parents": parents, "split": gate.record["split"]})
+        return run
     return create_run(
         runs,
         kind="detector",

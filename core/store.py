@@ -28,6 +28,8 @@ from core.provenance import environment as environment
 from core.provenance import fingerprint as fingerprint
 from core.provenance import git_commit as git_commit
 from core.provenance import peak_memory_mb as peak_memory_mb
+from core.record_shape import wrong_fields
+from core.remembered import identity_of, remembered
 from data.cohort import ROLES, Split
 from data.errors import BadInput, EnvironmentProblem, IntegrityError
 from data.files import (
@@ -69,6 +71,8 @@ _IDENTITY = ("kind", "recipe", "cohort", "split", "preprocessing", "seed", "pare
 """What a run was started with: its stages carry a hash of it, so that none is taken for another run's."""
 STATUSES = ("running", "finished", "failed", "interrupted")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_MAKER = "heads 1"
+"""Changes with what `list_heads` keeps."""
 
 
 _unkept: set[Path] = set()
@@ -108,6 +112,16 @@ class Run:
     def sequence(self) -> int:
         """Place in the order of creation."""
         return int(self.record["sequence"])
+
+
+@dataclass(frozen=True)
+class Head:
+    """What is asked of every run when one is looked for."""
+
+    run_id: str
+    kind: str
+    name: str
+    sequence: int
 
 
 def create_run(
@@ -226,21 +240,22 @@ def open_run(runs: Path, which: str, kind: str | None = None) -> Run:
 
     Names are matched against the folders that exist and never joined to a path. BadInput lists what there is.
     """
-    names = _run_names(runs)
+    names = run_names(runs)
     if not names:
         raise BadInput(f"No runs in {_shown(runs)} yet. Make one: python cli.py demo")
     if which == "latest":
-        found, problems = list_runs(runs)
-        fitting = [run for run in found if kind in (None, run.kind)]
+        found, problems = list_heads(runs)
+        fitting = [head.run_id for head in found if kind in (None, head.kind)]
         if not fitting:
             raise BadInput(
                 f"No run of kind {kind!r} in {_shown(runs)}. "
-                f"It has: {', '.join(sorted({run.kind for run in found})) or 'none that can be read'}. "
+                f"It has: {', '.join(sorted({head.kind for head in found})) or 'none that can be read'}. "
                 + " ".join(problems[:3])
             )
-        return fitting[0]
-    name = _match(runs, names, which)
-    run = Run(runs / name, _read_record(runs / name))
+        name = fitting[0]
+    else:
+        name = _match(runs, names, which)
+    run = read_run(runs / name)
     if kind is not None and run.kind != kind:
         raise BadInput(f"Run {name} is of kind {run.kind!r}; here {kind!r} is needed. {_of_kind(runs, kind)}")
     return run
@@ -250,20 +265,71 @@ def list_runs(runs: Path) -> tuple[list[Run], list[str]]:
     """All runs, newest first, and in words what is wrong with the folders that could not be read."""
     found: list[Run] = []
     problems: list[str] = []
-    for name in _run_names(runs):
+    for name in run_names(runs):
         try:
-            found.append(Run(runs / name, _read_record(runs / name)))
+            found.append(read_run(runs / name))
         except (BadInput, IntegrityError, OSError) as error:
             if (runs / name).exists():  # a run that was deleted just now is no problem
                 problems.append(str(error))
     return sorted(found, key=lambda run: (run.sequence, run.run_id), reverse=True), problems
 
 
+def list_heads(runs: Path) -> tuple[list[Head], list[str]]:
+    """As `list_runs`, and reads only what has changed since it was last asked, in this process or another."""
+    problems: dict[str, str] = {}
+
+    def make(name: str) -> tuple[Any, bool]:
+        try:
+            run = read_run(runs / name)
+        except (BadInput, IntegrityError, OSError) as error:
+            problems[name] = str(error)
+            return None, False
+        return [run.run_id, run.kind, run.name, run.sequence], True
+
+    wanted = {name: identity_of(f"{runs}/{name}/run.json") for name in run_names(runs)}
+    found = remembered(index_directory(runs) / "heads.json", _MAKER, wanted, make)
+    heads = [Head(*values) for values in found.values() if values is not None]
+    told = [text for name, text in problems.items() if (runs / name).exists()]
+    return sorted(heads, key=lambda head: (head.sequence, head.run_id), reverse=True), told
+
+
+def read_run(directory: Path) -> Run:
+    """The run in a directory. BadInput when there is none, IntegrityError when its record is damaged."""
+    return Run(directory, _read_record(directory))
+
+
+def run_with_id(runs: Path, run_id: str) -> Run | None:
+    """The run with exactly this id, when there is one. Only its own record is read."""
+    return read_run(runs / run_id) if run_id in run_names(runs) else None
+
+
+def run_names(runs: Path) -> list[str]:
+    """Folders of a runs directory that may be runs, by name. Nothing in them is read."""
+    try:
+        with os.scandir(runs) as entries:
+            names = [e.name for e in entries if not e.name.startswith(".") and e.is_dir(follow_symlinks=False)]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise EnvironmentProblem(f"Cannot read {_shown(runs)}: {error.strerror}.") from error
+    return sorted(names)
+
+
+def index_directory(runs: Path) -> Path:
+    """Where is kept what was read of many runs, to be made anew whenever it is missing."""
+    return runs / ".cache" / "index"
+
+
 def current_status(run: Run) -> str:
     """The status, except that a run whose process is gone is "interrupted" however its record still reads."""
-    if run.status == "running" and lock_holder(run.directory) is None and (run.directory / "lock").is_dir():
+    return status_now(run.directory, run.status)
+
+
+def status_now(directory: Path, status: str) -> str:
+    """`current_status` of a run directory whose record says `status`."""
+    if status == "running" and lock_holder(directory) is None and (directory / "lock").is_dir():
         return "interrupted"
-    return run.status
+    return status
 
 
 @contextlib.contextmanager
@@ -453,7 +519,7 @@ def claim_sequence(root: Path) -> int:
         claims.mkdir(parents=True, exist_ok=True)
         number = max((int(name) for name in os.listdir(claims) if name.isdecimal()), default=0)
         if not number:
-            number = max((run.sequence for run in list_runs(root)[0]), default=0)
+            number = max((head.sequence for head in list_heads(root)[0]), default=0)
         while True:
             number += 1
             with contextlib.suppress(FileExistsError):
@@ -486,17 +552,6 @@ def _claim_directory(runs: Path, stem: str, record: dict[str, Any], exact: bool)
     raise BadInput(f"There is a run {stem!r} in {_shown(runs)} already. Choose another name, or resume that one.")
 
 
-def _run_names(runs: Path) -> list[str]:
-    try:
-        with os.scandir(runs) as entries:
-            names = [e.name for e in entries if not e.name.startswith(".") and e.is_dir(follow_symlinks=False)]
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise EnvironmentProblem(f"Cannot read {_shown(runs)}: {error.strerror}.") from error
-    return sorted(names)
-
-
 def _match(runs: Path, names: list[str], which: str) -> str:
     if which in names:
         return which
@@ -513,7 +568,7 @@ def _match(runs: Path, names: list[str], which: str) -> str:
 
 def _of_kind(runs: Path, kind: str) -> str:
     """Up to five runs of a kind, newest first, or that there is none."""
-    fitting = [run.run_id for run in list_runs(runs)[0] if run.kind == kind]
+    fitting = [head.run_id for head in list_heads(runs)[0] if head.kind == kind]
     if not fitting:
         return f"{_shown(runs)} has no run of kind {kind!r} yet."
     return f"There are: {', '.join(fitting[:5])}{' and more' if len(fitting) > 5 else ''}."
@@ -547,21 +602,14 @@ def _read_record(directory: Path) -> dict[str, Any]:
 def _check_record(record: Any, path: Path) -> None:
     """IntegrityError unless run.json has its form, is what was written, and its split is one that could be made."""
     remedy = _remedy(path)
-    wanted: Mapping[str, type] = {
-        **dict.fromkeys(("run_id", "kind", "name", "status", "created"), str),
-        **dict.fromkeys(("sequence", "schema"), int),
-        **dict.fromkeys(("recipe", "settings", "cohort", "split", "preprocessing", "parents", "stages"), dict),
-    }
-    wrong = [
-        key for key, form in wanted.items() if not isinstance(record, dict) or not isinstance(record.get(key), form)
-    ]
-    if wrong:
-        raise IntegrityError(f"{path} is damaged: {', '.join(wrong)} missing or of the wrong type. {remedy}")
-    if record["schema"] > SCHEMA:
+    schema = record.get("schema") if isinstance(record, dict) else None
+    if isinstance(schema, int) and schema > SCHEMA:
         raise BadInput(
-            f"{path} was written by a newer version (schema {record['schema']}, this one reads {SCHEMA}). "
+            f"{path} was written by a newer version (schema {schema}, this one reads {SCHEMA}). "
             "Use that version, or another --runs directory."
         )
+    if wrong := wrong_fields(record):
+        raise IntegrityError(f"{path} is damaged: {', '.join(wrong[:5])} missing or of the wrong type. {remedy}")
     if SEAL in record or record["schema"] >= 2:
         rest = {key: value for key, value in record.items() if key != SEAL}
         if record.get(SEAL) != content_digest(rest):

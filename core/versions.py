@@ -1,7 +1,7 @@
 """Versions that a run was made with against those that are here: whether its numbers may stand beside new ones."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from core.provenance import numeric_differences, numeric_versions
@@ -51,11 +51,16 @@ def note_resumed(run: Run, what: str) -> Run:
 
 def notes_by_text(runs: Sequence[Run]) -> dict[str, list[str]]:
     """Every version note of several runs, with the ids of those that it is about."""
-    found: dict[str, list[str]] = {}
     present = numeric_versions()
-    for run in runs:
-        for note in version_notes(run, present):
-            found.setdefault(note, []).append(run.run_id)
+    return notes_of((run.run_id, version_notes(run, present)) for run in runs)
+
+
+def notes_of(runs: Iterable[tuple[str, Sequence[str]]]) -> dict[str, list[str]]:
+    """Notes by their text, with the ids of the runs that they are about, from ids and their notes."""
+    found: dict[str, list[str]] = {}
+    for run_id, notes in runs:
+        for note in notes:
+            found.setdefault(note, []).append(run_id)
     return found
 
 

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,17 @@ def interval_text(found: dict[str, Any] | None, *, key: str = "mean", signed: bo
     return number_text(found[key], signed=signed) + span
 
 
+def columns_text(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of plain columns, each as wide as its widest cell, with nothing cut; line breaks in a cell are shown."""
+    table = [[cell.replace("\n", "\\n") for cell in row] for row in (heading, *rows)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in table]
+
+
 def print_json(value: Any) -> None:
-    """JSON for another program; no NaN."""
+    """JSON for another program; no NaN. A list has one item a line: thousands of them are written at once."""
+    if isinstance(value, list) and value:
+        print("[\n" + ",\n".join(json.dumps(item, allow_nan=False) for item in value) + "\n]")
+        return
     json.dump(value, sys.stdout, indent=1, allow_nan=False)
     print()

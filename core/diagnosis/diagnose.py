@@ -28,13 +28,13 @@ from core.store import (
     Run,
     about_stage,
     kept_if_possible,
-    list_runs,
+    read_run,
     stage_directory,
-    stage_done,
     stage_name,
     stored_json,
     undamaged,
 )
+from core.summary import run_rows
 from data.errors import BadInput
 from data.files import committed_directory, manifest_sha256, write_json
 
@@ -244,13 +244,16 @@ def _n_features(scores: RunScores, name: str) -> int | None:
 def _intensity_figures(run: Run) -> dict[str, Mapping[str, Any]]:
     """Working figures of the intensity baselines on the same scans and splits, by the name of their run."""
     found: dict[str, Mapping[str, Any]] = {}
-    for other in list_runs(run.directory.parent)[0]:
+    runs = run.directory.parent
+    for row in run_rows(runs)[0]:
+        if row["detector"] != "Intensity" or not row["evaluated"]:
+            continue
+        other = read_run(runs / row["run_id"])
         same = other.kind == "detector" and all(
             other.record[key] == run.record[key] for key in ("split", "preprocessing")
         )
         if not same or other.record["cohort"]["fingerprint"] != run.record["cohort"]["fingerprint"]:
             continue
-        if other.record["recipe"]["kind"] == "Intensity" and stage_done(other, "evaluation"):
-            metrics = read_metrics(other)
-            found[other.name] = metrics["sets"][metrics["headline"]]["working"]
+        metrics = read_metrics(other)
+        found[other.name] = metrics["sets"][metrics["headline"]]["working"]
     return found
