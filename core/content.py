@@ -11,7 +11,7 @@ from pathlib import Path
 
 from core.experiment import cache_directory
 from core.remembered import identity_of
-from core.store import Run
+from core.store import Run, stage_directory, stage_name
 from data.errors import BadInput
 from data.files import MANIFEST
 
@@ -35,7 +35,7 @@ def subject_content(run: Run, subject_id: str) -> str:
     return _word(
         [
             *(run.directory / "run.json", run.directory / "detector" / MANIFEST),
-            run.directory / "scores" / subject_id / MANIFEST,
+            stage_directory(run, stage_name("scores", subject_id)) / MANIFEST,
             *_entries(cache_directory(run.directory.parent) / key),
         ]
     )

@@ -1,5 +1,6 @@
-"""Many runs, and damaged ones among them: the listing reads only what changed, hides nothing, and believes nothing old."""
+"""Many runs, damaged ones among them: a listing reads only what changed, hides nothing, believes nothing old."""
 
+import contextlib
 import json
 import os
 import resource
@@ -10,18 +11,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import streamlit as st
 from streamlit.testing.v1 import AppTest
 
 import cli
 from core import remembered
-from core.record_shape import wrong_fields
-from core.remembered import identity
+from core.remembered import identity_of
 from core.store import create_run, list_heads, open_run, update_run
 from core.summary import run_rows
 from data.errors import BadInput
-from data.files import write_json
+from data.files import SEAL, sealed, write_sealed_json
+from data.nifti import read_labels, write_nifti
 from tests.study import TinyStudy
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,7 +33,8 @@ N = 2000
 
 def made(runs: Path, count: int) -> None:
     for number in range(count):
-        create_run(runs, kind="detector", name=f"run {number}", recipe={"kind": "Intensity"}, run_id=f"r{number:03d}")
+        run = create_run(runs, kind="detector", name=f"run {number}", recipe={"kind": "A"}, run_id=f"r{number:03d}")
+        update_run(run, status="finished")
 
 
 @pytest.fixture
@@ -111,8 +114,9 @@ def test_an_index_is_not_believed_for_other_files_under_the_same_names(tmp_path:
     run_rows(tmp_path / "one")
     shutil.copytree(tmp_path / "one", tmp_path / "two")
     record = json.loads((tmp_path / "two" / "r005" / "run.json").read_text())
+    del record[SEAL]
     times = os.stat(tmp_path / "one" / "r005" / "run.json")
-    write_json(tmp_path / "two" / "r005" / "run.json", record | {"name": "run X"})
+    write_sealed_json(tmp_path / "two" / "r005" / "run.json", record | {"name": "run X"})
     os.utime(tmp_path / "two" / "r005" / "run.json", ns=(times.st_atime_ns, times.st_mtime_ns))
     assert {row["run_id"]: row["name"] for row in run_rows(tmp_path / "two")[0]}["r005"] == "run X"
 
@@ -120,13 +124,13 @@ def test_an_index_is_not_believed_for_other_files_under_the_same_names(tmp_path:
 def test_a_change_in_the_same_moment_with_the_same_size_is_seen(tmp_path: Path) -> None:
     made(tmp_path, 1)
     record = tmp_path / "r000" / "run.json"
-    for name in ("run A", "run B", "run C"):
-        with record.open("r+b") as file:
-            content = file.read()
-            file.seek(content.index(b'"run '))
-            file.write(f'"{name}"'.encode())
-        if wrong_fields(json.loads(record.read_text())) == []:
-            assert {row["name"] for row in run_rows(tmp_path)[0]} <= {name, "r000"}
+    content = record.read_bytes()
+    for _ in range(5):
+        for written in (content.replace(b'"finished"', b'"finishxd"'), content):
+            with record.open("r+b") as file:
+                file.write(written)
+            [row] = run_rows(tmp_path)[0]
+            assert ("problem" in row) == (written != content)
 
 
 def test_where_nothing_can_be_written_runs_are_listed_all_the_same(
@@ -154,12 +158,12 @@ def test_latest_and_a_run_by_id_read_one_record(tmp_path: Path, read: list[str])
 
 def test_a_file_that_is_gone_has_an_identity_too(tmp_path: Path) -> None:
     path = tmp_path / "a"
-    gone = identity(path)
+    gone = identity_of(path)
     path.write_text("x")
-    there = identity(path)
+    there = identity_of(path)
     assert gone.text != there.text
     path.unlink()
-    assert identity(path).text == gone.text
+    assert identity_of(path).text == gone.text
 
 
 # Two thousand runs
@@ -287,6 +291,10 @@ EDITS = {
 def edit(record: Path, change: Callable[[dict[str, Any]], None]) -> None:
     found = json.loads(record.read_text())
     change(found)
+    if SEAL in found:  # by somebody who knows how a record is sealed, where it can be
+        del found[SEAL]
+        with contextlib.suppress(ValueError):
+            found = sealed(found)
     record.write_text(json.dumps(found))
 
 
@@ -361,7 +369,6 @@ def swap(runs: Path, first: str, second: str) -> None:
     times = {p.relative_to(runs / first): os.stat(p) for p in (runs / first).rglob("*") if p.is_file()}
     shutil.rmtree(runs / first)
     shutil.copytree(runs / second, runs / first)
-    edit(runs / first / "run.json", with_value("run_id", first))
     for path, found in times.items():
         if (runs / first / path).is_file():
             os.utime(runs / first / path, ns=(found.st_atime_ns, found.st_mtime_ns))
@@ -393,18 +400,24 @@ def test_lesion_volumes_and_the_verdict_on_leakage_are_those_of_the_scans_that_a
     own_study: TinyStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     st.cache_resource.clear()
-    app = opened(monkeypatch, "data", own_study.runs, run="tiny")
-    assert "No leakage found" in " ".join(texts(app))
+    app = opened(monkeypatch, "data", own_study.runs, run="tiny-intensity")
+    assert "all 12 scans" in " ".join(texts(app))
     before = app.dataframe[2].value.set_index("subject")["lesion mL"]
-    record = own_study.runs / "tiny" / "run.json"
-    found = json.loads(record.read_text())
-    by_id = {subject["subject_id"]: subject for subject in found["cohort"]["subjects"]}
-    by_id["test01"]["key"], by_id["test02"]["key"] = by_id["test02"]["key"], by_id["train01"]["key"]
+    record = own_study.runs / "tiny-intensity" / "run.json"
     times = os.stat(record)
-    record.write_text(json.dumps(found))
+    mask = own_study.table.parent / "test01" / "lesion.nii.gz"
+    labels = read_labels(mask)
+    smaller = labels.voxels.copy()
+    smaller[: smaller.shape[0] // 2 + 1] = 0
+    if smaller.sum() in (0, labels.voxels.sum()):
+        smaller = np.where(np.arange(smaller.size).reshape(smaller.shape) % 2, labels.voxels, 0)
+    write_nifti(mask, smaller.astype(np.uint8), labels.grid)
+    (own_study.table.parent / "test02" / "flair.nii.gz").unlink()
+    shutil.rmtree(own_study.runs / "tiny-intensity")
+    assert cli.main(own_study.commands()["fit-intensity"]) == 0
     os.utime(record, ns=(times.st_atime_ns, times.st_mtime_ns))
-    app = opened(monkeypatch, "data", own_study.runs, run="tiny")
+    app = opened(monkeypatch, "data", own_study.runs, run="tiny-intensity")
     assert not app.exception
-    assert "No leakage found" not in " ".join(texts(app))
-    after = app.dataframe[2].value.set_index("subject")["lesion mL"]
-    assert after["test01"] == before["test02"]
+    assert "all 11 scans" in " ".join(texts(app))
+    after = app.dataframe[3].value.set_index("subject")["lesion mL"]
+    assert after["test01"] < before["test01"]
