@@ -12,8 +12,7 @@ from core.summary import leading, of_comparison
 from core.versions import notes_of
 from pages._shared import dice_text, every_row, show_versions
 
-MOST = 24
-"""Runs of one cohort in the figure."""
+MOST = 24  # runs of one cohort in the figure
 TOLD = (
     *("run", "id", "Dice, healthy", "Dice, validation", "Dice, oracle"),
     *("AUPRC", "FP mL", "n", "layers"),

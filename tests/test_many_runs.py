@@ -376,7 +376,8 @@ def swap(runs: Path, first: str, second: str) -> None:
 
 def texts(app: AppTest) -> list[str]:
     kinds = ("markdown", "caption", "success", "error", "info")
-    return [str(element.value) for kind in kinds for element in app.get(kind)]
+    told = [str(element.value) for kind in kinds for element in app.get(kind)]
+    return told + [table.value.to_csv() for table in app.dataframe]
 
 
 @pytest.mark.parametrize("name", ["overview", "slices", "distributions", "layers", "diagnosis", "report"])
