@@ -17,6 +17,7 @@ from core.store import Run, list_runs, open_run
 from core.summary import layer_table, leading, run_identity, run_summary
 from core.versions import noted, notes_by_text
 from data.errors import BadInput, EnvironmentProblem, IntegrityError
+from pages._text import plain, prose
 
 PROTOCOL_LABELS = {
     "healthy": LABEL_FREE,
@@ -43,7 +44,7 @@ def in_words() -> Iterator[None]:
     try:
         yield
     except (BadInput, EnvironmentProblem, IntegrityError) as problem:
-        st.error(str(problem), icon=":material/error:")
+        st.error(plain(problem), icon=":material/error:")
         st.stop()
 
 
@@ -56,7 +57,7 @@ def every_run(kind: str | None = None) -> list[Run]:
     """Readable runs, newest first; unreadable ones are named on the page."""
     runs, problems = list_runs(runs_directory())
     for problem in problems:
-        st.warning(problem)
+        st.warning(plain(problem))
     return [run for run in runs if kind in (None, run.kind)]
 
 
@@ -120,6 +121,7 @@ def pick_layers(scores: RunScores, headline: str) -> tuple[str, ...]:
         "Layers",
         options,
         selection_mode="multi",
+        format_func=plain,
         default=wanted,
         key="layers",
         persist_state="session",
@@ -142,6 +144,7 @@ def pick_protocol(protocols: Mapping[str, Any]) -> str:
         options,
         default=wanted,
         required=True,
+        format_func=plain,
         key="protocol",
         persist_state="session",
         on_change=_clicked,
@@ -159,9 +162,9 @@ def metrics_or_stop(run: Run) -> dict[str, Any]:
         try:
             return metrics_of(run.run_id, _version(run))
         except BadInput as nothing:
-            st.info(str(nothing))
+            st.info(plain(nothing))
             st.stop()
-    st.error(problem, icon=":material/error:")
+    st.error(plain(problem), icon=":material/error:")
     st.stop()
 
 
@@ -180,7 +183,7 @@ def voxels_of(run: Run, subject_id: str, layers: tuple[str, ...]) -> SubjectScor
 def tell_in_full(label: str) -> None:
     """Below a box of the sidebar, what the box would cut without a hint; nothing when it fits."""
     if sum(0.5 if c in " .,·|-ijlt" else 1.0 for c in label) > FITS:
-        st.sidebar.caption(label)
+        st.sidebar.caption(plain(label))
 
 
 def dice_text(found: Mapping[str, Any] | None) -> str:
@@ -210,7 +213,7 @@ def pick_by_id(title: str, key: str, labels: dict[str, str], default: str, help_
     state, told, options = st.session_state, f"{key}-told", list(labels)
     linked = st.query_params.get(key)
     if linked is not None and linked not in labels and linked != state.get(told):
-        st.warning(f"The link names a {title.lower()} that is not here: {linked}. Another one is shown.")
+        st.warning(f"The link names a {plain(title.lower())} that is not here: {plain(linked)}. Another one is shown.")
     asked = linked in labels and linked != state.get(told)  # by the address, since this page last wrote it
     known = [state.get(name) for name in (key, told)]  # a first page opened by a link leaves only the second
     wanted = linked if asked else next((name for name in known if name in labels), default)
@@ -218,7 +221,7 @@ def pick_by_id(title: str, key: str, labels: dict[str, str], default: str, help_
     if key in state and state[key] != wanted:
         state[key], index = wanted, 0
     chosen = st.sidebar.selectbox(
-        title, options, index, labels.__getitem__, key=key, persist_state="session", help=help_text
+        plain(title), options, index, labels.__getitem__, key=key, persist_state="session", help=prose(help_text)
     )
     tell_in_full(labels[str(chosen)])
     st.query_params[key] = state[told] = str(chosen)
@@ -235,7 +238,8 @@ def _wanted(key: str, options: list[str], start: list[str], title: str) -> list[
     asked = linked if linked != told else []
     if strange := [name for name in asked if name not in options]:
         st.warning(
-            f"The link names a {title} that is not here: {', '.join(strange)}. Here are: {', '.join(options)}. "
+            f"The link names a {plain(title)} that is not here: {plain(', '.join(strange))}. "
+            f"Here are: {plain(', '.join(options))}. "
             "Without the others, the usual choice is shown."
         )
     if held == [] and not asked:

@@ -18,6 +18,7 @@ from pages._shared import (
     runs_directory,
     scores_of,
 )
+from pages._text import plain
 
 HEIGHT = 900
 TOLD = ("diagnosis", "whatifs", "post-processing", "detection-limits")  # folders that a report reads beside evaluation
@@ -48,8 +49,8 @@ actions = st.container(horizontal=True, vertical_alignment="center")
 document, diagnosed = report_of(run, layers, protocol)
 if not diagnosed and protocols["healthy"]["subjects"]:
     st.info(
-        f"Layer set {layers} is not diagnosed at this threshold, so the report tells of the headline's results only: "
-        "no ladder, no error map, no causes.",
+        f"Layer set {plain(layers)} is not diagnosed at this threshold, so the report tells of the headline's results "
+        "only: no ladder, no error map, no causes.",
         icon=":material/info:",
     )
     if actions.button("Diagnose it first", icon=":material/search_insights:", type="primary"):
