@@ -6,8 +6,11 @@ from typing import Any
 
 import pandas as pd
 
-_SPECIAL = re.compile(r"[\\`*_{}\[\]()<>#!|~$^&@+]|:(?! )|(?<![^\W\d_])-|-(?![^\W\d_])")
-"""A hyphen within a word and a colon before a space are never markup."""
+_SPECIAL = re.compile(
+    r"(?P<interval>\[[−\d., ]+\](?=[ .;]))"
+    r"|[\\`*_{}\[\]()<>#!|~$^&@]|\+(?!\S)|:(?! )|(?<![^\W\d_])-|-(?![^\W\d_])"
+)
+"""An interval, a hyphen within a word, a sign before a number and a colon before a space are never markup."""
 _LIST = re.compile(r"\d{1,9}(?=[.)](?: |$))")
 _JOINT = re.compile(
     r"(?<=http)(?=:)|(?<=https)(?=:)|(?<=www)(?=\.)|(?<=[-.\w+])(?=@[-\w])"  # what becomes a link
@@ -29,7 +32,7 @@ def plain(text: object) -> str:
     """
     line = _one_line(text)
     line = _ARROW.sub(lambda found: _CUT.join(found[0]), _JOINT.sub(_CUT, line))
-    line = _SPECIAL.sub(r"\\\g<0>", line).replace(_CUT, _NOTHING)
+    line = _SPECIAL.sub(lambda found: found["interval"] or f"\\{found[0]}", line).replace(_CUT, _NOTHING)
     listed = _LIST.match(line)
     if listed is not None:
         return f"{listed[0]}\\{line[listed.end() :]}"

@@ -18,7 +18,17 @@ PLACES = 13
 
 
 @pytest.mark.parametrize(
-    "text", ["test01", "0.512", "5 %, n = 3", "Ü 脳", "python cli.py evaluate my-run", "Bank: share", "a/b.nii.gz"]
+    "text",
+    [
+        "test01",
+        "0.512",
+        "5 %, n = 3",
+        "Ü 脳",
+        "python cli.py evaluate my-run",
+        "Bank: share",
+        "a/b.nii.gz",
+        "+0.1 [0.012, −0.2] of a+b",
+    ],
 )
 def test_an_ordinary_name_stays_as_it_is(text: str) -> None:
     assert plain(text) == text

@@ -13,5 +13,8 @@ TEXTS = (
     "[ref]: http://a.org", "\\[escaped\\] \\\\ \\", "x]y[z", "a:small[]b", "::: x",
     ":a{b=c}",
     "test01", "sub-01_T1.nii.gz", "intensity-bright · tiny-intensity", "Ünïcode 脳 🧠", "10:30:45", "C:\\data\\x",
+    "[1, 2](http://127.0.0.1:9/x)",
+    "![0.5](http://127.0.0.1:9/x.png) :red[0.1] y",
+    "[0.1, 0.2] (x) [1]: http://a.org [1]",
     "=cmd()|' /C calc'!A0", "-- x", "- [x] done", "!", "a\nb\n\n# c", "~/x ^y^ {z}", "\u202eabc", "https\\://a.org",
 )  # fmt: skip
