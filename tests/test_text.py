@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
+from core.figures import as_text, contribution_bars, layer_scatter, protocol_dots
+from core.figures_diagnosis import ceiling_lines, strata_bars
 from pages._text import cell, cells, plain
 from tests.browser import FLAGS, find_chromium, serve
 from tests.markdown_law import leaks
@@ -114,6 +116,25 @@ def test_the_law_sees_a_leak(source: str) -> None:
 )
 def test_the_law_lets_ours_pass(source: str) -> None:
     assert leaks(source) == []
+
+
+NAME = "<a href='http://127.0.0.1:9/x'>a</a> <b>b</b> &lt; %{x} <img src=x>"
+
+
+def test_names_in_charts_are_no_tags_and_no_places() -> None:
+    found = {"mean": 0.5, "low": 0.4, "high": 0.6, "n": 3}
+    dots = protocol_dots([{"label": NAME, "dice": {"healthy": found}}], "Dice").to_json()
+    row = {"layers": NAME, "n_layers": 1, "auprc": 0.5, "ceil_dice": 0.5, "healthy": found}
+    scatter = layer_scatter([row], [])
+    bars = contribution_bars([(NAME, 0.5, 0.1)]).to_json()
+    strata = strata_bars([{"bin": NAME, "n": 3, "recall": 0.5, "low": 0.4, "high": 0.6}], "recall").to_json()
+    lines = ceiling_lines([{"layer": NAME, "spacing_mm": 2.0, "by_size": [{"bin": NAME, "ceiling": 1, "n": 2}]}])
+    hover = scatter.update_traces(customdata=None).to_json()  # what a click hands on is not shown
+    for figure in (dots, hover, bars, strata, lines.to_json()):
+        for told in ("<a", "<b>b", "%{x} &", "<img"):
+            assert told not in figure.replace("\\u003c", "<").replace("\\u003e", ">")
+    assert as_text("tiny · run-1, a+b") == "tiny · run-1, a+b"
+    assert as_text("a<b & {c}") == "a&lt;b &amp; &#123;c}"
 
 
 @pytest.fixture(scope="module")
