@@ -262,6 +262,8 @@ class ScoreVerb(OneRun):
     """Layer set to export, joined by +; the headline's, or all layers when not evaluated."""
     memory: float | None = None
     """Memory that scoring may use, GB; the limit that the run was fitted with when not given."""
+    share: bool = False
+    """Export under the pseudonyms that a shared report uses."""
     display: bool = False
     """Export scores on a 0 to 1 display scale: sigmoid of log1p(score) between healthy calibration quantiles."""
 
@@ -514,7 +516,9 @@ def _score(arguments: ScoreVerb) -> int:
     )
     tell_versions(run)
     if arguments.export is not None:
-        paths = export_maps(run, arguments.export, arguments.layers, open_progress(), display=arguments.display)
+        paths = export_maps(
+            run, arguments.export, arguments.layers, open_progress(), display=arguments.display, share=arguments.share
+        )
         print(f"{len(paths)} NIfTI files in {arguments.export}", file=sys.stderr)
     where = runs_flag(arguments.runs)
     next_step = f"Evaluate it: python cli.py evaluate {run.run_id}{where}"

@@ -28,7 +28,7 @@ NEVER = {
     "cli": {"streamlit", "plotly"},
 }
 ORDER: list[str] = """
-types door distributed randomness shrinkage recipes progress provenance journal lock store versions
+types door distributed randomness shrinkage recipes progress provenance journal lock store sharing versions
 bootstrap curves calibration decision lesions metrics distributions verdict_advice verdict
 views contrastive training
 simclr.settings simclr.scans simclr.parts simclr.banks simclr.whole simclr.ccd simclr.blobs simclr.dense
