@@ -174,7 +174,7 @@ def _places(run: Run, cohort: str) -> dict[str, str]:
     names = [socket.gethostname(), socket.gethostname().partition(".")[0], Path.home().name]
     with contextlib.suppress(OSError, KeyError):
         names.append(getpass.getuser())
-    found |= {name: LEFT_OUT for name in names if len(name) > _SHORTEST and name not in ("root", "localhost", "home")}
+    found |= {name: LEFT_OUT for name in names if len(name) >= _SHORTEST and name not in ("root", "localhost", "home")}
     if cohort:
         path = Path(cohort)
         parents = [Path.cwd(), run.directory.parent.absolute().parent]

@@ -82,9 +82,14 @@ def test_a_shared_report_names_nobody(planted: Run) -> None:
         assert name.lower() not in told.lower(), name
     for place in (str(planted.directory), str(Path.home()), str(Path.cwd())):
         assert place not in told
-    for name in {socket.gethostname(), getpass.getuser()} - {"root", "localhost"}:
-        assert not re.search(rf"(?<![\w]){re.escape(name)}(?![\w])", re.sub(r"base64,\S+", "", told))
     assert not re.findall(r"\b5[0-9]\.4\b", told)
+
+
+def test_the_machine_and_its_user_are_left_out(planted: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: "node7.ward.example")
+    monkeypatch.setattr(getpass, "getuser", lambda: "ada")
+    told = veil_of(planted).text("On node7.ward.example, NODE7: ada wrote it; adage stays.")
+    assert told == f"On {LEFT_OUT}, {LEFT_OUT}: {LEFT_OUT} wrote it; adage stays."
 
 
 def test_a_shared_report_tells_the_same_numbers(planted: Run) -> None:
