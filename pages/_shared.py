@@ -1,7 +1,6 @@
 """What every page needs: where the runs are, pickers whose choice is in the address, cached loaders keyed by ids."""
 
 import os
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,8 +31,6 @@ def protocol_label(protocol: str, row: Mapping[str, Any]) -> str:
     return BEHIND_GATE if protocol == "healthy" and row.get("needs_labels") else PROTOCOL_LABELS[protocol]
 
 
-_MARKDOWN = re.compile(r"([^\w\s,])")
-"""What could be a sign of Markdown: in a text that a file brought, all of it is escaped."""
 FITS = 27.0
 """Wide characters that the sidebar's boxes show of a choice; narrow ones count half."""
 
@@ -88,7 +85,7 @@ def show_versions(runs: list[Run], *, within: Any = None) -> None:
     """In the sidebar (or `within`), what a reader of these runs' numbers has to know of versions, a line each."""
     for note, ids in notes_by_text(runs).items():
         text = note if len(runs) == 1 else noted(note, ids)
-        (within or st.sidebar).caption(_MARKDOWN.sub(r"\\\1", text))
+        (within or st.sidebar).caption(plain(text))
 
 
 def layered_runs(runs: list[Run] | None = None) -> list[Run]:

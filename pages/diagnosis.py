@@ -41,7 +41,7 @@ sure = (found["verdict"]["low"] or 0.0) > 0
 (verdict.success if sure else verdict.info)(f"**{prose(found['verdict']['sentence'])}**", icon=":material/lightbulb:")
 
 for problem in found["damaged"]:
-    st.error(problem, icon=":material/error:")
+    st.error(plain(problem), icon=":material/error:")
 
 tabs = st.tabs(SECTIONS, key="section", on_change="rerun", bind="query-params")
 for tab, section in zip(tabs, SECTIONS, strict=True):
