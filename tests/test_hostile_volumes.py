@@ -373,7 +373,7 @@ def test_scans_without_information_are_set_aside_by_name_and_change_nothing_of_t
     assert {one.subject_id for one in among.set_aside} == set(degenerate())
     assert all(len(one.cause) > 20 for one in among.set_aside)
     assert dict(among.keys) == dict(alone.keys)
-    for subject_id in alone.keys:  # noqa: SIM118
+    for subject_id in alone.keys:
         one, two = alone.load(subject_id), among.load(subject_id)
         np.testing.assert_array_equal(one.volume.voxels, two.volume.voxels)
 
