@@ -30,6 +30,7 @@ from core.store import Run, open_run, stage_done
 from core.summary import layer_table, run_rows
 from core.versions import noted, notes_of
 from data.errors import BadInput, EnvironmentProblem, IntegrityError, Interrupted
+from data.permissions import doors_open
 from data.preprocessing import Preprocessing
 from data.ranges import refuse_out_of_range
 from verbs.diagnosis import DIAGNOSIS_VERBS
@@ -361,6 +362,8 @@ def main(argv: Sequence[str]) -> int:
     except BadInput as error:
         return _complain(error, EXIT_BAD_INPUT)
     signal.signal(signal.SIGTERM, _interrupt)
+    for warning in doors_open(getattr(arguments, "runs", None)):
+        print(f"warning: {warning}", file=sys.stderr)
     try:
         return action(arguments)
     except BadInput as error:

@@ -12,6 +12,7 @@ from core.run_scores import RunScores, open_scores, set_id
 from core.sharing import veil_of
 from core.store import Run, stage_done
 from data.errors import BadInput
+from data.files import clear_litter
 from data.names import folder_name
 from data.nifti import in_stored_order, write_nifti
 from data.room import require_room
@@ -41,6 +42,7 @@ def export_maps(
     require_room(directory, voxels * (4 if figures is None else 5), f"Exporting {len(subjects)} scans", at_most=True)
     scale = _display_scale(scores, layer_set) if display else None
     called = veil_of(run).called if share else folder_name
+    clear_litter(directory)
     written: list[Path] = []
     with progress.task("Writing NIfTI", len(subjects)) as advance:
         for subject_id in subjects:
