@@ -34,6 +34,7 @@ from core.store import (
     verify_stage,
 )
 from core.subject_level import subject_level
+from core.summary import HEADLINE, headline_of
 from core.types import ScoreMap
 from data.errors import BadInput
 from data.files import clear_litter, hashed_files, tell_hashed
@@ -90,6 +91,7 @@ def evaluate_run(
         with stage(run, "evaluation") as scratch:
             save_levels(scratch / "levels.json", {name: result["levels"] for name, result in working.items()})
             _write(scratch / "metrics.json", metrics)
+            _write(scratch / HEADLINE, headline_of(metrics))
         _forget_packed(run.directory)
         append_event(run, "evaluated", {"test_subjects": len(scores.subjects("test"))})  # looking is counted
         record_duration(run, "evaluation", began)
