@@ -26,6 +26,7 @@ from core.provenance import fingerprint as fingerprint
 from core.provenance import git_commit as git_commit
 from core.provenance import peak_memory_mb as peak_memory_mb
 from core.provenance import plain, reset_peak_memory
+from data import trouble
 from data.cohort import ROLES, Split
 from data.errors import BadInput, EnvironmentProblem, IntegrityError
 from data.files import (
@@ -234,7 +235,7 @@ def current_status(run: Run) -> str:
 
 
 @contextlib.contextmanager
-def lock(run: Run, take_over: bool = False, heartbeat_seconds: float = HEARTBEAT_SECONDS) -> Iterator[Run]:
+def lock(run: Run, take_over: bool | None = None, heartbeat_seconds: float = HEARTBEAT_SECONDS) -> Iterator[Run]:
     """Be the only writer of a run: `with lock(run) as run:`. Repairs what a killed predecessor left unfinished.
 
     BadInput when another process is writing; it says since when, which process, on which machine.
@@ -403,7 +404,7 @@ def claim_sequence(root: Path) -> int:
                 return number
     except OSError as error:
         raise EnvironmentProblem(
-            f"Cannot write in {_shown(root)}: {error.strerror}. Choose another directory, or make this one writable."
+            f"Cannot write in {_shown(root)}: {error.strerror}. {trouble.remedy(error, root)}"
         ) from error
 
 
@@ -419,7 +420,9 @@ def _claim_directory(runs: Path, stem: str, record: dict[str, Any], exact: bool)
         except OSError as error:
             if not (runs / run_id).exists():
                 shutil.rmtree(scratch, ignore_errors=True)
-                raise EnvironmentProblem(f"Cannot write {runs / run_id}: {error.strerror}.") from error
+                raise EnvironmentProblem(
+                    f"Cannot write {runs / run_id}: {error.strerror}. {trouble.remedy(error, runs)}"
+                ) from error
             if exact:
                 break
             continue

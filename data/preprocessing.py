@@ -5,11 +5,8 @@ One matrix per subject carries everything: a scan is pulled onto the working gri
 
 import hashlib
 import json
-import multiprocessing
 import re
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -22,6 +19,7 @@ from data.cohort import Cohort, Subject
 from data.errors import BadInput, EnvironmentProblem, IntegrityError
 from data.files import (
     committed_directory,
+    faultpoint,
     is_committed,
     load_committed_array,
     read_committed_json,
@@ -32,10 +30,12 @@ from data.files import (
 )
 from data.intensity import normalise
 from data.nifti import BadScan, refuse_unreadable
-from data.reading import SetAside, read_subject, set_aside
+from data.reading import SUBJECT_FAULTS, SetAside, ended_twice, read_subject, set_aside
 from data.registration import alignment_notes, register
 from data.template import working_grid, working_template
+from data.trouble import patiently
 from data.volume import Grid, Mask, Volume, frozen, resample
+from data.workers import Died, shared_out
 
 SCHEMA = 1
 """Counts up whenever the same files and settings would give other voxels."""
@@ -414,10 +414,14 @@ def _known_hash(path: Path, seen: dict[str, str]) -> str:
         state = path.stat()
         name = f"{path.resolve()}|{state.st_ino}|{state.st_size}|{state.st_mtime_ns}|{state.st_ctime_ns}"
         if name not in seen:
-            seen[name] = sha256_file(path)
+            seen[name] = _file_hash(path)
     except OSError as error:
         refuse_unreadable(path, error)
     return seen[name]
+
+
+def _file_hash(path: Path) -> str:
+    return patiently(lambda: sha256_file(path))
 
 
 def _read_index(path: Path) -> dict[str, str]:
@@ -430,33 +434,33 @@ def _read_index(path: Path) -> dict[str, str]:
 def _compute(
     to_do: list[Subject], settings: Preprocessing, cache: Path, keys: Mapping[str, str], workers: int
 ) -> Iterator[tuple[str, SetAside | None]]:
-    if workers <= 1 or len(to_do) <= 1:
-        for subject in to_do:
-            yield _prepare_into(subject, settings, cache, keys[subject.subject_id])
-        return
-    # Spawned, not forked: a forked copy of a process that runs torch or ITK threads can hang.
-    pool = ProcessPoolExecutor(min(workers, len(to_do)), mp_context=multiprocessing.get_context("spawn"))
-    try:
-        futures = [pool.submit(_prepare_into, s, settings, cache, keys[s.subject_id]) for s in to_do]
-        for future in as_completed(futures):
-            yield future.result()
-    except BrokenProcessPool as error:
-        raise EnvironmentProblem(
-            "A process that prepared scans was ended from outside, most likely for want of memory. "
-            "Use fewer workers and run again; what was prepared is kept."
-        ) from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    # In processes even one at a time: a library that crashes on a damaged file stops that file's subject only.
+    given = [(s, settings, cache, keys[s.subject_id]) for s in to_do]
+    n_ended = 0
+    for number, outcome in shared_out(_prepare_into, given, workers):
+        if not isinstance(outcome, Died):
+            yield outcome
+            continue
+        n_ended += 1
+        if n_ended == len(to_do) > 1:
+            raise EnvironmentProblem(
+                f"All {n_ended} processes that prepared scans were ended from outside, {outcome.words}, most likely for "
+                "want of memory. Make memory free and run again; what was prepared before is kept."
+            )
+        yield to_do[number].subject_id, ended_twice(to_do[number], outcome)
 
 
 def _prepare_into(subject: Subject, settings: Preprocessing, cache: Path, key: str) -> tuple[str, SetAside | None]:
     try:
+        faultpoint(f"prepare.{subject.subject_id}")
         prepared = prepare_reading(subject, settings, key)
-        hashes = {role: sha256_file(path) for role, path in _files(subject, settings).items()}
+        hashes = {role: _file_hash(path) for role, path in _files(subject, settings).items()}
         if _key(subject, settings, hashes) != key:
             raise BadInput(f"A file of subject {subject.subject_id!r} was changed while it was read. Prepare again.")
         _store(prepared, cache, _made_from(subject, settings, hashes))
-    except (BadInput, OSError, MemoryError) as error:
+    except EnvironmentProblem:
+        raise
+    except (*SUBJECT_FAULTS, RuntimeError) as error:  # RuntimeError: the registration library's
         return subject.subject_id, set_aside(subject, error)
     return subject.subject_id, None
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from data.cohort import ROLES, Cohort, Subject
 from data.errors import EnvironmentProblem
 from data.folders import SCAN_SUFFIXES, BadDataset
+from data.trouble import remedy
 
 RESERVED = ("subject_id", "brain_mask", "lesion_mask", "role", "healthy", "site", "age", "sex", "lesion_labels")
 _NOTHING = ("", "n/a", "na", "nan", "none")
@@ -80,7 +81,7 @@ def write_table(path: Path, subjects: Sequence[Subject]) -> None:
         scratch.replace(path)
     except OSError as error:
         scratch.unlink(missing_ok=True)
-        raise EnvironmentProblem(f"Could not write {path}: {error.strerror or error}. Choose another place.") from error
+        raise EnvironmentProblem(f"Could not write {path}: {error.strerror or error}. {remedy(error, path.parent)}") from error
 
 
 def read_rows(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
