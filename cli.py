@@ -22,6 +22,7 @@ from rich.table import Table
 from core import demo, evaluation, experiment
 from core.detectors import CATALOGUE, DESCRIPTIONS, LAYERED, AnyDetector, PatchCore, make, recipe_json
 from core.export import export_maps
+from core.lock import taking_over
 from core.memory_bank.settings import BankSettings
 from core.progress import open_progress
 from core.recipes import as_json
@@ -30,6 +31,7 @@ from core.store import Run, current_status, list_runs, open_run, stage_done
 from core.summary import layer_table, run_summary
 from data.errors import BadInput, EnvironmentProblem, IntegrityError, Interrupted
 from data.preprocessing import Preprocessing
+from data.trouble import is_trouble, remedy
 from verbs.diagnosis import DIAGNOSIS_VERBS
 from verbs.gate import GATE_VERBS
 from verbs.neighbours import NEIGHBOUR_VERBS
@@ -43,6 +45,7 @@ from verbs.shared import (
     EXIT_OK,
     RUNS,
     OneRun,
+    TakeOver,
     console,
     interval_text,
     number_text,
@@ -61,6 +64,7 @@ class DemoVerb:
 
     runs: Path = RUNS
     """Directory that holds the runs."""
+    take_over: TakeOver = False
 
 
 @dataclass(frozen=True)
@@ -133,6 +137,7 @@ class PretrainVerb(_Scans):
     run_id: str | None = None
     """Folder of the run; an existing one with the same settings is resumed."""
     simclr: SimclrSettings = field(default_factory=SimclrSettings)
+    take_over: TakeOver = False
 
 
 @dataclass(frozen=True)
@@ -208,6 +213,7 @@ class FitVerb(_Scans):
     """Channels of the first stage of such an encoder; a published ResNet has 64."""
     seed: int | None = None
     """Of a random encoder's weights."""
+    take_over: TakeOver = False
 
 
 @dataclass(frozen=True)
@@ -226,6 +232,7 @@ class ScoreVerb(OneRun):
     """Memory that scoring may use, GB; the limit that the run was fitted with when not given."""
     display: bool = False
     """Export scores on a 0 to 1 display scale: sigmoid of log1p(score) between healthy calibration quantiles."""
+    take_over: TakeOver = False
 
 
 @dataclass(frozen=True)
@@ -241,6 +248,7 @@ class EvaluateVerb(OneRun):
     """Instead: false-positive millilitres per healthy scan that the label-free threshold may cost."""
     workers: int = 2
     """Processes."""
+    take_over: TakeOver = False
 
 
 @dataclass(frozen=True)
@@ -315,19 +323,26 @@ def main(argv: Sequence[str]) -> int:
         return int(stop.code or 0)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        return action(arguments)
+        with taking_over(vars(arguments).get("take_over", False)):
+            return action(arguments)
     except BadInput as error:
         return _complain(error, EXIT_BAD_INPUT)
     except EnvironmentProblem as error:
         return _complain(error, EXIT_ENVIRONMENT)
-    except (MemoryError, PermissionError) as error:
-        return _complain(f"{type(error).__name__}: {error}. Give less memory, other rights or another directory.", 3)
+    except MemoryError as error:
+        return _complain(f"MemoryError: {error}. Make memory free, or give the command less to hold.", EXIT_ENVIRONMENT)
     except IntegrityError as error:
         return _complain(error, EXIT_INTEGRITY)
     except (Interrupted, KeyboardInterrupt) as error:
         return _complain(str(error) or "Interrupted. Repeat the command to go on.", EXIT_INTERRUPTED)
     except BrokenPipeError:
         return EXIT_OK
+    except OSError as error:
+        if not is_trouble(error):
+            traceback.print_exc()
+            return _complain("This is a bug of Dicescope. Please report the lines above.", EXIT_BUG)
+        place = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else Path.cwd()
+        return _complain(f"{place}: {error.strerror}. {remedy(error, place)}", EXIT_ENVIRONMENT)
     except Exception:
         traceback.print_exc()
         return _complain("This is a bug of Dicescope. Please report the lines above.", EXIT_BUG)

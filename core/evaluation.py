@@ -1,10 +1,9 @@
 """Judging a run: every layer set under every threshold protocol, the headline in the scans' own space."""
 
-import multiprocessing
-import os
+import contextlib
+import functools
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from core.store import (
     lock,
     open_run,
     peak_memory_mb,
+    read_events,
     stage,
     stage_done,
     stage_json,
@@ -34,11 +34,14 @@ from core.store import (
 )
 from core.subject_level import subject_level
 from core.types import ScoreMap
-from data.errors import BadInput
-from data.files import clear_litter, hashed_files, tell_hashed
+from data.errors import BadInput, EnvironmentProblem
+from data.files import MANIFEST, clear_litter, faultpoint, hashed_files, sha256_file, tell_hashed
 from data.volume import Mask
+from data.workers import Died, shared_out
 
 N_BOOTSTRAP = 10_000
+EVALUATED = "evaluated"
+"""Kind of the event that counts a look at the test set."""
 BEHIND_LABELS = "behind a gate cut on validation labels"
 """Stands in the rule of a healthy threshold that is not label-free."""
 SMALLEST = 1e-30
@@ -63,6 +66,8 @@ def evaluate_run(
     began = time.perf_counter()
     reset_peak_memory()
     with lock(run) as run:
+        if not (told := _looks_told(run)) or any(told):
+            _note_look(run)  # a predecessor may have been killed before it could
         working = _many(run, scores.layer_sets, "working", quantile, fp_ml_per_scan, workers, progress)
         headline, rule = _headline(scores, working)
         quoted = _quoted(scores, headline)
@@ -86,9 +91,23 @@ def evaluate_run(
             save_levels(scratch / "levels.json", {name: result["levels"] for name, result in working.items()})
             _write(scratch / "metrics.json", metrics)
         _forget_packed(run.directory)
-        append_event(run, "evaluated", {"test_subjects": len(scores.subjects("test"))})  # looking is counted
+        _note_look(run)
         update_run(run, stages={"evaluation": {"seconds": time.perf_counter() - began, "peak_mb": peak_memory_mb()}})
     return metrics
+
+
+def looks_at_test(run: Run) -> int:
+    """How often this run has looked at its test set: evaluations that differ, not how often one was repeated.
+
+    The committed evaluation counts even when its process was killed before the journal could say so. Evaluations of
+    versions that wrote down no name count one each.
+    """
+    told = _looks_told(run)
+    present = _evaluation_name(run)
+    only_unnamed = bool(told) and not any(told)
+    if present is not None and not only_unnamed:
+        told = [*told, present]
+    return len(set(filter(None, told))) + told.count("")
 
 
 def read_metrics(run: Run) -> dict[str, Any]:
@@ -192,32 +211,38 @@ def _many(
 ) -> dict[str, Any]:
     """Figures of several layer sets, in processes of their own; the order is that of `layer_sets`."""
     jobs = [(str(run.directory), layers, space, quantile, fp_ml) for layers in layer_sets]
-    results: dict[str, Any] = {}
+    found: dict[int, Any] = {}
+    dead: dict[int, Died] = {}
     with progress.task(f"Evaluating, {space} space", len(jobs)) as advance:
-        for layers, result in zip(layer_sets, _mapped(jobs, workers), strict=True):
-            results[set_id(layers)] = result
-            advance(1, set_id(layers))
-    return results
+        for number, outcome in _mapped(jobs, workers):
+            if isinstance(outcome, Died):
+                dead[number] = outcome
+            else:
+                found[number] = outcome
+            advance(1, set_id(layer_sets[number]))
+    if dead:
+        names = ", ".join(set_id(layer_sets[number]) for number in sorted(dead))
+        raise EnvironmentProblem(
+            f"Layer set {names} could not be evaluated, {len(found)} of {len(jobs)} could: {dead[min(dead)].cause}, "
+            "then run again. Nothing is committed without it; the scores are intact."
+        )
+    return {set_id(layers): found[number] for number, layers in enumerate(layer_sets)}
 
 
-def _mapped(jobs: Sequence[tuple[str, LayerSet, Space, float, float | None]], workers: int) -> Iterable[dict[str, Any]]:
+def _mapped(
+    jobs: Sequence[tuple[str, LayerSet, Space, float, float | None]], workers: int
+) -> Iterator[tuple[int, dict[str, Any] | Died]]:
+    """Results by the number of the job, as they are done; one worker, or few jobs: here."""
     if workers < 2 or len(jobs) < 4:
-        yield from map(_evaluate_job, jobs)
+        yield from enumerate(map(_evaluate_job, jobs))
         return
-    previous = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"
-    try:
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, context, initializer=tell_hashed, initargs=(hashed_files(),)) as pool:
-            yield from pool.map(_evaluate_job, jobs)
-    finally:
-        os.environ.pop("OMP_NUM_THREADS")
-        if previous is not None:
-            os.environ["OMP_NUM_THREADS"] = previous
+    told = functools.partial(tell_hashed, hashed_files())
+    yield from shared_out(_evaluate_job, [(job,) for job in jobs], workers, threads=1, first=told)
 
 
 def _evaluate_job(job: tuple[str, LayerSet, Space, float, float | None]) -> dict[str, Any]:
     directory, layers, space, quantile, fp_ml = job
+    faultpoint(f"evaluate.{set_id(layers)}")
     path = Path(directory)
     scores = open_scores(open_run(path.parent, path.name))
     return evaluate_layer_set(scores, layers, space, quantile=quantile, fp_ml_per_scan=fp_ml)
@@ -242,6 +267,24 @@ def _lesion_figures(scores: RunScores, layers: LayerSet, figures: Mapping[str, A
                 reports.append(lesion_report(score_map, segmentation, prepared.native_lesion))
         result[name] = {"lesions": summarise(reports), "healthy_scans": healthy_false_positives(alarms)}
     return result
+
+
+def _note_look(run: Run) -> None:
+    """Write the committed evaluation into the journal, once; it is named by its content."""
+    name, told = _evaluation_name(run), _looks_told(run)
+    if name is not None and name not in told:
+        append_event(run, EVALUATED, {"test_subjects": len(run.record["split"]["test"]), "evaluation": name})
+
+
+def _looks_told(run: Run) -> list[str]:
+    """The evaluations in the journal by name; empty for those of versions that wrote none."""
+    return [str(event.get("evaluation") or "") for event in read_events(run) if event.get("kind") == EVALUATED]
+
+
+def _evaluation_name(run: Run) -> str | None:
+    with contextlib.suppress(OSError):
+        return sha256_file(run.directory / "evaluation" / MANIFEST)
+    return None
 
 
 def _require_scores(scores: RunScores) -> None:

@@ -213,6 +213,7 @@ def _each(
         found[number] = ended(number, outcome) if isinstance(outcome, Died) else outcome
     return [found[number] for number in range(len(given))]
 
+
 def _fit_one(subject: Subject, shapes: tuple[LesionShape, ...], settings: _Settings) -> _Fit:
     try:
         faultpoint(f"plant.{subject.subject_id}")

@@ -233,8 +233,8 @@ def prepare_cohort(
 ) -> PreparedCohort:
     """Prepare every subject, `workers` at a time; the result does not depend on who finishes first.
 
-    A subject that cannot be read or used is set aside with its reason. What the cache holds intact is not computed
-    again. `monitor` gets (subjects done, subjects, text). EnvironmentProblem when the cache cannot be written.
+    A subject that cannot be read or used is set aside with its reason, and so is one whose process was ended twice;
+    one worker is this process itself. What the cache holds intact is not computed again. `monitor` gets (subjects done, subjects, text). EnvironmentProblem when the cache cannot be written.
     """
     total = len(cohort.subjects)
     tell: Callable[[int, int, str], None] = monitor if monitor is not None else lambda done, total, text: None
@@ -434,7 +434,11 @@ def _read_index(path: Path) -> dict[str, str]:
 def _compute(
     to_do: list[Subject], settings: Preprocessing, cache: Path, keys: Mapping[str, str], workers: int
 ) -> Iterator[tuple[str, SetAside | None]]:
-    # In processes even one at a time: a library that crashes on a damaged file stops that file's subject only.
+    if workers <= 1:
+        for subject in to_do:
+            yield _prepare_into(subject, settings, cache, keys[subject.subject_id])
+        return
+    # In processes even when there is one scan: a library that crashes on a damaged file stops that subject only.
     given = [(s, settings, cache, keys[s.subject_id]) for s in to_do]
     n_ended = 0
     for number, outcome in shared_out(_prepare_into, given, workers):
@@ -444,8 +448,8 @@ def _compute(
         n_ended += 1
         if n_ended == len(to_do) > 1:
             raise EnvironmentProblem(
-                f"All {n_ended} processes that prepared scans were ended from outside, {outcome.words}, most likely for "
-                "want of memory. Make memory free and run again; what was prepared before is kept."
+                f"All {n_ended} processes that prepared scans were ended from outside, {outcome.words}, most likely "
+                "for want of memory. Make memory free and run again; what was prepared before is kept."
             )
         yield to_do[number].subject_id, ended_twice(to_do[number], outcome)
 

@@ -81,7 +81,8 @@ def write_table(path: Path, subjects: Sequence[Subject]) -> None:
         scratch.replace(path)
     except OSError as error:
         scratch.unlink(missing_ok=True)
-        raise EnvironmentProblem(f"Could not write {path}: {error.strerror or error}. {remedy(error, path.parent)}") from error
+        why = f"{error.strerror or error}. {remedy(error, path.parent)}"
+        raise EnvironmentProblem(f"Could not write {path}: {why}") from error
 
 
 def read_rows(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:

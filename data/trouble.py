@@ -24,7 +24,8 @@ def remedy(error: OSError, directory: Path, needed: int | None = None) -> str:
     if number is None or number in FULL:  # numpy reports a short write without a number
         why = "Your quota there is used up. " if number == errno.EDQUOT else ""
         takes = "" if needed is None else f"It needs more than {needed} bytes; "
-        return f"{why}{takes}{'free' if takes else 'Free'} now: {free(directory)}. Make room or choose another directory."
+        room = f"{takes}{'free' if takes else 'Free'} now: {free(directory)}."
+        return f"{why}{room} Make room or choose another directory."
     if number in READ_ONLY:
         why = "the file system there is read-only" if number == errno.EROFS else "this account may not write there"
         return f"{why[0].upper()}{why[1:]}. Choose another directory, or make this one writable."

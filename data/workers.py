@@ -37,19 +37,20 @@ class Died:
     def cause(self) -> str:
         """What is the matter, most likely, and what to do."""
         return (
-            f"the process that worked on it was ended twice, {self.words}, the second time with nothing beside it: most "
-            "likely it needs more memory than there is, or a damaged file crashes a library. Give it more memory, or "
-            "check its files and take it out"
+            f"its process was ended twice, {self.words}, the second time with nothing beside it: most likely it needs "
+            "more memory than there is, or a damaged file crashes a library. Give it more memory, or check its files "
+            "and take it out"
         )
 
 
 def shared_out(
-    work: Callable[..., _T], given: Sequence[tuple[Any, ...]], workers: int, *, threads: int | None = None
+    work: Callable[..., _T], given: Sequence[tuple[Any, ...]], workers: int, *, threads: int | None = None, first: Callable[[], None] | None = None
 ) -> Iterator[tuple[int, _T | Died]]:
     """`work(*given[i])` for every i in `workers` processes: pairs (i, result) in the order in which they are done.
 
     A piece whose process dies is tried once more when all others are done, in a process of its own; after a second
-    death its result is `Died`. What `work` raises is raised here. `threads`: of the numeric libraries in each process.
+    death its result is `Died`. What `work` raises is raised here. `threads`: of the numeric libraries in each process,
+    `first`: what each does before its first piece.
     Spawned, not forked: a forked copy of a process that runs torch or ITK threads can hang.
     """
     waiting = deque(range(len(given)))
@@ -62,7 +63,7 @@ def shared_out(
                 _dismiss(crew)
                 alone.add(suspects[0])
                 waiting.append(suspects.popleft())
-            _hand_out(crew, waiting, work, given, 1 if alone else max(workers, 1), threads)
+            _hand_out(crew, waiting, work, given, 1 if alone else max(workers, 1), threads, first)
             for worker in _ready(crew):
                 piece, worker.piece = worker.piece, None
                 assert piece is not None
@@ -116,13 +117,14 @@ def _hand_out(
     given: Sequence[tuple[Any, ...]],
     most: int,
     threads: int | None,
+    first: Callable[[], None] | None,
 ) -> None:
     while waiting:
         idle = next((worker for worker in crew if worker.piece is None), None)
         if idle is None:
             if len(crew) >= most:
                 return
-            idle = _hire(threads)
+            idle = _hire(threads, first)
             crew.append(idle)
         idle.piece = waiting.popleft()
         with contextlib.suppress(OSError):  # one that died before its work is noticed when it is listened to
@@ -141,10 +143,10 @@ def _dismiss(crew: "list[_Worker]") -> None:
         crew.pop().end()
 
 
-def _hire(threads: int | None) -> _Worker:
+def _hire(threads: int | None, first: Callable[[], None] | None) -> _Worker:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs,), daemon=True)
+    process = context.Process(target=_serve, args=(theirs, first), daemon=True)
     with _threads_told(threads):
         process.start()
     theirs.close()
@@ -167,10 +169,12 @@ def _threads_told(threads: int | None) -> Iterator[None]:
             os.environ["OMP_NUM_THREADS"] = before
 
 
-def _serve(connection: Connection) -> None:
+def _serve(connection: Connection, first: Callable[[], None] | None) -> None:
     """The life of a worker: one piece after the other, until its employer closes the connection or is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the employer, who ends this one
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that scratch directories are cleared
+    if first is not None:
+        first()
     with contextlib.suppress(EOFError, OSError):
         while True:
             work, arguments = connection.recv()

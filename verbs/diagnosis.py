@@ -12,7 +12,7 @@ from rich.table import Table
 from core.progress import open_progress
 from core.store import open_run
 from data.errors import BadInput
-from verbs.shared import EXIT_OK, OneRun, console, interval_text, number_text, print_json, runs_flag
+from verbs.shared import EXIT_OK, OneRun, TakeOver, console, interval_text, number_text, print_json, runs_flag
 
 Protocol = Literal["healthy", "validation"]
 
@@ -49,6 +49,7 @@ class DiagnoseVerb(OneRun):
     """Layer set, joined by +; the headline's when not given."""
     protocol: Protocol = "healthy"
     """Which deployable threshold is explained: from healthy scans, or from validation labels."""
+    take_over: TakeOver = False
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ class WhatIfVerb:
     """Directory that holds the runs."""
     json: bool = False
     """Print JSON."""
+    take_over: TakeOver = False
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ class PostProcessingVerb(OneRun):
     """Threshold protocol of what is exported."""
     workers: int = 2
     """Processes."""
+    take_over: TakeOver = False
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,7 @@ class DetectionLimitsVerb(OneRun):
     """Lesions of each diameter and contrast."""
     seed: int = 0
     """Of places and shapes."""
+    take_over: TakeOver = False
 
 
 @dataclass(frozen=True)
@@ -123,6 +127,7 @@ class ReportVerb(OneRun):
     """Which deployable threshold the diagnosis explains."""
     overwrite: bool = False
     """Replace a file that is not a report."""
+    take_over: TakeOver = False
 
 
 def _ceiling(arguments: CeilingVerb) -> int:

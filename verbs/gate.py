@@ -10,7 +10,7 @@ import tyro
 from core.gating import Cut
 from core.progress import open_progress
 from core.store import open_run
-from verbs.shared import EXIT_OK, RUNS, console, number_text, print_json, runs_flag
+from verbs.shared import EXIT_OK, RUNS, TakeOver, console, number_text, print_json, runs_flag
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class GateVerb:
     """Directory that holds the runs."""
     json: bool = False
     """Print JSON."""
+    take_over: TakeOver = False
 
 
 def _gate(arguments: GateVerb) -> int:

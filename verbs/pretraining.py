@@ -16,7 +16,7 @@ from core.progress import open_progress
 from core.simclr import SimclrSettings
 from core.two_level import number_text, span_text
 from data.preprocessing import Preprocessing
-from verbs.shared import EXIT_OK, RUNS, console, print_json, runs_flag
+from verbs.shared import EXIT_OK, RUNS, TakeOver, console, print_json, runs_flag
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,7 @@ class ComparePretrainingVerb:
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     json: bool = False
     """Print JSON."""
+    take_over: TakeOver = False
 
 
 def _compare_pretraining(arguments: ComparePretrainingVerb) -> int:

@@ -14,7 +14,7 @@ from core.store import open_run
 from core.views import VIEW_SETS, ViewSettings
 from data.errors import BadInput
 from data.preprocessing import Preprocessing
-from verbs.shared import EXIT_OK, RUNS, OneRun, console, interval_text, number_text, print_json
+from verbs.shared import EXIT_OK, RUNS, OneRun, TakeOver, console, interval_text, number_text, print_json
 
 _RATIO_WORDS = (
     "How far a change moves the features after training, divided by before. Views below 1: the encoder has learned to "
@@ -34,6 +34,7 @@ class VisibilityVerb(OneRun):
     """Healthy training scans to look at; lesions are planted into copies of them."""
     seed: int = 0
     """Of scans, views, places and textures."""
+    take_over: TakeOver = False
 
 
 @dataclass(frozen=True)
