@@ -127,10 +127,12 @@ def this_process() -> dict[str, Any]:
 
 def is_alive(process: dict[str, Any]) -> bool:
     """Whether a process described by `this_process` still runs on this machine."""
+    started = process.get("process_started")
     return (
         process.get("host") == platform.node()
         and process.get("boot") == boot()
-        and process_started(int(process["pid"])) == process.get("process_started")
+        and started is not None
+        and process_started(int(process["pid"])) == started
     )
 
 

@@ -192,7 +192,10 @@ def refuse_unreadable(path: Path, error: OSError) -> NoReturn:
 
 def _remedy_for(path: Path, error: OSError) -> str:
     if error.errno in trouble.UNSTEADY:
-        return "Asked three times: the disk or the network file system stumbles. Run again when it is well; the others go on."
+        return (
+            "It was tried three times: the disk or the network file system is in trouble. Run again when it is well; "
+            "the other subjects go on without it."
+        )
     with contextlib.suppress(OSError):
         if path.is_symlink() and "annex" in os.readlink(path):
             return "Its content was not downloaded: run datalad get on it."

@@ -234,7 +234,8 @@ def prepare_cohort(
     """Prepare every subject, `workers` at a time; the result does not depend on who finishes first.
 
     A subject that cannot be read or used is set aside with its reason, and so is one whose process was ended twice;
-    one worker is this process itself. What the cache holds intact is not computed again. `monitor` gets (subjects done, subjects, text). EnvironmentProblem when the cache cannot be written.
+    one worker is this process itself. What the cache holds intact is not computed again. `monitor` gets (subjects done,
+    subjects, text). EnvironmentProblem when the cache cannot be written, or every process was ended.
     """
     total = len(cohort.subjects)
     tell: Callable[[int, int, str], None] = monitor if monitor is not None else lambda done, total, text: None
