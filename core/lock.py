@@ -128,7 +128,7 @@ def this_process() -> dict[str, Any]:
 def is_alive(process: dict[str, Any]) -> bool:
     """Whether a process described by `this_process` still runs on this machine."""
     started = process.get("process_started")
-    return (
+    return bool(
         process.get("host") == platform.node()
         and process.get("boot") == boot()
         and started is not None

@@ -51,6 +51,9 @@ from data.names import folder_name
 
 T = TypeVar("T")
 RUNS_DEFAULT = Path("runs")
+TURN = ".turn"
+"""Within a run: the lock of those who commit beside its writer."""
+_TURN_SECONDS = 20.0
 SCHEMA = 2
 """Of run.json: 2 carries a digest of itself and the identity that its stages name; 1 has neither and is still read."""
 MADE_BY: Mapping[str, str] = {
@@ -276,6 +279,36 @@ def about_stage(run: Run, name: str) -> dict[str, Any]:
     """What the manifest of a stage says of itself: which one, of which run, and the verb that makes it."""
     first = name.partition("/")[0]
     return {"stage": name, "run": run.record.get("identity"), "made_by": MADE_BY.get(first, first)}
+
+
+@contextlib.contextmanager
+def stage_beside(run: Run, name: str) -> Iterator[Path]:
+    """A scratch directory that is committed as `run/name` without the run's lock: for what is computed from a run.
+
+    A job that writes the run at the same time is not in its way, and keeps off its scratch. Two processes that commit
+    at once wait for one another: the block is for writing, compute before it.
+    """
+    target = stage_directory(run, name)
+    with _turn(run.directory / TURN):
+        clear_litter(target.parent)
+        with committed_directory(target, within=run.directory, about=about_stage(run, name)) as scratch:
+            yield scratch
+
+
+@contextlib.contextmanager
+def _turn(place: Path) -> Iterator[None]:
+    """Hold the lock of `place`, after those who hold it for a moment. BadInput when it is not given back."""
+    deadline = time.monotonic() + _TURN_SECONDS
+    with contextlib.ExitStack() as held:
+        while True:
+            try:
+                held.enter_context(hold_lock(place))
+                break
+            except BadInput:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
+        yield
 
 
 def stage_done(run: Run, name: str, verify: bool = False) -> bool:

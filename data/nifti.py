@@ -7,7 +7,6 @@ import contextlib
 import gzip
 import hashlib
 import os
-import uuid
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from jaxtyping import Float32, Float64, Int32, Shaped
 
 from data import trouble
 from data.errors import BadInput, EnvironmentProblem
-from data.files import faultpoint
+from data.files import faultpoint, scratch_name
 from data.nifti_header import FORM_TOLERANCE_MM, Header, parse_header, refuse
 from data.nifti_header import BadScan as BadScan
 from data.volume import Grid, frozen
@@ -106,7 +105,7 @@ def write_nifti(path: Path, values: Shaped[np.ndarray, "x y z"], grid: Grid, *, 
         raise BadInput(f"Cannot write {path}: only .nii and .nii.gz are written. Rename it.")
     array = _storable(np.asarray(values), grid)
     block = _header_block(array, grid, description)
-    scratch = path.with_name(f".tmp-{uuid.uuid4().hex}")
+    scratch = path.with_name(scratch_name())
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with scratch.open("xb") as file:

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float64
 
 from data.cohort import Cohort, Subject
 from data.errors import BadInput, EnvironmentProblem
-from data.files import committed_directory, faultpoint, is_committed, read_json, write_json
+from data.files import clear_litter, committed_directory, faultpoint, is_committed, read_json, write_json
 from data.nifti import read_labels, write_nifti
 from data.preprocessing import pull
 from data.reading import SUBJECT_FAULTS, SetAside, ended_twice, read_subject, set_aside
@@ -131,6 +131,7 @@ def plant_cohort(
     if directory.exists() and not is_committed(directory) and any(directory.iterdir()):
         raise BadInput(f"{directory} holds other files and would be replaced. Choose a new or empty directory.")
     settings = _Settings(contrast, seed, contrast_range, min_volume_ml, edge_mm, polarity)
+    clear_litter(directory.parent)
     with committed_directory(directory) as scratch:
         subjects = cohort.subjects
         fits = _each(

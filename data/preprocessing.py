@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float32, Float64
 from data.cohort import Cohort, Subject
 from data.errors import BadInput, EnvironmentProblem, IntegrityError
 from data.files import (
+    clear_litter,
     committed_directory,
     faultpoint,
     is_committed,
@@ -239,6 +240,7 @@ def prepare_cohort(
     """
     total = len(cohort.subjects)
     tell: Callable[[int, int, str], None] = monitor if monitor is not None else lambda done, total, text: None
+    clear_litter(cache)
     keys, aside = _cohort_keys(cohort, settings, cache)
     to_do = [s for s in cohort.subjects if s.subject_id in keys and not _intact(cache / keys[s.subject_id])]
     done = total - len(to_do)

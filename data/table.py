@@ -9,6 +9,7 @@ from pathlib import Path
 
 from data.cohort import ROLES, Cohort, Subject
 from data.errors import EnvironmentProblem
+from data.files import scratch_name
 from data.folders import SCAN_SUFFIXES, BadDataset
 from data.trouble import remedy
 
@@ -74,7 +75,7 @@ def write_table(path: Path, subjects: Sequence[Subject]) -> None:
         labels = "" if s.lesion_labels is None else ";".join(map(str, s.lesion_labels))
         masks = [_relative(path, s.brain_mask), _relative(path, s.lesion_mask)]
         writer.writerow([s.subject_id, *scans, *masks, *known, s.sex or "", labels])
-    scratch = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    scratch = path.with_name(scratch_name())
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         scratch.write_text(text.getvalue(), encoding="utf-8")

@@ -26,16 +26,15 @@ from core.progress import Progress
 from core.run_scores import RunScores, open_scores, set_id
 from core.store import (
     Run,
-    about_stage,
     list_runs,
-    stage_directory,
+    stage_beside,
     stage_done,
     stage_name,
     stored_json,
     undamaged,
 )
 from data.errors import BadInput
-from data.files import committed_directory, manifest_sha256, write_json
+from data.files import manifest_sha256, write_json
 
 VERSION = 4
 """Counts up whenever the same run would give another result."""
@@ -55,9 +54,7 @@ def diagnose(
     counted = undamaged(lambda: _stored(run, name, protocol), progress.say)
     if counted is None:
         counted = _count(scores, _with_native(scores, metrics, layers, progress), layers, protocol, progress)
-        stage = stage_name(DIRECTORY, name, protocol)
-        target = stage_directory(run, stage)
-        with committed_directory(target, within=run.directory, about=about_stage(run, stage)) as scratch:
+        with stage_beside(run, stage_name(DIRECTORY, name, protocol)) as scratch:
             write_json(scratch / "diagnosis.json", counted)
     return _assembled(scores, metrics, counted)
 

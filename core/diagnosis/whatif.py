@@ -4,7 +4,6 @@ Both sides of a pair are working-grid Dice of the same subjects, each at its own
 protocol on its own calibration or validation maps. Which variant is best is decided on validation subjects only.
 """
 
-import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,12 +17,11 @@ from core.diagnosis.whatif_maps import calibrate_subject, dont_care, erode_mask,
 from core.diagnosis.whatif_scans import register, renormalise, shift
 from core.evaluation import read_metrics
 from core.experiment import scored_subjects
-from core.lock import hold_lock
 from core.progress import Progress
 from core.run_scores import RunScores, open_scores, set_id
-from core.store import Run, about_stage, stage_directory, stage_done, stage_name, stored_json, undamaged
+from core.store import Run, stage_beside, stage_directory, stage_done, stage_name, stored_json, undamaged
 from data.errors import BadInput, IntegrityError
-from data.files import committed_directory, manifest_sha256, refuse_outside, remove_unfinished, write_json
+from data.files import manifest_sha256, write_json
 
 __all__ = ["CATALOGUE", "applicable", "best_deployable", "paired_evaluation", "run_what_if", "stored_what_ifs"]
 
@@ -71,7 +69,8 @@ def run_what_if(
         "notes": outcome.notes,
         **outcome.extra,
     }
-    _commit(run, _stage(layers, name), result)
+    with stage_beside(run, _stage(layers, name)) as scratch:
+        write_json(scratch / "result.json", result)
     return result
 
 
@@ -342,25 +341,6 @@ def _read(run: Run, layers: LayerSet, name: str) -> dict[str, Any] | None:
     """A stored result, or None when there is none. IntegrityError when its bytes are damaged."""
     result: dict[str, Any] | None = stored_json(run, _stage(layers, name))
     return result
-
-
-def _commit(run: Run, name: str, result: Mapping[str, Any]) -> None:
-    """Write a result whole; what-ifs of one layer set that end at the same moment wait for one another."""
-    directory = stage_directory(run, name)
-    refuse_outside(directory.parent, run.directory)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as held:
-        for attempt in range(50):
-            try:
-                held.enter_context(hold_lock(directory.parent))
-                break
-            except BadInput:
-                if attempt == 49:
-                    raise
-                time.sleep(0.2)
-        remove_unfinished(directory.parent)
-        with committed_directory(directory, within=run.directory, about=about_stage(run, name)) as scratch:
-            write_json(scratch / "result.json", result)
 
 
 def _cost_text(run: Run, cost: Cost) -> str:
