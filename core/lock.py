@@ -201,7 +201,7 @@ def _certainly_dead(owner: dict[str, Any]) -> bool:
         return False
     if owner.get("boot") != boot():
         return True
-    return owner.get("pid_namespace") == pid_namespace() and not is_alive(owner)
+    return bool(owner.get("pid_namespace") == pid_namespace()) and not is_alive(owner)
 
 
 def _answers(owner: dict[str, Any]) -> bool:
@@ -209,7 +209,7 @@ def _answers(owner: dict[str, Any]) -> bool:
     if owner.get("host") != platform.node() or owner.get("pid_namespace") != pid_namespace():
         return False
     try:
-        return psutil.Process(owner["pid"]).status() != psutil.STATUS_STOPPED
+        return bool(psutil.Process(owner["pid"]).status() != psutil.STATUS_STOPPED)
     except psutil.Error:
         return True
 

@@ -3,7 +3,6 @@
 import contextlib
 import multiprocessing
 import os
-import pickle
 import signal
 import sys
 import traceback
@@ -91,10 +90,19 @@ class _Worker:
     def answer(self) -> tuple[bool, Any] | None:
         """What it sent back; None when it died instead."""
         try:
-            received: tuple[bool, Any] = self.connection.recv()
+            done, value = self.connection.recv()
+            if done:
+                return True, value
+            try:
+                error = self.connection.recv()
+            except (EOFError, OSError):
+                return None
+            except Exception:  # an error whose class cannot be made again from its text
+                return False, RuntimeError(value)
         except (EOFError, OSError):
             return None
-        return received
+        error.add_note(value)
+        return False, error
 
     def ask_to_end(self) -> None:
         self.connection.close()
@@ -179,20 +187,14 @@ def _serve(connection: Connection, first: Callable[[], None] | None) -> None:
         while True:
             work, arguments = connection.recv()
             try:
-                answer = (True, work(*arguments))
+                connection.send((True, work(*arguments)))
             except Exception as error:
-                answer = (False, _portable(error))
-            connection.send(answer)
-
-
-def _portable(error: Exception) -> Exception:
-    """The error with its traceback as a note; a plain one of the same words when it does not survive the way."""
-    error.add_note(traceback.format_exc())
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:
-        return RuntimeError(traceback.format_exc())
-    return error
+                told = traceback.format_exc()
+                connection.send((False, told))
+                try:
+                    connection.send(error)
+                except Exception:  # one that cannot be sent
+                    connection.send(RuntimeError(told))
 
 
 def _result(answer: tuple[bool, Any]) -> Any:
