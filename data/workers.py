@@ -43,7 +43,12 @@ class Died:
 
 
 def shared_out(
-    work: Callable[..., _T], given: Sequence[tuple[Any, ...]], workers: int, *, threads: int | None = None, first: Callable[[], None] | None = None
+    work: Callable[..., _T],
+    given: Sequence[tuple[Any, ...]],
+    workers: int,
+    *,
+    threads: int | None = None,
+    first: Callable[[], None] | None = None,
 ) -> Iterator[tuple[int, _T | Died]]:
     """`work(*given[i])` for every i in `workers` processes: pairs (i, result) in the order in which they are done.
 

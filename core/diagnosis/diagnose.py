@@ -28,6 +28,7 @@ from core.store import (
     Run,
     list_runs,
     stage_beside,
+    stage_directory,
     stage_done,
     stage_name,
     stored_json,

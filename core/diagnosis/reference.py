@@ -11,7 +11,7 @@ from scipy.ndimage import binary_erosion
 
 from core.experiment import prepared_volumes, subjects_of
 from core.progress import Progress
-from core.store import Run, fingerprint, stage_beside, stage_done, undamaged, verify_stage
+from core.store import Run, fingerprint, stage_beside, stage_directory, stage_done, undamaged, verify_stage
 from data.errors import BadInput
 from data.files import committed_directory, load_committed_array, read_committed_json, verify_directory, write_json
 from data.volume import Grid, Volume, frozen
