@@ -90,16 +90,23 @@ def lock_holder(directory: Path) -> dict[str, Any] | None:
     return None if owner is None or _certainly_dead(owner) else owner
 
 
+def unasked_holder(directory: Path) -> dict[str, Any] | None:
+    """Who holds the lock and cannot be asked whether it goes on: a process of another machine, or one that is stopped."""
+    generation = _highest(directory / "lock")
+    owner = _owner(directory / "lock" / f"{generation:06d}")
+    return None if owner is None or _certainly_dead(owner) or _answers(owner) else owner
+
+
 def silent_holder(directory: Path) -> dict[str, Any] | None:
-    """Who holds the lock but cannot be asked and has been silent for three heartbeats, as seen by this process.
+    """The `unasked_holder`, once this process has seen it silent for three heartbeats.
 
     None at the first look: silence is the difference between looks, never a clock of another machine.
     """
-    generation = _highest(directory / "lock")
-    owner = _owner(directory / "lock" / f"{generation:06d}")
-    if owner is None or _certainly_dead(owner) or _answers(owner):
+    owner = unasked_holder(directory)
+    if owner is None:
         _seen.pop(directory, None)
         return None
+    generation = _highest(directory / "lock")
     beat, now = _heartbeat(directory / "lock" / f"{generation:06d}"), time.monotonic()
     number, before, since = _seen.get(directory, (0, b"", now))
     if (number, before) != (generation, beat):

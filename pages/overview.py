@@ -9,6 +9,7 @@ from core.figures import protocol_dots
 from core.subject_level import subject_level_text
 from core.summary import leading, of_comparison
 from pages._shared import dice_text, every_run, summary_of
+from pages._take_over import show_take_over
 
 TOLD = (
     *("run", "id", "Dice, healthy", "Dice, validation", "Dice, oracle"),
@@ -180,3 +181,6 @@ if others:
         placeholder="–",
     )
     show_scan_scores(evaluated)
+for run in every_run():
+    if run.status == "running":
+        show_take_over(run)

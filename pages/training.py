@@ -10,6 +10,7 @@ from pages._comparison import show_comparison
 from pages._monitor import show_next, show_settings, watch_jobs, watch_run
 from pages._pretrain import pretrain_form
 from pages._shared import every_run, pick_by_id, runs_directory
+from pages._take_over import show_take_over
 from pages._visibility import show_visibility
 
 
@@ -46,6 +47,7 @@ else:
     watch_run(run_id, active=job is not None and job.active, begun=run_id in encoders)
     run = encoders.get(run_id)
     if run is not None:
+        show_take_over(run, job)
         if stage_done(run, "encoder"):
             show_next(run)
             show_visibility(run)
