@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float64
 
 from data.cohort import Cohort, Subject
-from data.errors import BadInput, EnvironmentProblem
+from data.errors import BadInput
 from data.files import clear_litter, committed_directory, faultpoint, is_committed, read_json, write_json
 from data.nifti import read_labels, write_nifti
 from data.preprocessing import pull
@@ -202,15 +202,7 @@ def _each(
     if workers <= 1:
         return [work(*one) for one in given]
     found: dict[int, _T] = {}
-    dead = 0
     for number, outcome in shared_out(work, given, workers):
-        if isinstance(outcome, Died):
-            dead += 1
-            if dead == len(given) > 1:
-                raise EnvironmentProblem(
-                    f"All {dead} processes that planted lesions were ended from outside, {outcome.words}, most likely "
-                    "for want of memory. Make memory free and run again."
-                )
         found[number] = ended(number, outcome) if isinstance(outcome, Died) else outcome
     return [found[number] for number in range(len(given))]
 

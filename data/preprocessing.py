@@ -443,18 +443,11 @@ def _compute(
         return
     # In processes even when there is one scan: a library that crashes on a damaged file stops that subject only.
     given = [(s, settings, cache, keys[s.subject_id]) for s in to_do]
-    n_ended = 0
     for number, outcome in shared_out(_prepare_into, given, workers):
-        if not isinstance(outcome, Died):
+        if isinstance(outcome, Died):
+            yield to_do[number].subject_id, ended_twice(to_do[number], outcome)
+        else:
             yield outcome
-            continue
-        n_ended += 1
-        if n_ended == len(to_do) > 1:
-            raise EnvironmentProblem(
-                f"All {n_ended} processes that prepared scans were ended from outside, {outcome.words}, most likely "
-                "for want of memory. Make memory free and run again; what was prepared before is kept."
-            )
-        yield to_do[number].subject_id, ended_twice(to_do[number], outcome)
 
 
 def _prepare_into(subject: Subject, settings: Preprocessing, cache: Path, key: str) -> tuple[str, SetAside | None]:

@@ -13,7 +13,11 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
+from data.errors import EnvironmentProblem
+
 _T = TypeVar("_T")
+_HOPELESS = 8
+"""After so many deaths and nothing done, it is not about the pieces."""
 _PATIENCE_SECONDS = 3.0
 """A worker that was asked to end has this long to clear up after itself."""
 
@@ -53,7 +57,8 @@ def shared_out(
     """`work(*given[i])` for every i in `workers` processes: pairs (i, result) in the order in which they are done.
 
     A piece whose process dies is tried once more when all others are done, in a process of its own; after a second
-    death its result is `Died`. What `work` raises is raised here. `threads`: of the numeric libraries in each process,
+    death its result is `Died`. EnvironmentProblem when processes die one after the other and nothing gets done at all.
+    What `work` raises is raised here. `threads`: of the numeric libraries in each process,
     `first`: what each does before its first piece.
     Spawned, not forked: a forked copy of a process that runs torch or ITK threads can hang.
     """
@@ -61,6 +66,7 @@ def shared_out(
     suspects: deque[int] = deque()
     alone: set[int] = set()
     crew: list[_Worker] = []
+    n_done = n_deaths = 0
     try:
         while waiting or suspects or any(worker.piece is not None for worker in crew):
             if not waiting and suspects and all(worker.piece is None for worker in crew):
@@ -73,11 +79,19 @@ def shared_out(
                 assert piece is not None
                 answer = worker.answer()
                 if answer is not None:
+                    n_done += 1
                     yield piece, _result(answer)
                     continue
+                n_deaths += 1
                 crew.remove(worker)
                 worker.ask_to_end()
                 exitcode = worker.end()
+                if not n_done and len(given) > 1 and n_deaths >= min(_HOPELESS, 2 * len(given)):
+                    raise EnvironmentProblem(
+                        f"{n_deaths} processes were ended from outside, the last {Died(exitcode).words}, and none got "
+                        "anything done: most likely there is not enough memory. Make memory free and run again; what "
+                        "was done before is kept."
+                    )
                 if piece in alone:
                     yield piece, Died(exitcode)
                 else:

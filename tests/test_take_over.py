@@ -1,4 +1,4 @@
-"""A run whose writer does not answer: every writing verb and the pages can go on in its place, and it commits nothing."""
+"""A run whose writer does not answer: every verb and page can go on in its place, and it commits nothing more."""
 
 import os
 import re
@@ -145,9 +145,14 @@ def test_a_stopped_process_that_comes_back_commits_nothing_by_any_way(stopped: t
 
 def test_whatever_a_lost_writer_stumbles_over_is_told_as_the_loss(tmp_path: Path) -> None:
     run = store.create_run(tmp_path / "runs", kind="detector", name="x", recipe={})
-    with pytest.raises(Interrupted, match="took over"), store.lock(run):
-        (run.directory / "lock" / "000002").mkdir()
-        raise FileNotFoundError("the scratch that the other one cleared")
+
+    def stumble() -> None:
+        with store.lock(run):
+            (run.directory / "lock" / "000002").mkdir()
+            raise FileNotFoundError("the scratch that the other one cleared")
+
+    with pytest.raises(Interrupted, match="took over"):
+        stumble()
 
 
 def test_what_a_killed_taker_had_prepared_is_cleared_by_the_next(tmp_path: Path) -> None:

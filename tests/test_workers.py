@@ -6,6 +6,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from data.errors import EnvironmentProblem
 from data.workers import Died, shared_out
 
 
@@ -73,10 +74,11 @@ def test_a_piece_whose_process_dies_once_is_done_at_the_second_try(tmp_path):
     assert dict(shared_out(die_once, [(n, str(tmp_path)) for n in range(4)], 2)) == {n: n for n in range(4)}
 
 
-def test_when_every_process_dies_every_piece_is_told_so(tmp_path):
-    found = dict(shared_out(die_at, [(n, n, str(tmp_path)) for n in range(3)], 2))
-    assert all(isinstance(outcome, Died) for outcome in found.values())
-    assert len(found) == 3
+def test_when_nothing_but_deaths_comes_of_it_the_environment_is_named(tmp_path):
+    for count in (2, 30):
+        with pytest.raises(EnvironmentProblem, match=r"SIGKILL.*memory"):
+            list(shared_out(die_at, [(n, n, str(tmp_path)) for n in range(count)], 2))
+    assert len(list(tmp_path.iterdir())) <= 4 + 9
 
 
 def test_what_the_work_raises_is_raised_here_with_its_traceback():
