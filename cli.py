@@ -474,12 +474,19 @@ def _fit(arguments: FitVerb) -> int:
 
 
 def _score(arguments: ScoreVerb) -> int:
-    run = experiment.score(
-        open_run(arguments.runs, arguments.run, "detector"), open_progress(), memory_gb=arguments.memory
-    )
+    run = open_run(arguments.runs, arguments.run, "detector")
+    damaged: IntegrityError | None = None
+    try:
+        run = experiment.score(run, open_progress(), memory_gb=arguments.memory)
+    except IntegrityError as error:
+        if arguments.export is None:
+            raise
+        damaged = error  # the maps of the others are exported all the same
     if arguments.export is not None:
         paths = export_maps(run, arguments.export, arguments.layers, open_progress(), display=arguments.display)
         print(f"{len(paths)} NIfTI files in {arguments.export}", file=sys.stderr)
+    if damaged is not None:
+        raise damaged
     where = runs_flag(arguments.runs)
     next_step = f"Evaluate it: python cli.py evaluate {run.run_id}{where}"
     if stage_done(run, "evaluation"):

@@ -113,7 +113,7 @@ def next_step(runs: Path, encoder: Run) -> Step | None:
 
 
 def take_over_argv(runs: Path, run: Run, job: Job | None = None) -> list[str] | None:
-    """What goes on with a run in place of a writer that does not answer; None when the run does not say what that is."""
+    """What goes on with a run in place of a writer that does not answer; None when its record does not say what."""
     if run.kind == "encoder" and not stage_done(run, "encoder"):
         words = resume_argv(runs, run, job)
     elif run.kind == "detector" and (step := _step_of_detector(runs, run, run)) is not None:

@@ -48,7 +48,7 @@ from core.store import (
 )
 from core.training import checkpoint_step
 from data.cohort import ROLES, Cohort, Split, Subject, check_healthy, split_by_roles
-from data.errors import BadInput, IntegrityError, Interrupted
+from data.errors import BadInput, EnvironmentProblem, IntegrityError, Interrupted, together
 from data.files import committed_directory, read_json, sha256_file, write_json
 from data.layout import read_cohort
 from data.preprocessing import Prepared, PreparedCohort, Preprocessing, load_prepared, load_voxel_hash, prepare_cohort
@@ -247,22 +247,41 @@ def score(run: Run, progress: Progress, *, memory_gb: float | None = None) -> Ru
     subjects = scored_subjects(run)
     began = time.perf_counter()
     reset_peak_memory()
-    if run.status == "finished" and all(_is_scored(run, subject) for subject in subjects):
+    problems: dict[str, BadInput | EnvironmentProblem | IntegrityError] = {}
+    missing = _unscored(run, subjects, problems)
+    if run.status == "finished" and not missing and not problems:
         return run  # so what only reads works where nothing can be written
     with lock(run) as run, _outcome(run), progress.task("Scoring", len(subjects)) as advance:
-        if not all(_is_scored(run, subject) for subject in subjects):
+        if missing:
             run = update_run(run, status="running")
             detector = load_detector(run)
             run = _scored_together(run, detector, memory_gb)
-        together = run.record["settings"].get("scored_together", CHUNK)
-        for start in range(0, len(subjects), together):
-            chunk = subjects[start : start + together]
-            if detector is not None and not all(_is_scored(run, subject) for subject in chunk):
-                _score_chunk(run, detector, chunk)
+        together_n = run.record["settings"].get("scored_together", CHUNK)
+        for start in range(0, len(subjects), together_n):
+            chunk = subjects[start : start + together_n]
+            if detector is not None and any(s["subject_id"] in missing for s in chunk):
+                try:
+                    _score_chunk(run, detector, chunk)
+                except IntegrityError as problem:  # one of its scans is damaged; what is scored together, waits
+                    problems[", ".join(s["subject_id"] for s in chunk if s["subject_id"] in missing)] = problem
             advance(len(chunk), chunk[-1]["subject_id"])
         if detector is not None:
             _record_stage(run, "scores", began)
+        if problems:
+            raise together(problems, "All others are scored.")
     return run
+
+
+def _unscored(run: Run, subjects: Sequence[Mapping[str, Any]], problems: dict[str, Any]) -> set[str]:
+    """Ids of those who have no scores yet; those whose scores are damaged are put among the problems."""
+    missing = set()
+    for subject in subjects:
+        try:
+            if not _is_scored(run, subject):
+                missing.add(str(subject["subject_id"]))
+        except IntegrityError as problem:
+            problems[str(subject["subject_id"])] = problem
+    return missing
 
 
 def load_detector(run: Run) -> AnyDetector:

@@ -91,7 +91,7 @@ def lock_holder(directory: Path) -> dict[str, Any] | None:
 
 
 def unasked_holder(directory: Path) -> dict[str, Any] | None:
-    """Who holds the lock and cannot be asked whether it goes on: a process of another machine, or one that is stopped."""
+    """Who holds the lock and cannot be asked whether it goes on: a process of another machine, or a stopped one."""
     generation = _highest(directory / "lock")
     owner = _owner(directory / "lock" / f"{generation:06d}")
     return None if owner is None or _certainly_dead(owner) or _answers(owner) else owner

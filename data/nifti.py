@@ -156,7 +156,7 @@ def _read(path: Path, volume_index: int | None, max_bytes: int) -> _Raw:
 
 def _read_bytes(path: Path, max_bytes: int) -> tuple[Header, bytearray, str]:
     """Header, all bytes of the uncompressed file, and the hash of the file as it lies on the disk."""
-    faultpoint(f"read.{path.name}")
+    faultpoint(f"read.{path.parent.name}/{path.name}")
     digest = hashlib.sha256()
     size = path.stat().st_size
     with path.open("rb") as file:

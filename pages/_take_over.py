@@ -15,7 +15,7 @@ LOOK_SECONDS = 2
 
 
 def show_take_over(run: Run, job: Job | None = None) -> None:
-    """Nothing, unless the run's writer cannot be asked. Then it is watched, and once it is silent it can be replaced."""
+    """Nothing, unless the run's writer cannot be asked. Then it is watched, and replaced on request once silent."""
     if unasked_holder(run.directory) is None:
         return
     st.fragment(_body(run, job), run_every=LOOK_SECONDS)()
