@@ -318,8 +318,11 @@ def _missing_in(run: Run, scores: RunScores) -> str | None:
     if not stage_done(run, "evaluation"):
         return f"an evaluation: python cli.py evaluate {run.run_id}"
     metrics = read_metrics(run)
-    if not metrics["sets"][metrics["headline"]]["working"]["n_lesion_subjects"]:
+    figures = metrics["sets"][metrics["headline"]]["working"]
+    if not figures["n_lesion_subjects"]:
         return "test subjects with lesions: without them there is no Dice"
+    if figures["unreachable_lesion_voxels"] == figures["pooled"]["n_lesion_voxels"]:
+        return "test lesions inside the scored brain: all lie outside of it, so Dice is 0 whatever is changed"
     return None
 
 
