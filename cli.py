@@ -11,26 +11,27 @@ import socket
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
+from rich.markup import escape
 from rich.table import Table
 
-from core import demo, evaluation, experiment
-from core.detectors import CATALOGUE, DESCRIPTIONS, LAYERED, AnyDetector, PatchCore, make, recipe_json
-from core.export import export_maps
+from core.evaluated import read_metrics
 from core.lock import taking_over
-from core.memory_bank.settings import BankSettings
+from core.memory_bank.settings import BankSettings, idle_settings
 from core.progress import open_progress
 from core.recipes import as_json
-from core.simclr import SimclrSettings
-from core.store import Run, current_status, list_runs, open_run, stage_done
-from core.summary import layer_table, run_summary
+from core.simclr_settings import SimclrSettings
+from core.store import Run, open_run, stage_done
+from core.summary import layer_table, run_rows
+from core.versions import noted, notes_of
 from data.errors import BadInput, EnvironmentProblem, IntegrityError, Interrupted
 from data.preprocessing import Preprocessing
+from data.ranges import refuse_out_of_range
 from data.trouble import is_trouble, remedy
 from verbs.diagnosis import DIAGNOSIS_VERBS
 from verbs.gate import GATE_VERBS
@@ -46,13 +47,25 @@ from verbs.shared import (
     RUNS,
     OneRun,
     TakeOver,
+    columns_text,
     console,
     interval_text,
     number_text,
     print_json,
     runs_flag,
+    tell_versions,
 )
 from verbs.visibility import VISIBILITY_VERBS
+
+if TYPE_CHECKING:  # what computes is imported by the verb that needs it: help and lists come without torch
+    from core.detectors import AnyDetector
+    from core.experiment import DataSource
+
+
+NEWEST = 50
+"""Runs that are listed on a terminal unless all are asked for."""
+DRAWN = 100
+"""Rows up to which a table is drawn with lines; more come as plain columns, which are a hundred times as fast."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +167,7 @@ class FitVerb(_Scans):
     run_id: str | None = None
     """Folder of the run; an existing one with the same settings is resumed."""
     encoder: str = "random"
-    """An encoder run (id, path, latest), a safetensors file, or random."""
+    """An encoder run (id, path, latest), a safetensors file, the folder of a saved encoder, or random."""
     layers: tuple[str, ...] = ()
     """Layers to model; 'input' is the intensity itself. The recipe's own when not given."""
     grid: str | None = None
@@ -165,6 +178,8 @@ class FitVerb(_Scans):
     """Channels kept per layer when reduced."""
     neighbourhood: int | None = None
     """Edge of the cube of a layer's own cells whose mean makes a feature; 1: the cell alone."""
+    feature_seed: int | None = None
+    """Of the channels that --reduction draw keeps."""
     form: Literal["auto", "dual", "primal"] | None = None
     """Form of the Gaussian; auto chooses by subjects and features."""
     covariance: Literal["full", "diagonal", "shared"] | None = None
@@ -173,6 +188,8 @@ class FitVerb(_Scans):
     """Shrinkage rule. It changes the ranking of voxels, not only the conditioning."""
     ridge: float | None = None
     """Added to the diagonal of the covariance (feature units squared)."""
+    accumulate: Literal["float64", "float32"] | None = None
+    """Stored precision of the moments of form primal; float32 halves their memory."""
     subset: Literal["greedy", "random", "kmeans", "half", "all"] | None = None
     """Which healthy patches a memory bank keeps."""
     coreset_ratio: float | None = None
@@ -201,6 +218,14 @@ class FitVerb(_Scans):
     """Of the stored patches."""
     bank_seed: int | None = None
     """Of the bank's pool, selection and index."""
+    allow_idle: bool = False
+    """Take settings of a memory bank that nothing will read into the recipe, instead of refusing them."""
+    prior_smoothing_mm: float | None = None
+    """zscore: smoothing of the scans before mean and deviation are taken, mm."""
+    floor: float | None = None
+    """zscore: smallest standard deviation, as a fraction of its median over the brain."""
+    contrast: int | None = None
+    """intensity: index of the contrast."""
     smoothing_mm: float | None = None
     """Standard deviation of the smoothing of score maps, mm."""
     median_voxels: int | None = None
@@ -211,6 +236,12 @@ class FitVerb(_Scans):
     """Of a random encoder, or of the network that a safetensors file was saved from."""
     width: int | None = None
     """Channels of the first stage of such an encoder; a published ResNet has 64."""
+    strides: tuple[int, ...] = ()
+    """cnn3d: stride of each stage, in its own input cells; 1 2 2 1 1 when not given."""
+    stem_stride: int | None = None
+    """ResNets: stride of the first convolution, in voxels."""
+    max_pool: bool | None = None
+    """ResNets: whether the grid is halved once more after the first convolution."""
     seed: int | None = None
     """Of a random encoder's weights."""
     take_over: TakeOver = False
@@ -288,11 +319,15 @@ class PlantVerb:
 class RunsVerb:
     """The runs with their numbers under every threshold protocol: healthy, validation, oracle.
 
+    A damaged run is named with its remedy, hides no other, and makes the exit code 4.
+
     Example: python cli.py runs --json
     """
 
     runs: Path = RUNS
     """Directory that holds the runs."""
+    all: bool = False
+    """Every run; on a terminal, only the newest 50 are listed without it."""
     json: bool = False
     """Print JSON."""
 
@@ -319,8 +354,11 @@ def main(argv: Sequence[str]) -> int:
     kind, action = VERBS[argv[0]]
     try:
         arguments = tyro.cli(kind, args=list(argv[1:]), prog=f"python cli.py {argv[0]}")
+        refuse_out_of_range(arguments, flags=True)
     except SystemExit as stop:
         return int(stop.code or 0)
+    except BadInput as error:
+        return _complain(error, EXIT_BAD_INPUT)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         with taking_over(vars(arguments).get("take_over", False)):
@@ -349,6 +387,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _demo(arguments: DemoVerb) -> int:
+    from core import demo
+
     runs = demo.build_demo(arguments.runs, open_progress())
     _print_runs(arguments.runs, [run.run_id for run in runs])
     print("Serve it: python cli.py app" + runs_flag(arguments.runs))
@@ -356,8 +396,6 @@ def _demo(arguments: DemoVerb) -> int:
 
 
 def _app(arguments: AppVerb) -> int:
-    if not 0 < arguments.port < 65536:
-        raise BadInput(f"Port {arguments.port} is not a TCP port. Allowed: 1 to 65535, for example 8501.")
     _claim_port(arguments.port)
     root = Path(__file__).resolve().parent
     command = [
@@ -418,6 +456,8 @@ def _check(arguments: CheckVerb) -> int:
 
 
 def _prepare(arguments: PrepareVerb) -> int:
+    from core import experiment
+
     study = experiment.prepare(arguments.runs, _source(arguments), open_progress(), workers=arguments.workers)
     counts = {role: len(getattr(study.split, role)) for role in ("train", "calibration", "validation", "test")}
     aside = [as_json(s) for s in study.prepared.set_aside]
@@ -444,6 +484,8 @@ def _prepare(arguments: PrepareVerb) -> int:
 
 
 def _pretrain(arguments: PretrainVerb) -> int:
+    from core import experiment
+
     run = experiment.pretrain(
         arguments.runs,
         _source(arguments),
@@ -456,6 +498,8 @@ def _pretrain(arguments: PretrainVerb) -> int:
 
 
 def _fit(arguments: FitVerb) -> int:
+    from core import experiment
+
     detector, encoder_run = _detector(arguments)
     source = _source(arguments)
     if encoder_run is not None and source.preprocessing == Preprocessing():
@@ -474,6 +518,8 @@ def _fit(arguments: FitVerb) -> int:
 
 
 def _score(arguments: ScoreVerb) -> int:
+    from core import experiment
+
     run = open_run(arguments.runs, arguments.run, "detector")
     damaged: IntegrityError | None = None
     try:
@@ -482,7 +528,10 @@ def _score(arguments: ScoreVerb) -> int:
         if arguments.export is None:
             raise
         damaged = error  # the maps of the others are exported all the same
+    tell_versions(run)
     if arguments.export is not None:
+        from core.export import export_maps
+
         paths = export_maps(run, arguments.export, arguments.layers, open_progress(), display=arguments.display)
         print(f"{len(paths)} NIfTI files in {arguments.export}", file=sys.stderr)
     if damaged is not None:
@@ -495,10 +544,13 @@ def _score(arguments: ScoreVerb) -> int:
 
 
 def _evaluate(arguments: EvaluateVerb) -> int:
+    from core import evaluation
+
     run = open_run(arguments.runs, arguments.run, "detector")
     metrics = evaluation.evaluate_run(
         run, open_progress(), quantile=arguments.quantile, fp_ml_per_scan=arguments.fp_ml, workers=arguments.workers
     )
+    tell_versions(run)
     if arguments.json:
         print_json(metrics)
     else:
@@ -507,7 +559,9 @@ def _evaluate(arguments: EvaluateVerb) -> int:
 
 
 def _compare_layers(arguments: CompareLayersVerb) -> int:
-    rows = layer_table(evaluation.read_metrics(open_run(arguments.runs, arguments.run, "detector")))
+    run = open_run(arguments.runs, arguments.run, "detector")
+    rows = layer_table(read_metrics(run))
+    tell_versions(run)
     if arguments.json:
         print_json(rows)
         return EXIT_OK
@@ -551,19 +605,27 @@ def _plant(arguments: PlantVerb) -> int:
 
 
 def _runs(arguments: RunsVerb) -> int:
-    runs, problems = list_runs(arguments.runs)
-    for problem in problems:
-        print(f"problem: {problem}", file=sys.stderr)
+    rows, apart = run_rows(arguments.runs)
+    damaged = [row["problem"] for row in rows if "problem" in row]
     if arguments.json:
-        print_json([run_summary(run) for run in runs])
-    elif not runs:
+        print_json(rows)
+    elif not rows:
         print(f"No runs in {arguments.runs} yet. Make one: python cli.py demo")
     else:
-        _print_runs(arguments.runs, [run.run_id for run in runs])
-    return EXIT_OK
+        shown = rows[:NEWEST] if sys.stdout.isatty() and not arguments.all else rows
+        _print_rows(shown)
+        if len(shown) < len(rows):
+            print(f"and {len(rows) - len(shown):,} more: python cli.py runs --all{runs_flag(arguments.runs)}")
+        for note, ids in notes_of((row["run_id"], row["version_notes"]) for row in shown).items():
+            print(f"note: {noted(note, ids)}")
+    for problem in (*damaged, *apart):
+        print(f"problem: {problem}", file=sys.stderr)
+    return EXIT_INTEGRITY if damaged else EXIT_OK
 
 
 def _detectors(arguments: DetectorsVerb) -> int:
+    from core.detectors import CATALOGUE, DESCRIPTIONS, recipe_json
+
     if arguments.json:
         print_json(
             {name: {"description": DESCRIPTIONS[name], **recipe_json(recipe)} for name, recipe in CATALOGUE.items()}
@@ -605,8 +667,10 @@ def _overview() -> str:
     )
 
 
-def _source(arguments: _Scans) -> experiment.DataSource:
-    return experiment.DataSource(
+def _source(arguments: _Scans) -> "DataSource":
+    from core.experiment import DataSource
+
+    return DataSource(
         cohort=arguments.cohort,
         layout=arguments.layout,
         split=arguments.split,
@@ -615,7 +679,9 @@ def _source(arguments: _Scans) -> experiment.DataSource:
     )
 
 
-def _detector(arguments: FitVerb) -> tuple[AnyDetector, Run | None]:
+def _detector(arguments: FitVerb) -> "tuple[AnyDetector, Run | None]":
+    from core.detectors import LAYERED, Intensity, PatchCore, VoxelZScore, make
+
     detector = make(arguments.detector)
     own: dict[str, Any] = {"smoothing_mm": arguments.smoothing_mm, "median_voxels": arguments.median_voxels}
     features = {
@@ -624,12 +690,14 @@ def _detector(arguments: FitVerb) -> tuple[AnyDetector, Run | None]:
         "reduction": arguments.reduction,
         "max_channels": arguments.max_channels,
         "neighbourhood": arguments.neighbourhood,
+        "feature_seed": arguments.feature_seed,
     }
     gaussian = {
         "form": arguments.form,
         "covariance": arguments.covariance,
         "shrinkage": arguments.shrinkage,
         "ridge": arguments.ridge,
+        "accumulate": arguments.accumulate,
     }
     bank = {
         "subset": arguments.subset,
@@ -647,13 +715,29 @@ def _detector(arguments: FitVerb) -> tuple[AnyDetector, Run | None]:
         "precision": arguments.precision,
         "bank_seed": arguments.bank_seed,
     }
+    zscore = {"prior_smoothing_mm": arguments.prior_smoothing_mm, "floor": arguments.floor}
+    intensity = {"contrast": arguments.contrast}
+    theirs = zscore if isinstance(detector, VoxelZScore) else intensity if isinstance(detector, Intensity) else {}
+    if strange := [name for name in _set(zscore | intensity) if name not in theirs]:
+        raise BadInput(
+            f"Detector {arguments.detector!r} has no such setting. Leave out: {_flag_names(strange)}. "
+            "The settings of each detector: python cli.py detectors --json"
+        )
+    encoder = {
+        "architecture": arguments.architecture,
+        "width": arguments.width,
+        "strides": arguments.strides or None,
+        "stem_stride": arguments.stem_stride,
+        "max_pool": arguments.max_pool,
+        "seed": arguments.seed,
+    }
     if not isinstance(detector, LAYERED):
-        given = [*_set({**features, **gaussian, **bank, "memory": arguments.memory})]
+        given = [*_set({**features, **gaussian, **bank, **encoder, "memory": arguments.memory})]
         if given or arguments.encoder != "random":
             raise BadInput(
                 f"Detector {arguments.detector!r} has no features. Leave out: {_flag_names(given) or '--encoder'}."
             )
-        return dataclasses.replace(detector, **_set(own)), None
+        return dataclasses.replace(detector, **_set(own | theirs)), None
     banked = isinstance(detector, PatchCore)
     if strange := [*_set(gaussian if banked else bank)]:
         has, lacks = ("a memory bank", "Gaussian") if banked else ("a Gaussian", "memory bank")
@@ -662,7 +746,7 @@ def _detector(arguments: FitVerb) -> tuple[AnyDetector, Run | None]:
             "The settings of each detector: python cli.py detectors --json"
         )
     own |= {"memory_gb": arguments.memory}
-    encoder = {"architecture": arguments.architecture, "width": arguments.width, "seed": arguments.seed}
+    features["seed"] = features.pop("feature_seed")
     encoder |= {"in_channels": len(arguments.preprocessing.contrasts)}
     own |= {
         "features": dataclasses.replace(detector.features, **_set(features)),
@@ -671,42 +755,34 @@ def _detector(arguments: FitVerb) -> tuple[AnyDetector, Run | None]:
     if isinstance(detector, PatchCore):
         bank["seed"] = bank.pop("bank_seed")
         settings = dataclasses.replace(detector.bank, **_set(bank))
-        _refuse_idle(bank, settings)
+        if not arguments.allow_idle:
+            _refuse_idle(bank, settings)
         detector = dataclasses.replace(detector, bank=settings, **_set(own))
     else:
         changed = dataclasses.replace(detector.gaussian, **_set(gaussian))
         detector = dataclasses.replace(detector, gaussian=changed, **_set(own))
     if arguments.encoder == "random":
         return detector, None
-    if Path(arguments.encoder).is_file():
+    saved = Path(arguments.encoder)
+    if saved.is_file() or (saved / "encoder.json").is_file():
         return dataclasses.replace(detector, weights=arguments.encoder), None
     return detector, open_run(arguments.runs, arguments.encoder, "encoder")
 
 
-def _refuse_idle(given: dict[str, Any], settings: BankSettings) -> None:
+def _refuse_idle(given: Mapping[str, Any], settings: BankSettings) -> None:
     """A flag that nothing would read is a misunderstanding."""
-    needs = {
-        "radius_mm": ("position", settings.position, ("restricted",)),
-        "position_weight": ("position", settings.position, ("weighted",)),
-        "nprobe": ("search", settings.search, ("ivf", "hnsw")),
-        "candidates": ("search", settings.search, ("ivf", "hnsw")),
-        "coreset_ratio": ("subset", settings.subset, ("greedy", "random", "kmeans", "half")),
-        "pool": ("subset", settings.subset, ("greedy", "random", "kmeans", "half")),
-        "projection": ("subset", settings.subset, ("greedy", "half")),
-    }
-    for name, (other, value, allowed) in needs.items():
-        if given[name] is not None and value not in allowed:
-            raise BadInput(
-                f"{_flag_names([name])} says nothing with --{other} {value}. "
-                f"It belongs to --{other} {' or '.join(allowed)}; give that, or leave it out."
-            )
+    for name, other, allowed in idle_settings(settings, _set(given)):
+        raise BadInput(
+            f"{_flag_names([name])} says nothing with --{other} {getattr(settings, other)}. It belongs to "
+            f"--{other} {' or '.join(allowed)}; give that, leave it out, or add --allow-idle to keep it in the recipe."
+        )
 
 
 def _flag_names(names: Sequence[str]) -> str:
     return ", ".join(f"--{name.replace('_', '-')}" for name in names)
 
 
-def _set(values: dict[str, Any]) -> dict[str, Any]:
+def _set(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
 
 
@@ -719,40 +795,43 @@ def _report(run: Run, as_json_text: bool, next_step: str) -> int:
 
 
 def _print_runs(runs: Path, ids: Sequence[str]) -> None:
-    table = Table(
-        "run",
-        "kind",
-        "status",
-        "layers",
-        "Dice healthy",
-        "Dice validation",
-        "Dice oracle (set)",
-        "⌈Dice⌉ oracle (pooled)",
-        "AUPRC",
-        "test n",
-        "subjects",
-        caption="Mean Dice over lesion-bearing test subjects "
-        "in native space, 95 % bootstrap interval. Oracle columns chose their threshold on test labels.",
+    _print_rows([row for row in run_rows(runs)[0] if row["run_id"] in ids])
+
+
+def _print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
+    heading = (
+        *("run", "kind", "status", "layers", "Dice healthy", "Dice validation", "Dice oracle (set)"),
+        *("⌈Dice⌉ oracle (pooled)", "AUPRC", "test n", "subjects"),
     )
-    for run in list_runs(runs)[0]:
-        if run.run_id not in ids:
-            continue
-        row = run_summary(run)
-        found = row.get("dice", {})
-        table.add_row(
-            run.run_id,
-            run.kind,
-            current_status(run),
-            row.get("headline") or "",
-            interval_text(found.get("healthy")),
-            interval_text(found.get("validation")),
-            interval_text(found.get("oracle_set")),
-            number_text(row.get("ceil_dice")),
-            number_text(row.get("auprc")),
-            str(row.get("n_lesion_subjects") or ""),
-            f"{row['n_used']} of {row['n_total']}" if row.get("n_total") else "",
-        )
+    note = (
+        "Mean Dice over lesion-bearing test subjects in native space, 95 % bootstrap interval. Oracle columns chose "
+        "their threshold on test labels."
+    )
+    cells = [_row_cells(row) for row in rows]
+    if len(cells) > DRAWN:
+        print("\n".join((*columns_text(heading, cells), note)))
+        return
+    table = Table(*heading, caption=note)
+    for row in cells:
+        table.add_row(*map(escape, row))
     console().print(table)
+
+
+def _row_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    found = row.get("dice", {})
+    return (
+        str(row["run_id"]),
+        str(row["kind"]),
+        "damaged" if "problem" in row else str(row["status"]),
+        row.get("headline") or "",
+        interval_text(found.get("healthy")),
+        interval_text(found.get("validation")),
+        interval_text(found.get("oracle_set")),
+        number_text(row.get("ceil_dice")),
+        number_text(row.get("auprc")),
+        str(row.get("n_lesion_subjects") or ""),
+        f"{row['n_used']} of {row['n_total']}" if row.get("n_total") else "",
+    )
 
 
 def _complain(error: object, code: int) -> int:

@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from scipy.stats import rankdata
 
 from benchmarks.bank_report import write_report
@@ -28,7 +27,7 @@ from core import experiment
 from core.calibration import segment
 from core.detectors import FeatureGaussian, LayerSet, PatchCore
 from core.evaluation import evaluate_run, read_metrics
-from core.features import FeatureExtractor, FeatureSettings
+from core.features import FeatureExtractor, FeatureMap, FeatureSettings
 from core.gating import make_gated
 from core.lesions import lesion_report
 from core.memory_bank.index import compare, open_index, search_index
@@ -38,9 +37,10 @@ from core.progress import Progress, open_progress
 from core.run_scores import open_scores, set_id
 from core.store import Run, open_run
 from core.subject_level import subject_level
-from core.types import FeatureMap, ScoreMap
+from core.types import ScoreMap
 from data.files import is_committed, read_json, write_json
 from data.volume import Volume
+from models.tensor_files import load_tensors, save_tensors
 
 LAYERS = ("stage0", "stage1", "stage2")
 FEATURES = FeatureSettings(layers=LAYERS, grid="4mm", neighbourhood=3)
@@ -335,11 +335,11 @@ def features_once(directory: Path) -> Iterator[None]:
             began = time.perf_counter()
             found = original(self, volume).rows
             path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(dict(found), path.with_suffix(".part"))
+            save_tensors(path.with_suffix(".part"), found)
             path.with_suffix(".part").rename(path)
             with (directory / "seconds.txt").open("a") as spent:
                 spent.write(f"{time.perf_counter() - began:.2f}\n")
-        rows = load_file(path)
+        rows = load_tensors(path)
         if not set(self.settings.layers) <= set(rows):
             return original(self, volume)
         return FeatureMap({layer: rows[layer] for layer in self.settings.layers}, self.layout, volume.subject_id)

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from core.again import Place, argv_of, comparison_argv, scan_words, settings_words
 from core.jobs import Job, list_jobs, start_job
 from core.recipes import as_json, from_json
 from core.simclr import SimclrSettings
-from core.store import Run, list_runs, stage_done, stage_name
+from core.store import Run, kept_if_possible, open_run, read_run, stage_done, stage_name
+from core.summary import run_rows
 from core.training_view import asked_run_id
 from data.cohort import ROLES
 from data.errors import BadInput
@@ -50,7 +52,8 @@ def scans_of(runs: Path, run: Run) -> Scans:
     So a second encoder or a detector sees exactly the training subjects of the first, whatever the split came from.
     """
     path = runs.absolute() / ".splits" / f"{folder_name(run.run_id)}.json"
-    write_json(path, {role: list(run.record["split"].get(role, [])) for role in ROLES})
+    with kept_if_possible(run):
+        write_json(path, {role: list(run.record["split"].get(role, [])) for role in ROLES})
     cohort = run.record["cohort"]
     preprocessing = from_json(Preprocessing, run.record["preprocessing"])
     return Scans(str(cohort["path"]), str(cohort.get("layout", "auto")), str(path), preprocessing)
@@ -81,9 +84,9 @@ def pretrain_argv(
         settings, encoder=dataclasses.replace(settings.encoder, in_channels=len(scans.preprocessing.contrasts))
     )
     return [
-        *("pretrain", *_scan_flags(runs, scans)),
+        *("pretrain", *scan_words(_place(runs, scans), as_json(scans.preprocessing))),
         *(f"--name={name}", "--run-id", run_id or pretrain_id(scans, settings, name)),
-        *_flags("simclr", as_json(settings)),
+        *settings_words("simclr", as_json(settings)),
     ]
 
 
@@ -105,9 +108,9 @@ def resume_argv(runs: Path, run: Run | None, job: Job | None) -> list[str]:
 
 def next_step(runs: Path, encoder: Run) -> Step | None:
     """What is missing between a trained encoder and its Dice: fit, score, evaluate; None when all is there."""
-    for run in list_runs(runs)[0]:
-        if run.kind == "detector" and run.record.get("parents", {}).get("encoder") == encoder.run_id:
-            return _step_of_detector(runs, encoder, run)
+    for row in run_rows(runs)[0]:
+        if row["kind"] == "detector" and row["encoder"] == encoder.run_id:
+            return _step_of_detector(runs, encoder, read_run(runs / row["run_id"]))
     run_id = f"{encoder.run_id[:88]}-gaussian"
     return Step("Fit a Gaussian on this encoder", tuple(_fit_argv(runs, encoder, run_id)), run_id)
 
@@ -121,6 +124,18 @@ def take_over_argv(runs: Path, run: Run, job: Job | None = None) -> list[str] | 
     else:
         return None
     return words if TAKE_OVER in words else [*words, TAKE_OVER]
+
+
+def again_argv(runs: Path, run: Run) -> list[str]:
+    """What makes a run again, on the scans, the split and the preprocessing that it had."""
+    return argv_of(run, _place(runs, scans_of(runs, run)))
+
+
+def compare_again_argv(runs: Path, found: Mapping[str, Any]) -> list[str]:
+    """What makes a finished comparison again, on the split of its own runs."""
+    seed = found["plan"]["seeds"][0]
+    run = open_run(runs, f"cmp-{found['plan']['name']}-untrained-s{seed}")
+    return comparison_argv(found, _place(runs, scans_of(runs, run)))
 
 
 def start_once(runs: Path, argv: Sequence[str]) -> Job:
@@ -148,7 +163,9 @@ def _step_of_detector(runs: Path, encoder: Run, run: Run) -> Step | None:
     if not stage_done(run, "detector"):
         if run.run_id != f"{encoder.run_id[:88]}-gaussian":
             return None
-        return Step("Go on fitting the Gaussian", tuple(_fit_argv(runs, encoder, run.run_id)), run.run_id)
+        asked = run.record["recipe"] and run.record["cohort"]  # begun in another way than by this button
+        again = again_argv(runs, run) if asked else _fit_argv(runs, encoder, run.run_id)
+        return Step("Go on fitting the Gaussian", tuple(again), run.run_id)
     scored = [i for role in ROLES[1:] for i in run.record["split"].get(role, [])]
     if not all(stage_done(run, stage_name("scores", i)) for i in scored):
         return Step(f"Score the scans with {run.name}", ("score", run.run_id, *where), run.run_id)
@@ -158,29 +175,13 @@ def _step_of_detector(runs: Path, encoder: Run, run: Run) -> Step | None:
 
 
 def _fit_argv(runs: Path, encoder: Run, run_id: str) -> list[str]:
+    scans = scans_of(runs, encoder)
     return [
-        *("fit", *_scan_flags(runs, scans_of(runs, encoder))),
+        *("fit", *scan_words(_place(runs, scans), as_json(scans.preprocessing))),
         *("--detector", "gaussian", "--encoder", encoder.run_id),
         *(f"--name=Gaussian, {encoder.name}", "--run-id", run_id),
     ]
 
 
-def _scan_flags(runs: Path, scans: Scans) -> list[str]:
-    words = [scans.cohort, "--runs", str(runs.absolute()), "--layout", scans.layout]
-    words += ["--split", scans.split] if scans.split is not None else []
-    return words + _flags("preprocessing", as_json(scans.preprocessing))
-
-
-def _flags(prefix: str, values: Mapping[str, Any]) -> list[str]:
-    words: list[str] = []
-    for key, value in values.items():
-        name = f"{prefix}.{key.replace('_', '-')}"
-        if isinstance(value, Mapping):
-            words += _flags(name, value)
-        elif isinstance(value, bool):
-            words.append(f"--{name}" if value else f"--{prefix}.no-{key.replace('_', '-')}")
-        elif isinstance(value, list):
-            words += [f"--{name}", *map(str, value)]
-        else:
-            words += [f"--{name}", str(value)]
-    return words
+def _place(runs: Path, scans: Scans) -> Place:
+    return Place(scans.cohort, scans.layout, scans.split, str(runs.absolute()))

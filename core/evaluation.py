@@ -1,6 +1,5 @@
 """Judging a run: every layer set under every threshold protocol, the headline in the scans' own space."""
 
-import contextlib
 import functools
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +11,10 @@ import numpy as np
 
 from core.calibration import QUANTILE, segment
 from core.detectors import LayerSet
+from core.disk_plan import evaluation_bytes
+from core.evaluated import EVALUATED, evaluation_name, looks_told
+from core.evaluated import read_levels as read_levels
+from core.evaluated import read_metrics as read_metrics
 from core.lesions import healthy_false_positives, lesion_report, summarise
 from core.metrics import SubjectScores, best_common_threshold, evaluate, healthy_rule, thresholds
 from core.packed import save_levels, score_levels
@@ -23,25 +26,22 @@ from core.store import (
     append_event,
     lock,
     open_run,
-    peak_memory_mb,
-    read_events,
+    record_duration,
     stage,
     stage_done,
-    stage_json,
     stage_name,
-    update_run,
     verify_stage,
 )
 from core.subject_level import subject_level
 from core.types import ScoreMap
 from data.errors import BadInput, EnvironmentProblem
-from data.files import MANIFEST, clear_litter, faultpoint, hashed_files, sha256_file, tell_hashed
+from data.files import clear_litter, faultpoint, hashed_files, tell_hashed
+from data.ranges import check_range
+from data.room import require_room
 from data.volume import Mask
 from data.workers import Died, shared_out
 
 N_BOOTSTRAP = 10_000
-EVALUATED = "evaluated"
-"""Kind of the event that counts a look at the test set."""
 BEHIND_LABELS = "behind a gate cut on validation labels"
 """Stands in the rule of a healthy threshold that is not label-free."""
 SMALLEST = 1e-30
@@ -61,12 +61,14 @@ def evaluate_run(
     The headline layer set is the one with the best mean Dice on the labelled validation subjects, else all layers.
     Test labels choose nothing but what is called oracle. Returns what `metrics.json` holds.
     """
+    check_rule(quantile, fp_ml_per_scan, workers)
     scores = open_scores(run)
     _require_scores(scores)
+    require_room(run.directory, _bytes_to_write(scores), "The evaluation")
     began = time.perf_counter()
     reset_peak_memory()
     with lock(run) as run:
-        if not (told := _looks_told(run)) or any(told):
+        if not (told := looks_told(run)) or any(told):
             _note_look(run)  # a predecessor may have been killed before it could
         working = _many(run, scores.layer_sets, "working", quantile, fp_ml_per_scan, workers, progress)
         headline, rule = _headline(scores, working)
@@ -92,36 +94,23 @@ def evaluate_run(
             _write(scratch / "metrics.json", metrics)
         _forget_packed(run.directory)
         _note_look(run)
-        update_run(run, stages={"evaluation": {"seconds": time.perf_counter() - began, "peak_mb": peak_memory_mb()}})
+        record_duration(run, "evaluation", began)
     return metrics
 
 
-def looks_at_test(run: Run) -> int:
-    """How often this run has looked at its test set: evaluations that differ, not how often one was repeated.
-
-    The committed evaluation counts even when its process was killed before the journal could say so. Evaluations of
-    versions that wrote down no name count one each.
-    """
-    told = _looks_told(run)
-    present = _evaluation_name(run)
-    only_unnamed = bool(told) and not any(told)
-    if present is not None and not only_unnamed:
-        told = [*told, present]
-    return len(set(filter(None, told))) + told.count("")
+def check_rule(quantile: float, fp_ml_per_scan: float | None, workers: int) -> None:
+    """BadInput when a number of an evaluation is out of its range."""
+    check_range("quantile", quantile)
+    check_range("fp_ml_per_scan", fp_ml_per_scan or 0.0)
+    check_range("workers", workers)
 
 
-def read_metrics(run: Run) -> dict[str, Any]:
-    """What `evaluate_run` committed. BadInput with the command when there is nothing yet."""
-    if not stage_done(run, "evaluation"):
-        raise BadInput(f"Run {run.run_id} is not evaluated yet. Do it: python cli.py evaluate {run.run_id}")
-    metrics: dict[str, Any] = stage_json(run, "evaluation", "metrics.json")
-    return metrics
-
-
-def read_levels(run: Run) -> dict[str, list[float]]:
-    """The byte levels of every layer set's maps, as `evaluate_run` committed them."""
-    levels: dict[str, list[float]] = stage_json(run, "evaluation", "levels.json")
-    return levels
+def _bytes_to_write(scores: RunScores) -> int:
+    test = scores.subjects("test")
+    healthy = sum(map(scores.is_healthy, test))
+    sets = len(scores.layer_sets)
+    quoted = min(sets, len(scores.layers) + 2)
+    return evaluation_bytes(sets, quoted, len(test) - healthy, healthy)
 
 
 def evaluate_layer_set(
@@ -271,20 +260,9 @@ def _lesion_figures(scores: RunScores, layers: LayerSet, figures: Mapping[str, A
 
 def _note_look(run: Run) -> None:
     """Write the committed evaluation into the journal, once; it is named by its content."""
-    name, told = _evaluation_name(run), _looks_told(run)
+    name, told = evaluation_name(run), looks_told(run)
     if name is not None and name not in told:
         append_event(run, EVALUATED, {"test_subjects": len(run.record["split"]["test"]), "evaluation": name})
-
-
-def _looks_told(run: Run) -> list[str]:
-    """The evaluations in the journal by name; empty for those of versions that wrote none."""
-    return [str(event.get("evaluation") or "") for event in read_events(run) if event.get("kind") == EVALUATED]
-
-
-def _evaluation_name(run: Run) -> str | None:
-    with contextlib.suppress(OSError):
-        return sha256_file(run.directory / "evaluation" / MANIFEST)
-    return None
 
 
 def _require_scores(scores: RunScores) -> None:

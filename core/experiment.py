@@ -25,20 +25,24 @@ from core.detectors import (
     plain_name,
     recipe_json,
 )
-from core.features import check_features
+from core.detectors.voxel_zscore import VoxelZScore
+from core.disk_plan import grid_bytes
+from core.features import check_features, feature_stride
 from core.progress import Progress
-from core.provenance import reset_peak_memory
+from core.provenance import computed_by, reset_peak_memory
 from core.recipes import as_json, from_json
-from core.simclr import SimclrSettings, check_settings, pretrain_encoder
+from core.simclr import SimclrSettings, bytes_to_train, check_settings, pretrain_encoder
 from core.store import (
     Run,
     about_stage,
+    check_run_id,
     check_same,
     create_run,
     fingerprint,
-    list_runs,
     lock,
-    peak_memory_mb,
+    lose_equal_bits,
+    record_duration,
+    run_with_id,
     stage,
     stage_directory,
     stage_done,
@@ -46,13 +50,20 @@ from core.store import (
     update_run,
     verify_stage,
 )
-from core.training import checkpoint_step
+from core.training import checkpoint_history, checkpoint_step
+from core.versions import note_resumed, version_notes
+from core.views import check_crop
 from data.cohort import ROLES, Cohort, Split, Subject, check_healthy, split_by_roles
 from data.errors import BadInput, EnvironmentProblem, IntegrityError, Interrupted, together
-from data.files import committed_directory, read_json, sha256_file, write_json
+from data.files import committed_directory, is_committed, read_committed_json, sha256_file, write_json
 from data.layout import read_cohort
 from data.preprocessing import Prepared, PreparedCohort, Preprocessing, load_prepared, load_voxel_hash, prepare_cohort
+from data.ranges import check_range, refuse_out_of_range
 from data.reading import refuse_leakage
+from data.room import require_room, size
+from data.schemas import check_schema
+from data.split_file import read_split
+from data.template import working_grid
 from data.volume import Volume
 from models.encoder import EncoderSettings, make_encoder
 
@@ -89,8 +100,8 @@ class Study:
     prepared: PreparedCohort
 
     def volumes(self, role: str) -> "PreparedVolumes":
-        """The prepared volumes of one split, loaded one at a time."""
-        ids = getattr(self.split, role)
+        """The prepared volumes of one split, loaded one at a time, in the order of the ids."""
+        ids = getattr(self.split.in_order(), role)
         return PreparedVolumes(self.prepared.cache, tuple(self.prepared.keys[i] for i in ids), ids)
 
 
@@ -124,8 +135,16 @@ def cache_directory(runs: Path) -> Path:
 
 
 def prepare(runs: Path, source: DataSource, progress: Progress, workers: int = 2) -> Study:
-    """Read, register, resample and normalise every subject (cached), split by subject, refuse leakage."""
-    cohort = read_cohort(source.cohort, source.layout)
+    """Split by subject, then read, register, resample and normalise every subject (cached); refuse leakage.
+
+    What is wrong with the cohort, the split or a setting is BadInput before any scan is prepared.
+    """
+    check_range("workers", workers)
+    check_range("split_seed", source.seed)
+    cohort = read_cohort(source.cohort, source.layout).in_order()
+    asked = _split(cohort, source)
+    check_healthy(cohort, asked)
+    _require_training(asked)
     with progress.task("Preparing scans", len(cohort.subjects)) as advance:
         done = 0
 
@@ -135,11 +154,10 @@ def prepare(runs: Path, source: DataSource, progress: Progress, workers: int = 2
             done = number
 
         prepared = prepare_cohort(cohort, source.preprocessing, cache_directory(runs), workers=workers, monitor=monitor)
-    split = _readable(_split(cohort, source), prepared)
+    split = _readable(asked, prepared)
     apart = [i for i in prepared.keys if not _in_split(split, i)]
     if apart:
         progress.say(f"note: {len(apart)} of {len(cohort.subjects)} subjects are in no split: {', '.join(apart[:5])}.")
-    check_healthy(cohort, split)
     _check_called_healthy(cohort, split, prepared)
     refuse_leakage(split, prepared.voxel_hashes)
     return Study(source, cohort, split, prepared)
@@ -156,11 +174,17 @@ def pretrain(
 ) -> Run:
     """Train an encoder by SimCLR on the training split. The same `run_id` and settings resume a stopped run."""
     settings = replace(settings, encoder=replace(settings.encoder, in_channels=len(source.preprocessing.contrasts)))
+    refuse_out_of_range(settings)
+    _check_run_id(run_id)
+    check_crop(settings.views, working_grid(source.preprocessing.spacing_mm).shape)
     check_settings(settings, len(_split(read_cohort(source.cohort, source.layout), source).train))
     study = prepare(runs, source, progress)
     check_settings(settings, len(study.split.train))  # again: some of the scans may have been set aside
     recipe = {"kind": "SimCLR", **as_json(settings)}
+    if run_id is None or not is_committed(runs / run_id / "encoder"):
+        progress.say(_room_to_train(runs, run_id, study, settings))
     run = _open_or_create(runs, "encoder", name, recipe, study, run_id, {})
+    _tell_versions(run, progress)
     with lock(run) as run, _outcome(run):
         if stage_done(run, "encoder"):
             return run
@@ -169,7 +193,9 @@ def pretrain(
         reset_peak_memory()
         seen = checkpoint_step(run.directory)
         if seen:
+            note_resumed(run, f"training, at step {seen},")
             progress.say(f"Training goes on from step {seen} of {settings.steps}.")
+            run = _compare_threads(run, checkpoint_history(run.directory), "trained", progress)
         with progress.task("Training the encoder", settings.steps - seen) as advance:
 
             def monitor(step: int, values: Mapping[str, float]) -> None:
@@ -178,8 +204,8 @@ def pretrain(
                 seen = max(step, seen)
 
             about = about_stage(run, "encoder")
-            pretrain_encoder(study.volumes("train"), settings, run.directory, monitor, about=about)
-        _record_stage(run, "encoder", began)
+            pretrain_encoder(_training_volumes(run, study), settings, run.directory, monitor, about=about)
+        record_duration(run, "encoder", began)
     return run
 
 
@@ -194,8 +220,12 @@ def fit(
     encoder_run: Run | None = None,
 ) -> Run:
     """Fit a detector to the training split; `encoder_run` gives it that run's encoder."""
+    refuse_out_of_range(detector)
+    _check_run_id(run_id)
+    if encoder_run is not None:
+        _check_encoder(detector, encoder_run)
     if isinstance(detector, LAYERED):
-        _check_layers(detector, encoder_run)
+        _check_layers(detector, encoder_run, source.preprocessing)
     study = prepare(runs, source, progress)
     if not study.split.calibration:
         progress.say("note: no calibration subject, so this run cannot be evaluated: no label-free threshold.")
@@ -209,21 +239,26 @@ def fit(
     if encoder_run is not None:  # by its run, not by its path: a study that has moved is the same study
         recipe["weights"] = f"{encoder_run.run_id}/encoder"
     run = _open_or_create(runs, "detector", name, recipe, study, run_id, parents)
+    _tell_versions(run, progress)
     with lock(run) as run, _outcome(run):
         if stage_done(run, "detector"):
             return run
         update_run(run, status="running")
-        volumes = study.volumes("train")
+        volumes = _training_volumes(run, study)
         with progress.task("Fitting", len(volumes)) as advance:
             seen = 0
 
             def monitor(number: int, values: Mapping[str, float]) -> None:
                 nonlocal seen
+                if "disk_bytes" in values:
+                    require_room(run.directory, int(values["disk_bytes"]), "What is fitted")
                 if "planned_bytes" in values:
                     progress.say(detector.plan_text_ if isinstance(detector, LAYERED) else "")
                 advance(max(number - seen, 0), f"{values['chosen']:.0f} patches chosen" if "chosen" in values else "")
                 seen = max(number, seen)
 
+            if not isinstance(detector, LAYERED):
+                require_room(run.directory, _fitted_bytes(detector, volumes[0]), "What is fitted")
             with stage(run, "detector") as scratch:
                 if isinstance(detector, PatchCore):
                     detector.index_cache_ = _index_cache(run)
@@ -241,8 +276,10 @@ def score(run: Run, progress: Progress, *, memory_gb: float | None = None) -> Ru
     """Score every calibration, validation and test subject under every layer set; one directory per subject.
 
     As many subjects at a time as fit into the detector's memory limit (or `memory_gb`). The number is kept with the
-    run: a resumed run solves the same systems and gets the same bits.
+    run and changes no bit: a subject gets the same scores alone as among others.
     """
+    if memory_gb is not None:
+        check_range("memory_gb", memory_gb)
     detector = None
     subjects = scored_subjects(run)
     began = time.perf_counter()
@@ -250,11 +287,18 @@ def score(run: Run, progress: Progress, *, memory_gb: float | None = None) -> Ru
     problems: dict[str, BadInput | EnvironmentProblem | IntegrityError] = {}
     missing = _unscored(run, subjects, problems)
     if run.status == "finished" and not missing and not problems:
-        return run  # so what only reads works where nothing can be written
+        return run  # nothing to write: the run may be one that can only be read
     with lock(run) as run, _outcome(run), progress.task("Scoring", len(subjects)) as advance:
         if missing:
             run = update_run(run, status="running")
+            if len(missing) < len(subjects):
+                run = note_resumed(run, "scoring")
             detector = load_detector(run)
+            _room_for_scores(run, detector, subjects)
+            if len(missing) < len(subjects):
+                before = run.record["stages"].get("scores", {}).get("computed_by")
+                run = _compare_threads(run, (before,) if before else (), "scored", progress)
+            run = update_run(run, stages={"scores": {"computed_by": computed_by()}})
             run = _scored_together(run, detector, memory_gb)
         together_n = run.record["settings"].get("scored_together", CHUNK)
         for start in range(0, len(subjects), together_n):
@@ -266,7 +310,7 @@ def score(run: Run, progress: Progress, *, memory_gb: float | None = None) -> Ru
                     problems[", ".join(s["subject_id"] for s in chunk if s["subject_id"] in missing)] = problem
             advance(len(chunk), chunk[-1]["subject_id"])
         if detector is not None:
-            _record_stage(run, "scores", began)
+            record_duration(run, "scores", began)
         if problems:
             raise together(problems, "All others are scored.")
     return run
@@ -284,6 +328,11 @@ def _unscored(run: Run, subjects: Sequence[Mapping[str, Any]], problems: dict[st
     return missing
 
 
+def _tell_versions(run: Run, progress: Progress) -> None:
+    for note in version_notes(run):
+        progress.say(f"note: {note}")
+
+
 def load_detector(run: Run) -> AnyDetector:
     """The fitted detector of a run. IntegrityError when its files are not what was saved."""
     if not stage_done(run, "detector"):
@@ -291,7 +340,12 @@ def load_detector(run: Run) -> AnyDetector:
             f"Run {run.run_id} has no fitted detector. Finish it: python cli.py fit --run-id {run.run_id} ..."
         )
     verify_stage(run, "detector")
-    detector = detector_kind(run.record["recipe"]["kind"]).load(stage_directory(run, "detector"))
+    directory = stage_directory(run, "detector")
+    check_schema(directory / "detector.json", read_committed_json(directory, "detector.json"), 1)
+    try:
+        detector = detector_kind(run.record["recipe"]["kind"]).load(directory)
+    except ValueError as error:  # models knows no error of ours
+        raise error if isinstance(error, BadInput) else BadInput(str(error)) from error
     if isinstance(detector, PatchCore):
         detector.index_cache_ = _index_cache(run)
     return detector
@@ -375,11 +429,7 @@ def _score_chunk(run: Run, detector: AnyDetector, chunk: Sequence[Mapping[str, A
 
 def _split(cohort: Cohort, source: DataSource) -> Split:
     if source.split is not None:
-        lists = read_json(source.split)
-        unknown = sorted({i for role in ROLES for i in lists.get(role, [])} - {s.subject_id for s in cohort.subjects})
-        if unknown:
-            raise BadInput(f"{source.split} names {len(unknown)} subject(s) that the cohort lacks: {unknown[:5]}.")
-        return Split(**{role: tuple(lists.get(role, ())) for role in ROLES})
+        return read_split(source.split, cohort)
     if any(s.role for s in cohort.subjects):
         return split_by_roles(cohort.subjects)
     return draw_split(cohort.subjects, source.seed)
@@ -400,6 +450,14 @@ def draw_split(subjects: Sequence[Subject], seed: int) -> Split:
         validation=tuple(sorted(ill[:third])),
         test=tuple(sorted(healthy[second:] + ill[third:])),
     )
+
+
+def _require_training(split: Split) -> None:
+    if len(split.train) < 2:
+        raise BadInput(
+            f"The split has {len(split.train)} healthy training subject(s). At least 2 are needed. Give more subjects "
+            "the role train, in the table or in the split file."
+        )
 
 
 def _readable(split: Split, prepared: PreparedCohort) -> Split:
@@ -429,6 +487,28 @@ def _check_called_healthy(cohort: Cohort, split: Split, prepared: PreparedCohort
 def _index_cache(run: Run) -> Path:
     """Where the search index of a memory bank is kept: made anew from the bank when it is not there."""
     return run.directory.parent / ".cache" / "faiss" / run.run_id
+
+
+def _fitted_bytes(detector: AnyDetector, volume: Volume) -> int:
+    """Of a fitted detector without layers: arrays of the working grid, or its recipe alone."""
+    return grid_bytes(volume.voxels.size, arrays=2) if isinstance(detector, VoxelZScore) else grid_bytes(0)
+
+
+def _room_for_scores(run: Run, detector: AnyDetector, subjects: Sequence[Mapping[str, Any]]) -> None:
+    left = [subject for subject in subjects if not _is_scored(run, subject)]
+    if isinstance(detector, LAYERED):
+        values = len(detector.layer_sets) * len(detector.layout_.positions)
+    else:
+        values = int(np.prod(working_grid(preprocessing_of(run).spacing_mm).shape))
+    require_room(run.directory, len(left) * grid_bytes(values), f"Scoring {len(left)} scans")
+
+
+def _room_to_train(runs: Path, run_id: str | None, study: Study, settings: SimclrSettings) -> str:
+    """Refuses a training whose checkpoints and encoder have no room; what they take, in words."""
+    directory = runs if run_id is None else runs / run_id
+    needed = bytes_to_train(study.volumes("train"), settings, directory)
+    require_room(directory, needed, "Training")
+    return f"Checkpoints and encoder take up to {size(needed)} on disk."
 
 
 def _fitted_settings(detector: Layered) -> dict[str, Any]:
@@ -464,20 +544,20 @@ def _open_or_create(
     cohort = _cohort_record(study)
     wanted = {
         "recipe": recipe,
-        "split": as_json(study.split),
+        "split": as_json(study.split.in_order()),
         "preprocessing": as_json(study.source.preprocessing),
     }
-    for run in list_runs(runs)[0]:
-        if run.run_id == run_id:
-            free = ("recipe.memory_gb", "recipe.log_every", "recipe.checkpoint_every")
-            as_now = replace(run, record={**run.record, "recipe": _completed(run.record["recipe"])})
-            check_same(as_now, wanted | {"parents": parents}, may_change=(*free, "recipe.weights") if parents else free)
-            if run.record["cohort"]["fingerprint"] != cohort["fingerprint"]:
-                raise BadInput(
-                    f"The scans of run {run.run_id} have changed since it began (or others were set aside). "
-                    "Give another --run-id."
-                )
-            return run
+    if run_id is not None and (run := run_with_id(runs, run_id)) is not None:
+        free = ("recipe.memory_gb", "recipe.log_every", "recipe.checkpoint_every")
+        begun = {"recipe": _completed(run.record["recipe"]), "split": ordered_split(run.record["split"])}
+        as_now = replace(run, record={**run.record, **begun})
+        check_same(as_now, wanted | {"parents": parents}, may_change=(*free, "recipe.weights") if parents else free)
+        if run.record["cohort"]["fingerprint"] != cohort["fingerprint"]:
+            raise BadInput(
+                f"The scans of run {run.run_id} have changed since it began (or others were set aside). "
+                "Give another --run-id."
+            )
+        return run
     return create_run(
         runs,
         kind=kind,
@@ -490,6 +570,18 @@ def _open_or_create(
         parents=parents,
         run_id=run_id,
     )
+
+
+def ordered_split(split: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored split with ordered lists; those of older runs have the table's order."""
+    ordered = Split(**{role: tuple(split.get(role, ())) for role in ROLES}).in_order()
+    return {role: list(getattr(ordered, role)) for role in ROLES}
+
+
+def _training_volumes(run: Run, study: Study) -> PreparedVolumes:
+    """The training scans in the order in which the run began: an older run that was stopped goes on in its own."""
+    ids = tuple(run.record["split"]["train"])
+    return PreparedVolumes(study.prepared.cache, tuple(study.prepared.keys[i] for i in ids), ids)
 
 
 def _completed(recipe: Mapping[str, Any]) -> dict[str, Any]:
@@ -536,8 +628,8 @@ def preprocessing_of(run: Run) -> Preprocessing:
     return from_json(Preprocessing, run.record["preprocessing"])
 
 
-def _check_layers(detector: Layered, encoder_run: Run | None) -> None:
-    """Unknown layers and an even neighbourhood are refused before any scan is prepared."""
+def _check_layers(detector: Layered, encoder_run: Run | None, preprocessing: Preprocessing) -> None:
+    """Unknown layers, an even neighbourhood and an odd feature grid are refused before any scan is prepared."""
     settings = detector.encoder
     if encoder_run is not None:
         settings = from_json(EncoderSettings, encoder_run.record["recipe"]["encoder"])
@@ -546,9 +638,10 @@ def _check_layers(detector: Layered, encoder_run: Run | None) -> None:
     except ValueError as error:  # models knows no error of ours
         raise BadInput(str(error)) from error
     check_features(detector.features, encoder)
+    feature_stride(encoder, detector.features.grid, working_grid(preprocessing.spacing_mm))
 
 
-def _with_encoder(detector: AnyDetector, encoder_run: Run, study: Study) -> tuple[AnyDetector, dict[str, str]]:
+def _check_encoder(detector: AnyDetector, encoder_run: Run) -> None:
     if not isinstance(detector, LAYERED):
         raise BadInput(f"The detector is {plain_name(kind_of(detector))} and takes no encoder. Leave --encoder out.")
     if not stage_done(encoder_run, "encoder"):
@@ -556,6 +649,15 @@ def _with_encoder(detector: AnyDetector, encoder_run: Run, study: Study) -> tupl
             f"Encoder run {encoder_run.run_id} is {encoder_run.status}: it has no finished encoder. "
             f"Finish it: python cli.py pretrain --run-id {encoder_run.run_id} ..."
         )
+
+
+def _check_run_id(run_id: str | None) -> None:
+    if run_id is not None:
+        check_run_id(run_id)
+
+
+def _with_encoder(detector: AnyDetector, encoder_run: Run, study: Study) -> tuple[AnyDetector, dict[str, str]]:
+    assert isinstance(detector, LAYERED)
     weights = stage_directory(encoder_run, "encoder")
     verify_stage(encoder_run, "encoder")
     _refuse_foreign_encoder(encoder_run, study)
@@ -600,9 +702,14 @@ def _voxel_hashes(run: Run, subject_ids: Collection[str]) -> dict[str, str]:
     return found
 
 
-def _record_stage(run: Run, name: str, began: float) -> None:
-    seconds = round(time.perf_counter() - began, 3)
-    update_run(run, stages={name: {"seconds": seconds, "peak_mb": peak_memory_mb()}})
+def _compare_threads(run: Run, before: Sequence[str], what: str, progress: Progress) -> Run:
+    """A stage that goes on with other threads, or on another processor, no longer claims equal bits; it says so."""
+    now = computed_by()
+    if not before or set(before) == {now}:
+        return run
+    reason = f"{what} partly with {', partly with '.join(dict.fromkeys([*before, now]))}, which round differently"
+    progress.say(f"note: {reason}. Same bits need the same threads: OMP_NUM_THREADS={before[0].split()[0]}.")
+    return lose_equal_bits(run, reason)
 
 
 @contextlib.contextmanager
@@ -611,9 +718,11 @@ def _outcome(run: Run) -> Iterator[None]:
     try:
         yield
     except (Interrupted, KeyboardInterrupt):
-        update_run(run, status="interrupted")
+        with contextlib.suppress(EnvironmentProblem):
+            update_run(run, status="interrupted")
         raise
     except BaseException as error:
-        update_run(run, status="failed", error=str(error))
+        with contextlib.suppress(EnvironmentProblem):  # a full disk takes no word about itself; the error is told
+            update_run(run, status="failed", error=str(error))
         raise
     update_run(run, status="finished")

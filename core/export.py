@@ -15,6 +15,7 @@ from data.errors import BadInput, EnvironmentProblem, IntegrityError, together
 from data.files import clear_litter
 from data.names import folder_name
 from data.nifti import in_stored_order, write_nifti
+from data.room import require_room
 
 
 def export_maps(run: Run, directory: Path, layers: str, progress: Progress, *, display: bool = False) -> list[Path]:
@@ -35,6 +36,8 @@ def export_maps(run: Run, directory: Path, layers: str, progress: Progress, *, d
     if layers and metrics and figures is None:
         raise BadInput(f"Layer set {chosen!r} has no native-space threshold. Export single layers or the headline set.")
     subjects = [i for role in ("validation", "test") for i in scores.subjects(role)]
+    voxels = sum(int(np.prod(scores.prepared(i).native_grid.shape)) for i in subjects)
+    require_room(directory, voxels * (4 if figures is None else 5), f"Exporting {len(subjects)} scans", at_most=True)
     scale = _display_scale(scores, layer_set) if display else None
     threshold = figures["protocols"]["healthy"]["threshold"] if figures is not None else None
 

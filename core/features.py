@@ -2,48 +2,27 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64
-from safetensors.torch import load_file, save_file
 from scipy.ndimage import maximum_filter
 from torch import Tensor
 from torch.nn import functional
 
-from core.types import FeatureLayout, FeatureMap, LayerSet
-from data.errors import BadInput
+from core.feature_settings import FeatureSettings as FeatureSettings
+from core.feature_settings import every_layer_set as every_layer_set
+from core.types import FeatureLayout
+from data.errors import BadInput, IntegrityError
 from data.files import read_json, write_json
+from data.schemas import check_schema
 from data.volume import Grid, Volume
 from models.encoder import Encoder, EncoderSettings, load_encoder, load_weights, make_encoder
+from models.tensor_files import load_tensors, save_tensors
 
 Stride = tuple[int, int, int]
-
-
-@dataclass(frozen=True)
-class FeatureSettings:
-    """Which taps, on which grid, with how many channels."""
-
-    layers: tuple[str, ...] = ("stage0", "stage1", "stage2", "stage3")
-    """Taps to model. 'input' is the intensity itself."""
-    grid: str = "4mm"
-    """The feature grid on which distances are computed: millimetres ('4mm'), or the name of a layer."""
-    reduction: Literal["none", "draw", "pca"] = "none"
-    """How channels become fewer: a seeded draw that is stored, or principal components per layer."""
-    max_channels: int = 100
-    """Channels kept per layer when `reduction` is draw or pca."""
-    seed: int = 0
-    """Of the channel draw."""
-    neighbourhood: int = 1
-    """Edge of the cube of a layer's own cells whose mean makes a feature; 1: the cell alone. PatchCore takes 3."""
-
-
-def every_layer_set(layers: Sequence[str]) -> tuple[LayerSet, ...]:
-    """All 2^L − 1 combinations: single layers first, the full set last, each in the order of `layers`."""
-    return tuple(combo for size in range(1, len(layers) + 1) for combo in combinations(layers, size))
+SCHEMA = 1
 
 
 def network_for(encoder: EncoderSettings, weights: str, contrasts: int) -> tuple[Encoder, EncoderSettings]:
@@ -131,6 +110,15 @@ def kept_channels(settings: FeatureSettings, channels: int) -> int:
     return channels if settings.reduction == "none" else min(channels, settings.max_channels)
 
 
+@dataclass(frozen=True, eq=False)
+class FeatureMap:
+    """Features of one volume: per layer, one row per in-brain position of the layer's native grid."""
+
+    rows: Mapping[str, Float[Tensor, "layer_positions channels"]]
+    layout: FeatureLayout
+    subject_id: str
+
+
 @dataclass(eq=False)
 class FeatureExtractor:
     """Volume -> FeatureMap through a frozen encoder. Made by `make_extractor`; carries the stored channel reduction."""
@@ -179,9 +167,9 @@ class FeatureExtractor:
     def save(self, directory: Path) -> None:
         """Write the layout and the reduction (the encoder is saved by its owner)."""
         directory.mkdir(parents=True, exist_ok=True)
-        arrays = {f"projection.{n}": p.cpu().contiguous() for n, p in self.projections.items()}
+        arrays = {f"projection.{n}": p for n, p in self.projections.items()}
         arrays["positions"] = torch.from_numpy(np.ascontiguousarray(self.layout.positions))
-        save_file(arrays, directory / "features.safetensors")
+        save_tensors(directory / "features.safetensors", arrays)
         grid = self.layout.working_grid
         strides = {tap.name: list(tap.stride) for tap in self.encoder.taps}
         described = {
@@ -201,13 +189,14 @@ LAYOUT_FILES = ("features.json", "features.safetensors")
 def load_layout(directory: Path) -> FeatureLayout:
     """The layout that `FeatureExtractor.save` wrote, without the encoder."""
     described = read_json(directory / "features.json")
+    check_schema(directory / "features.json", described, SCHEMA)
     grid = Grid(_triple(described["working_grid"]["shape"]), np.array(described["working_grid"]["affine"]))
     return feature_layout(
         grid,
         _triple(described["stride"]),
         {layer["name"]: _triple(layer["stride"]) for layer in described["layers"]},
         {layer["name"]: int(layer["channels"]) for layer in described["layers"]},
-        load_file(directory / "features.safetensors")["positions"].numpy(),
+        _arrays(directory)["positions"].numpy(),
     )
 
 
@@ -247,7 +236,7 @@ def load_extractor(
     directory: Path, encoder: Encoder, settings: FeatureSettings, device: torch.device
 ) -> FeatureExtractor:
     """What `FeatureExtractor.save` wrote, around the same encoder."""
-    arrays = load_file(directory / "features.safetensors")
+    arrays = _arrays(directory)
     encoder.eval().to(device)
     projections = {n.removeprefix("projection."): a for n, a in arrays.items() if n.startswith("projection.")}
     return FeatureExtractor(encoder, settings, load_layout(directory), device, projections)
@@ -333,6 +322,14 @@ def _principal_axes(
         vectors = torch.linalg.eigh(covariance).eigenvectors.flip(1)[:, : full.layout.channels[name]]
         axes[name] = vectors.float().contiguous()
     return axes
+
+
+def _arrays(directory: Path) -> dict[str, Tensor]:
+    """What `FeatureExtractor.save` wrote beside its description. IntegrityError when it is damaged."""
+    try:
+        return load_tensors(directory / "features.safetensors")
+    except ValueError as error:
+        raise IntegrityError(f"{error}. Fit the run again, or restore the file.") from error
 
 
 def _triple(values: Sequence[int]) -> Stride:

@@ -17,8 +17,9 @@ import numpy as np
 
 from core.calibration import QUANTILE
 from core.detectors import Gated, recipe_json
-from core.evaluation import BEHIND_LABELS, evaluate_run, read_metrics
-from core.experiment import SUBJECT_FILE, scored_subjects
+from core.disk_plan import grid_bytes
+from core.evaluation import BEHIND_LABELS, check_rule, evaluate_run, read_metrics
+from core.experiment import SUBJECT_FILE, ordered_split, preprocessing_of, scored_subjects
 from core.progress import Progress
 from core.run_scores import RunScores, open_scores, set_id
 from core.store import (
@@ -26,8 +27,8 @@ from core.store import (
     about_stage,
     check_same,
     create_run,
-    list_runs,
     lock,
+    run_with_id,
     stage,
     stage_directory,
     stage_done,
@@ -36,8 +37,10 @@ from core.store import (
     verify_stage,
 )
 from core.types import LayerSet
-from data.errors import BadInput, Interrupted
+from data.errors import BadInput, EnvironmentProblem, Interrupted
 from data.files import MANIFEST, committed_directory, write_json
+from data.room import require_room
+from data.template import working_grid
 
 ROUNDING = 1e-5
 """A threshold chosen on validation is the score of one of its voxels; it is lowered by this fraction, so that the
@@ -87,15 +90,15 @@ def make_gated(
     chose. `cut`: the gate's threshold, from labelled validation subjects or from healthy scans alone, which makes the
     whole pipeline label-free. BadInput when the two do not share scans, split and preparation, or one is not evaluated.
     """
-    if not 0 < quantile < 1:
-        raise BadInput(f"Quantile is {quantile:g}. Allowed: between 0 and 1, for example 0.99.")
-    if fp_ml_per_scan is not None and not fp_ml_per_scan >= 0:
-        raise BadInput(f"False-positive volume is {fp_ml_per_scan:g} mL. Allowed: 0 or more.")
+    check_rule(quantile, fp_ml_per_scan, workers)
     parts = (_part(gate, layers), _part(second, second_layers))
     _check_alike(gate, second)
     detector = gated_detector(*parts, cut)
     run = _open_or_create(runs, detector, parts, name or f"{second.name} gated by {gate.name}", run_id)
     with lock(run) as run, _outcome(run):
+        left = [s for s in scored_subjects(run) if not stage_done(run, stage_name("scores", s["subject_id"]))]
+        values = int(np.prod(working_grid(preprocessing_of(run).spacing_mm).shape))
+        require_room(run.directory, len(left) * grid_bytes(values), f"Gating {len(left)} scans")
         if not stage_done(run, "detector"):
             update_run(run, status="running")
             with stage(run, "detector") as scratch:
@@ -153,7 +156,9 @@ def _part(run: Run, layers: str) -> Part:
 
 
 def _check_alike(gate: Run, second: Run) -> None:
-    different = [what for what in ("split", "preprocessing") if gate.record[what] != second.record[what]]
+    different = [] if gate.record["preprocessing"] == second.record["preprocessing"] else ["preprocessing"]
+    if ordered_split(gate.record["split"]) != ordered_split(second.record["split"]):
+        different = ["split", *different]
     if gate.record["cohort"]["fingerprint"] != second.record["cohort"]["fingerprint"]:
         different = ["cohort", *different]
     if different:
@@ -168,10 +173,9 @@ def _open_or_create(runs: Path, detector: Gated, parts: tuple[Part, Part], name:
     recipe = recipe_json(detector)
     gate, second = (part.run for part in parts)
     parents = {"gate": gate.run_id, "second": second.run_id}
-    for run in list_runs(runs)[0]:
-        if run.run_id == run_id:
-            check_same(run, {"recipe": recipe, "parents": parents, "split": gate.record["split"]})
-            return run
+    if run_id is not None and (run := run_with_id(runs, run_id)) is not None:
+        check_same(run, {"recipe": recipe, "parents": parents, "split": gate.record["split"]})
+        return run
     return create_run(
         runs,
         kind="detector",
@@ -216,7 +220,8 @@ def _outcome(run: Run) -> Iterator[None]:
         yield
     except BaseException as error:
         stopped = isinstance(error, Interrupted | KeyboardInterrupt)
-        update_run(run, status="interrupted" if stopped else "failed", error=None if stopped else str(error))
+        with contextlib.suppress(EnvironmentProblem):  # a full disk takes no word about itself; the error is told
+            update_run(run, status="interrupted" if stopped else "failed", error=None if stopped else str(error))
         raise
     update_run(run, status="finished")
 

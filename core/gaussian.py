@@ -38,6 +38,8 @@ __all__ = [
 
 Rows = Mapping[str, Tensor]
 """Features of one volume: layer -> (native positions, channels)."""
+COMPANY = 24
+"""Columns of every system: products of fewer take other ways through the linear algebra, and round otherwise."""
 _PROJECT_BYTES = 2e6
 _CACHED_POSITIONS = 512
 """Larger blocks are slower: their kernels leave the processor's cache between two steps."""
@@ -308,12 +310,18 @@ class VoxelGaussian:
         """Distances of many volumes for many combinations of layers, the fast path.
 
         Works in blocks of positions; in each block a combination is factored once and solved for all volumes, and a
-        combination of coarse layers only at their own positions. `monitor` hears the positions done.
+        combination of coarse layers only at their own positions. `monitor` hears the positions done, of every
+        `COMPANY` volumes anew. A volume gets the same bits alone as among others: all systems have as many columns.
         """
         sizes = {layer: len(mean) for layer, mean in self.means.items()}
         checked = [_checked(rows, self.channels, self.lookup, sizes, str(self.device)) for rows in volumes]
         chosen = [self._ordered(subset) for subset in subsets]
-        return self._by_block(chosen, checked, len(checked), block_positions, monitor)
+        groups = [checked[start : start + COMPANY] for start in range(0, len(checked), COMPANY)]
+        found = [
+            self._by_block(chosen, group + group[-1:] * (COMPANY - len(group)), len(group), block_positions, monitor)
+            for group in groups
+        ]
+        return found[0] if len(found) == 1 else np.concatenate(found, axis=1)
 
     def leave_one_out(
         self, subsets: Sequence[tuple[str, ...]], *, block_positions: int | None = None, monitor: Monitor = silent
@@ -378,7 +386,7 @@ class VoxelGaussian:
 
         def score(start: int) -> int:
             positions = order[start : start + size]
-            return self._score_block(out, subsets, positions, Block(fitted, tuple(used), positions, volumes))
+            return self._score_block(out, subsets, positions, Block(fitted, tuple(used), positions, volumes, width))
 
         starts = range(0, self.n_positions, size)
         # Batched factorisations use one core: blocks, which share nothing, use the others. Same bits in any order.
@@ -406,6 +414,7 @@ class VoxelGaussian:
         clamped = 0
         for s, subset in enumerate(subsets):
             squared, back = work.squared_distances(subset)
+            squared = squared[:, : out.shape[1]]  # without the columns that only fill up
             clamped += int((squared < 0).sum())
             out[s][:, positions] = squared.clamp_min_(0).sqrt_().to(torch.float32).T.cpu().numpy()[:, back]
         return clamped

@@ -19,8 +19,8 @@ from core.shrinkage import scale_and_floor
 
 _FEW = 0.75
 """Fine features per sample up to which conditioning them on the coarse ones is cheaper than a kernel per position."""
-_CANCELLED = 0.01
-"""Share of |δ|² that must be left over for float32 to keep m² to about 1e-5."""
+_CANCELLED = 0.1
+"""Share of |δ|² that must be left over for float32 to keep m² to about 1e-6."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,8 +62,10 @@ class Block:
         layers: tuple[str, ...],
         positions: Int64[np.ndarray, " block"],
         volumes: list[dict[str, Tensor]] | None,
+        width: int,
     ) -> None:
-        self.gaussian, self.volumes, self.positions = gaussian, volumes, positions
+        """Only the first `width` volumes are asked for; the others fill the systems up."""
+        self.gaussian, self.volumes, self.positions, self.width = gaussian, volumes, positions, width
         self.rows: dict[str, np.ndarray] = {}
         self.inverse: dict[str, np.ndarray] = {}
         self.group: dict[str, str] = {}
@@ -165,8 +167,9 @@ class Block:
         lost = np.flatnonzero(cancelled.any(-1).cpu().numpy())
         if len(lost):
             few = {group: index[lost] for group, index in units.items()}
-            again = self._solve_gram(subset, few, d, torch.float64)[0]
-            squared[torch.from_numpy(lost).to(squared.device)] = again.to(torch.float32)
+            again = self._solve_gram(subset, few, d, torch.float64)[0].to(torch.float32)
+            where = torch.from_numpy(lost).to(squared.device)
+            squared[where] = torch.where(cancelled[where], again, squared[where])  # others' bits are not touched
         return squared
 
     def _solve_gram(
@@ -177,8 +180,8 @@ class Block:
         joint, norms = self._sum(subset, units, dtype, 0), self._sum(subset, units, dtype, 1)
         gram, b = joint[..., : joint.shape[1]], joint[..., joint.shape[1] :]
         scale, floor = dual.gram_shrinkage(settings.shrinkage, settings.ridge, gram, d)
-        squared = dual.squared_distance_from_gram(gram, b, norms, scale, floor)
-        return squared, squared * floor.to(dtype)[:, None] < _CANCELLED * norms
+        squared = dual.squared_distance_from_gram(gram, b, norms, scale, floor)[:, : self.width]
+        return squared, squared * floor.to(dtype)[:, None] < _CANCELLED * norms[:, : self.width]
 
     def _few_fine(self, subset: tuple[str, ...], units: Mapping[str, np.ndarray]) -> bool:
         gaussian = self.gaussian

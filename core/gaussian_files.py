@@ -6,14 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from core.memory_plan import Form, GaussianSettings
 from data.errors import IntegrityError
 from data.files import read_json, write_json
+from data.schemas import check_schema
+from models.tensor_files import load_tensors, save_tensors
 
+SCHEMA = 1
 _DESCRIPTION = "gaussian.json"
 _TENSORS = "gaussian.safetensors"
 
@@ -40,13 +41,12 @@ def write_gaussian(
     clamped: int,
 ) -> None:
     """Write tensors, lookups and description into the directory."""
-    everything = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    everything |= {f"lookup.{layer}": torch.from_numpy(index) for layer, index in lookup.items()}
-    save_file(everything, directory / _TENSORS)
+    everything = dict(tensors) | {f"lookup.{layer}": torch.from_numpy(index) for layer, index in lookup.items()}
+    save_tensors(directory / _TENSORS, everything)
     write_json(
         directory / _DESCRIPTION,
         {
-            "schema": 1,
+            "schema": SCHEMA,
             "layers": [[layer, count] for layer, count in channels.items()],
             "form": form,
             "n_subjects": n,
@@ -60,7 +60,11 @@ def read_gaussian(directory: Path, device: str) -> tuple[Described, dict[str, Te
     """(description, tensors) of what `write_gaussian` wrote. IntegrityError when a file is missing or damaged."""
     try:
         value = read_json(directory / _DESCRIPTION)
-        tensors = load_file(directory / _TENSORS, device=device)
+    except OSError as error:
+        raise _damaged(directory, error) from error
+    check_schema(directory / _DESCRIPTION, value, SCHEMA)
+    try:
+        tensors = load_tensors(directory / _TENSORS, device)
         described = Described(
             dict(value["layers"]),
             GaussianSettings(**value["settings"]),
@@ -68,8 +72,12 @@ def read_gaussian(directory: Path, device: str) -> tuple[Described, dict[str, Te
             value["n_subjects"],
             value["clamped"],
         )
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise IntegrityError(
-            f"The Gaussian in {directory} is missing or damaged: {error}. Fit it again, or restore the directory."
-        ) from error
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise _damaged(directory, error) from error
     return described, tensors
+
+
+def _damaged(directory: Path, error: Exception) -> IntegrityError:
+    return IntegrityError(
+        f"The Gaussian in {directory} is missing or damaged: {error}. Fit it again, or restore the directory."
+    )

@@ -1,12 +1,17 @@
-"""The journal of a run: one JSON line per event, appended and never rewritten, readable while it grows."""
+"""The journal of a run: one JSON line per event, appended, readable while it grows.
 
+Only training takes lines back, when it computes steps again after an interruption (`drop_lines`).
+"""
+
+import contextlib
 import datetime
 import json
 import math
 import os
 import sys
 import time
-from collections.abc import Mapping
+import uuid
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +40,7 @@ def append_line(path: Path, kind: str, values: Mapping[str, Any]) -> bool:
         now = time.monotonic()
         if now - _warned.get(path, -math.inf) >= _WARN_EVERY_SECONDS:
             _warned[path] = now
-            print(f"Journal {path} cannot be written ({error.strerror}); the work goes on.", file=sys.stderr)
+            print(f"Journal {path} cannot be written ({error.strerror or error}); the work goes on.", file=sys.stderr)
         return False
     return True
 
@@ -60,6 +65,70 @@ def read_lines(path: Path, after: int = 0) -> list[dict[str, Any]]:
         if line.strip():
             events.append(_parse(line) | {"offset": offset})
     return events
+
+
+def steps_of(events: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The training steps among events, ascending. A step that comes again supersedes all from it on: a resumed run
+    computes anew what no checkpoint held."""
+    steps: list[dict[str, Any]] = []
+    for event in events:
+        if is_step(event):
+            while steps and steps[-1]["step"] >= event["step"]:
+                steps.pop()
+            steps.append(dict(event))
+    return steps
+
+
+def is_step(event: Mapping[str, Any]) -> bool:
+    """Whether an event is a step of training, and not a note or a line that something else wrote."""
+    step = event.get("step")
+    return event.get("kind", "step") == "step" and isinstance(step, int) and not isinstance(step, bool) and step > 0
+
+
+def drop_lines(path: Path, dropped: Callable[[Mapping[str, Any]], bool]) -> bool:
+    """Take the events for which `dropped` holds out of the journal, and a last line that was never ended.
+
+    All others stay byte by byte, damaged ones too. When the dropped lines stand last, the file is cut, which takes no
+    room on a full disk. False, with a warning, when the disk refuses; then nothing has changed.
+    """
+    try:
+        lines = _split(path.read_bytes())
+        kept = [line for line in lines if line.endswith(b"\n") and not (line.strip() and dropped(_parse(line)))]
+        if kept == lines:
+            return True
+        if kept == lines[: len(kept)]:
+            os.truncate(path, sum(map(len, kept)))
+            return True
+        _replace(path, b"".join(kept))
+    except FileNotFoundError:
+        return True
+    except OSError as error:
+        print(f"Journal {path} cannot be shortened ({error.strerror or error}); the work goes on.", file=sys.stderr)
+        return False
+    return True
+
+
+def sync(path: Path) -> None:
+    """Have the disk take what was appended, as far as it can."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _replace(path: Path, content: bytes) -> None:
+    scratch = path.with_name(f".tmp-{uuid.uuid4().hex}")
+    try:
+        with scratch.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        scratch.replace(path)
+    except BaseException:
+        scratch.unlink(missing_ok=True)
+        raise
 
 
 def _write(path: Path, kind: str, values: Mapping[str, Any]) -> None:

@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from core.shrinkage import Shrinkage
 from data.errors import BadInput, EnvironmentProblem
+from data.ranges import refuse_out_of_range
 
 Form = Literal["dual", "primal"]
 Covariance = Literal["full", "diagonal", "shared"]
+Shrinkage = Literal["ridge", "ledoit_wolf", "oas"]
 
 WORKING_BYTES = 256e6
 """Aim for the temporary arrays of one block of positions; a block is never smaller than one position."""
@@ -38,8 +39,7 @@ class GaussianSettings:
         _check_choice("covariance", self.covariance, ("full", "diagonal", "shared"))
         _check_choice("shrinkage", self.shrinkage, ("ridge", "ledoit_wolf", "oas"))
         _check_choice("accumulate", self.accumulate, ("float64", "float32"))
-        if not 0 < self.ridge < float("inf"):
-            raise BadInput(f"ridge is {self.ridge}. Allowed is a positive number; PaDiM uses 0.01.")
+        refuse_out_of_range(self)
         if self.covariance != "full" and self.shrinkage != "ridge":
             raise BadInput(
                 f"shrinkage {self.shrinkage!r} with covariance {self.covariance!r} is not defined here. "

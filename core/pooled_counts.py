@@ -12,7 +12,7 @@ from jaxtyping import Float64, Int64
 
 from core.metrics import SubjectScores
 from core.run_scores import open_scores, set_id
-from core.store import Run, lock, stage, stage_array, stage_done, stage_json, stage_name
+from core.store import Run, kept_if_possible, lock, stage, stage_array, stage_done, stage_json, stage_name
 from core.types import LayerSet
 from data.errors import BadInput
 from data.files import write_json
@@ -50,12 +50,12 @@ class PooledCounts:
 
 
 def pooled_counts(run: Run, layers: LayerSet) -> PooledCounts:
-    """The counts of a scored run under one layer set; computed once and kept with the run."""
+    """The counts of a scored run under one layer set; computed once and kept with the run, where it can be."""
     name = stage_name("pooled-counts", set_id(layers))
     if not stage_done(run, name):
         scores = open_scores(run)
         counts = count(scores.voxels_of(scores.subjects("test"), layers, "native"))
-        with lock(run) as held, stage(held, name) as scratch:
+        with kept_if_possible(run), lock(run) as held, stage(held, name) as scratch:
             np.save(scratch / "counts.npy", np.stack([counts.hits, counts.alarms]))
             write_json(scratch / "subjects.json", {"ids": counts.subjects, "lesion": counts.lesion.tolist()})
         return counts

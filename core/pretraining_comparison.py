@@ -4,7 +4,6 @@ Every encoder and every detector is an ordinary run, so each page opens it, a ki
 stopped, and what is finished is used again. The comparison itself is `runs/.comparisons/NAME`.
 """
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -18,13 +17,14 @@ from core.features import FeatureSettings
 from core.pretraining_table import Entry, build_table
 from core.progress import Progress
 from core.recipes import as_json
-from core.simclr import SimclrSettings
+from core.simclr import SimclrSettings, check_settings
 from core.simclr.settings import Kind
 from core.store import Run, open_run, stage_done
 from core.views import VIEW_SETS, ViewSettings
 from core.visibility.runs import stored_visibility, visibility_of_run
-from data.errors import FORESEEN, BadInput
+from data.errors import FORESEEN, BadInput, IntegrityError
 from data.files import clear_litter, committed_directory, is_committed, read_committed_json, write_json
+from data.ranges import check_range, refuse_out_of_range
 
 FOLDER = ".comparisons"
 FILE = "comparison.json"
@@ -87,6 +87,7 @@ def compare_pretraining(
     A training that ends with an error (its loss is not finite, say) is listed under `failed` and the others go on.
     BadInput when the plan cannot be carried out, or no training succeeds.
     """
+    check_range("workers", workers)
     _check(plan)
     study = _Study(runs, source, plan, progress, workers)
     untrained = Entry("untrained", "Gaussian, untrained encoder", {seed: study.untrained(seed) for seed in plan.seeds})
@@ -109,12 +110,17 @@ def compare_pretraining(
     if visibility:
         for run in (run for entry in trained for run in entry.encoders.values() if stored_visibility(run) is None):
             visibility_of_run(run, progress)
+    first = untrained.detectors[plan.seeds[0]]
     found = {
         "schema": 1,
         "name": plan.name,
         "plan": as_json(plan),
-        "source": {"cohort": os.path.abspath(source.cohort), "preprocessing": as_json(source.preprocessing)},
-        "split": {role: len(ids) for role, ids in untrained.detectors[plan.seeds[0]].record["split"].items()},
+        "source": {
+            "cohort": first.record["cohort"]["fingerprint"],
+            "layout": source.layout,
+            "preprocessing": as_json(source.preprocessing),
+        },
+        "split": {role: len(ids) for role, ids in first.record["split"].items()},
         "failed": failed,
         **build_table(trained, untrained, controls),
     }
@@ -122,7 +128,7 @@ def compare_pretraining(
     about = {"stage": f"{FOLDER}/{plan.name}", "made_by": "compare-pretraining"}
     with committed_directory(runs / FOLDER / plan.name, within=runs, about=about) as scratch:
         write_json(scratch / FILE, found)
-    return found
+    return read_comparison(runs, plan.name)
 
 
 def list_comparisons(runs: Path) -> list[str]:
@@ -132,7 +138,10 @@ def list_comparisons(runs: Path) -> list[str]:
 
 
 def read_comparison(runs: Path, name: str) -> dict[str, Any]:
-    """A finished comparison. BadInput lists those there are; IntegrityError when its file was edited or damaged."""
+    """A finished comparison, with how long its trainings took, as far as their runs are still there.
+
+    BadInput lists those there are; IntegrityError when its file was edited or damaged.
+    """
     names = list_comparisons(runs)
     if name not in names:
         raise BadInput(
@@ -140,7 +149,19 @@ def read_comparison(runs: Path, name: str) -> dict[str, Any]:
             "Make one: python cli.py compare-pretraining COHORT"
         )
     found: dict[str, Any] = read_committed_json(runs / FOLDER / name, FILE)
+    for row in (row for row in found["rows"] if row["contrastive"] is not None):
+        for seed, end in row["contrastive"]["by_seed"].items():
+            end.setdefault("seconds", _took(runs, row["runs"][seed]["encoder"]))
     return found
+
+
+def _took(runs: Path, encoder_run: str) -> float | None:
+    """How long a training took, by its run; None when that is gone."""
+    try:
+        seconds: float | None = open_run(runs, encoder_run).record["stages"].get("encoder", {}).get("seconds")
+    except (BadInput, IntegrityError):
+        return None
+    return seconds
 
 
 @dataclass(frozen=True)
@@ -217,6 +238,7 @@ def _check(plan: ComparisonPlan) -> None:
     """Everything that is wrong with a plan, before any scan is read."""
     if not _NAME.fullmatch(plan.name):
         raise BadInput(f"{plan.name!r} cannot name a comparison. Use up to 40 letters, digits and '-'.")
+    refuse_out_of_range(plan)
     _check_list("variants", plan.variants, VARIANTS)
     _check_list("views", plan.views, tuple(VIEW_SETS))
     for pair in plan.also:
@@ -238,6 +260,8 @@ def _check(plan: ComparisonPlan) -> None:
     given = [name for name, is_set in set_here.items() if is_set]
     if given:
         raise BadInput(f"{', '.join(given)} cannot be given: --variants, --views and --seeds say what is compared.")
+    for variant, views in plan.pairs():
+        check_settings(plan.settings(variant, views, plan.seeds[0]))
 
 
 def _check_list(what: str, given: Sequence[str], allowed: Sequence[str]) -> None:

@@ -129,7 +129,6 @@ def contrastive_end(run: Run) -> dict[str, Any]:
         "top1": _mean(tail, "top1"),
         "candidates": round(candidates),
         "state": verdict(events).state,
-        "seconds": run.record["stages"].get("encoder", {}).get("seconds"),
     }
 
 

@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
+import os
 import platform
 import resource
 import subprocess
@@ -17,7 +18,12 @@ import numpy as np
 
 from data.errors import BadInput
 
-_PACKAGES = ("torch", "numpy", "scipy", "nibabel", "monai", "scikit-learn", "antspyx", "safetensors", "streamlit")
+_NUMERIC = (
+    *("torch", "numpy", "scipy", "nibabel", "nilearn", "monai", "scikit-learn", "antspyx"),
+    *("connected-components-3d", "faiss-gpu", "faiss-cpu"),
+)
+"""Packages whose code makes numbers, or whose files do (nilearn: the template)."""
+_PACKAGES = (*_NUMERIC, "safetensors", "streamlit")
 
 
 def environment() -> dict[str, str]:
@@ -27,6 +33,51 @@ def environment() -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
     return versions
+
+
+def numeric_versions() -> dict[str, str]:
+    """What numbers depend on: the packages that make them, and Python as far as its minor version."""
+    return _numeric(environment())
+
+
+def numeric_differences(recorded: Mapping[str, Any], present: Mapping[str, str]) -> list[tuple[str, str, str]]:
+    """(package, version recorded, version now) where they differ; a package that is on one side only is not judged."""
+    then, now = _numeric(recorded), _numeric(present)
+    return [(name, then[name], now[name]) for name in then if name in now and then[name] != now[name]]
+
+
+def _numeric(versions: Mapping[str, Any]) -> dict[str, str]:
+    found = {name: str(versions[name]) for name in _NUMERIC if versions.get(name)}
+    if versions.get("python"):
+        found["python"] = ".".join(str(versions["python"]).split(".")[:2])
+    return found
+
+
+def threads() -> dict[str, Any]:
+    """With how many threads, and by which routines, this process adds up: other ones may round otherwise."""
+    found: dict[str, Any] = {
+        name: os.environ[name] for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if name in os.environ
+    }
+    torch, faiss = sys.modules.get("torch"), sys.modules.get("faiss")  # nothing is imported for it
+    if torch is not None:
+        found["torch"] = int(torch.get_num_threads())
+        found["torch_kernels"] = str(torch.backends.cpu.get_cpu_capability())
+    if faiss is not None:
+        found["faiss"] = int(faiss.omp_get_max_threads())
+    with contextlib.suppress(ImportError):
+        from threadpoolctl import threadpool_info
+
+        pools = [pool for pool in threadpool_info() if pool["user_api"] == "blas"]
+        found["blas"] = sorted(
+            f"{pool['internal_api']} {pool.get('architecture', '')} {pool['num_threads']}" for pool in pools
+        )
+    return found
+
+
+def computed_by() -> str:
+    """In a few words what decides how sums are rounded here: threads and processor; equal ones give equal bits."""
+    known = threads()
+    return f"{known.get('torch', 1)} threads, {known.get('torch_kernels', platform.machine())}"
 
 
 def git_commit() -> str | None:

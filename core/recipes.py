@@ -27,11 +27,10 @@ def as_json(value: Any) -> Any:
 
 def from_json(kind: type[T], value: Mapping[str, Any]) -> T:
     """The dataclass that `as_json` wrote. Unknown keys are an error that names the known ones."""
-    hints = typing.get_type_hints(kind)
-    known = {f.name for f in dataclasses.fields(kind) if f.init}  # type: ignore[arg-type]
-    unknown = sorted(set(value) - known)
+    hints = {f.name: f.type for f in dataclasses.fields(kind) if f.init}  # type: ignore[arg-type]
+    unknown = sorted(set(value) - set(hints))
     if unknown:
-        raise BadInput(f"{kind.__name__} has no setting {', '.join(unknown)}. It has: {', '.join(sorted(known))}.")
+        raise BadInput(f"{kind.__name__} has no setting {', '.join(unknown)}. It has: {', '.join(sorted(hints))}.")
     return kind(**{name: _read(hints[name], item) for name, item in value.items()})
 
 

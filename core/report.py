@@ -79,7 +79,7 @@ def write_report(run: Run, diagnosis: Mapping[str, Any] | None, path: Path, *, o
             scratch.unlink()
         raise EnvironmentProblem(
             f"Could not write {path}: {error.strerror or error}. "
-            f"{remedy(error, path.parent, len(text.encode()))} What was there before is intact."
+            f"{remedy(error, path.parent, f'{len(text.encode())} bytes')} What was there before is intact."
         ) from error
     except BaseException:
         scratch.unlink(missing_ok=True)

@@ -62,7 +62,7 @@ class RunScores:
     def layer_set(self, which: str) -> LayerSet:
         """The layer set with this id, its layers in any order. BadInput lists what there is."""
         for layers in self.layer_sets:
-            if set(layers) == set(which.split("+")):
+            if sorted(layers) == sorted(which.split("+")):
                 return layers
         if not isinstance(self.detector, LAYERED):
             name = plain_name(kind_of(self.detector))

@@ -3,13 +3,11 @@
 Every rule ends as two numbers per position, Σ = scale · XᵀX + floor · I, with X the centred training features.
 """
 
-from typing import Literal
-
 import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-Shrinkage = Literal["ridge", "ledoit_wolf", "oas"]
+from core.memory_plan import Shrinkage as Shrinkage
 
 _FLOOR_OF_RIDGE = 1e-6
 """Ledoit-Wolf and OAS leave a constant feature without any variance; this share of `ridge` keeps it solvable."""

@@ -10,6 +10,8 @@ import datetime
 import os
 import re
 import shutil
+import sys
+import threading
 import time
 import unicodedata
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -21,11 +23,13 @@ import numpy as np
 
 from core.journal import JOURNAL, append_line, read_lines
 from core.lock import HEARTBEAT_SECONDS, check_fence, hold_lock, lock_holder
+from core.provenance import computed_by, numeric_differences, numeric_versions, plain, reset_peak_memory, threads
 from core.provenance import environment as environment
 from core.provenance import fingerprint as fingerprint
 from core.provenance import git_commit as git_commit
 from core.provenance import peak_memory_mb as peak_memory_mb
-from core.provenance import plain, reset_peak_memory
+from core.record_shape import wrong_fields
+from core.remembered import identity_of, remembered
 from data import trouble
 from data.cohort import ROLES, Split
 from data.errors import BadInput, EnvironmentProblem, IntegrityError
@@ -71,6 +75,12 @@ _IDENTITY = ("kind", "recipe", "cohort", "split", "preprocessing", "seed", "pare
 """What a run was started with: its stages carry a hash of it, so that none is taken for another run's."""
 STATUSES = ("running", "finished", "failed", "interrupted")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_MAKER = "heads 1"
+"""Changes with what `list_heads` keeps."""
+
+
+_unkept: set[Path] = set()
+_unkept_lock = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -108,6 +118,16 @@ class Run:
         return int(self.record["sequence"])
 
 
+@dataclass(frozen=True)
+class Head:
+    """What is asked of every run when one is looked for."""
+
+    run_id: str
+    kind: str
+    name: str
+    sequence: int
+
+
 def create_run(
     runs: Path,
     *,
@@ -126,11 +146,8 @@ def create_run(
 
     EnvironmentProblem when `runs` cannot be written, before anything is computed.
     """
-    if run_id is not None and not _ID.fullmatch(run_id):
-        raise BadInput(
-            f"{run_id!r} cannot name a run. Use up to 100 letters, digits, '.', '_' and '-', "
-            "beginning with a letter or digit."
-        )
+    if run_id is not None:
+        check_run_id(run_id)
     now = datetime.datetime.now(datetime.UTC)
     record = {
         "schema": SCHEMA,
@@ -147,15 +164,27 @@ def create_run(
         "preprocessing": plain(preprocessing or {}),
         "seed": seed,
         "versions": environment(),
+        "threads": threads(),
         "git_commit": git_commit(),
         "parents": plain(parents or {}),
+        "equal_bits": {"claimed": True, "reasons": []},
         "stages": {},
     }
-    record["identity"] = fingerprint([record[key] for key in _IDENTITY])
+    scans = {key: record["cohort"].get(key) for key in ("fingerprint", "subjects")}  # not where their table lies
+    record["identity"] = fingerprint([scans if key == "cohort" else record[key] for key in _IDENTITY])
     stem = run_id or f"{now:%Y-%m-%d}_{_slug(name)}_{fingerprint(recipe)[:4]}"
     run = _claim_directory(runs, stem, record, exact=run_id is not None)
     _announce(run)
     return run
+
+
+def check_run_id(run_id: str) -> None:
+    """BadInput unless a run may be called so."""
+    if not _ID.fullmatch(run_id):
+        raise BadInput(
+            f"{run_id!r} cannot name a run. Use up to 100 letters, digits, '.', '_' and '-', "
+            "beginning with a letter or digit."
+        )
 
 
 def update_run(
@@ -169,8 +198,12 @@ def update_run(
     preprocessing: Mapping[str, Any] | None = None,
     parents: Mapping[str, str] | None = None,
     stages: Mapping[str, Mapping[str, Any]] | None = None,
+    equal_bits: Mapping[str, Any] | None = None,
 ) -> Run:
-    """Replace the named fields of run.json in one step; stages are merged. The error text goes when work resumes."""
+    """Replace the named fields of run.json in one step. The error text goes when work resumes.
+
+    Stages are merged, each with those versions that are not the ones that the run began with.
+    """
     if status is not None and status not in STATUSES:
         raise BadInput(f"No status {status!r}. There are: {', '.join(STATUSES)}.")
     _check_writer(run)
@@ -183,13 +216,27 @@ def update_run(
         "split": split,
         "preprocessing": preprocessing,
         "parents": parents,
+        "equal_bits": equal_bits,
     }
     record |= {key: plain(value) for key, value in given.items() if value is not None}
     if status in ("running", "finished") and error is None:
         record["error"] = None
-    record["stages"] = record.get("stages", {}) | plain(stages or {})
+    record["stages"] = record.get("stages", {}) | plain(_with_versions(record, stages or {}))
     write_sealed_json(run.directory / "run.json", record)
     return dataclasses.replace(run, record=record)
+
+
+def lose_equal_bits(run: Run, reason: str) -> Run:
+    """Write into run.json that a repetition need not give the same bits, and why. A claim once lost stays lost."""
+    held = _read_record(run.directory).get("equal_bits") or {}
+    reasons = list(dict.fromkeys([*held.get("reasons", ()), reason]))
+    return update_run(run, equal_bits={"claimed": False, "reasons": reasons})
+
+
+def unequal_bits(run: Run) -> str:
+    """Why the same commands may not give this run's bits again, in a sentence; empty when they do."""
+    reasons = (run.record.get("equal_bits") or {}).get("reasons", [])
+    return f"The same commands may give slightly other numbers: {'; '.join(reasons)}." if reasons else ""
 
 
 def open_run(runs: Path, which: str, kind: str | None = None) -> Run:
@@ -197,21 +244,22 @@ def open_run(runs: Path, which: str, kind: str | None = None) -> Run:
 
     Names are matched against the folders that exist and never joined to a path. BadInput lists what there is.
     """
-    names = _run_names(runs)
+    names = run_names(runs)
     if not names:
         raise BadInput(f"No runs in {_shown(runs)} yet. Make one: python cli.py demo")
     if which == "latest":
-        found, problems = list_runs(runs)
-        fitting = [run for run in found if kind in (None, run.kind)]
+        found, problems = list_heads(runs)
+        fitting = [head.run_id for head in found if kind in (None, head.kind)]
         if not fitting:
             raise BadInput(
                 f"No run of kind {kind!r} in {_shown(runs)}. "
-                f"It has: {', '.join(sorted({run.kind for run in found})) or 'none that can be read'}. "
+                f"It has: {', '.join(sorted({head.kind for head in found})) or 'none that can be read'}. "
                 + " ".join(problems[:3])
             )
-        return fitting[0]
-    name = _match(runs, names, which)
-    run = Run(runs / name, _read_record(runs / name))
+        name = fitting[0]
+    else:
+        name = _match(runs, names, which)
+    run = read_run(runs / name)
     if kind is not None and run.kind != kind:
         raise BadInput(f"Run {name} is of kind {run.kind!r}; here {kind!r} is needed. {_of_kind(runs, kind)}")
     return run
@@ -221,20 +269,71 @@ def list_runs(runs: Path) -> tuple[list[Run], list[str]]:
     """All runs, newest first, and in words what is wrong with the folders that could not be read."""
     found: list[Run] = []
     problems: list[str] = []
-    for name in _run_names(runs):
+    for name in run_names(runs):
         try:
-            found.append(Run(runs / name, _read_record(runs / name)))
+            found.append(read_run(runs / name))
         except (BadInput, IntegrityError, OSError) as error:
             if (runs / name).exists():  # a run that was deleted just now is no problem
                 problems.append(str(error))
     return sorted(found, key=lambda run: (run.sequence, run.run_id), reverse=True), problems
 
 
+def list_heads(runs: Path) -> tuple[list[Head], list[str]]:
+    """As `list_runs`, and reads only what has changed since it was last asked, in this process or another."""
+    problems: dict[str, str] = {}
+
+    def make(name: str) -> tuple[Any, bool]:
+        try:
+            run = read_run(runs / name)
+        except (BadInput, IntegrityError, OSError) as error:
+            problems[name] = str(error)
+            return None, False
+        return [run.run_id, run.kind, run.name, run.sequence], True
+
+    wanted = {name: identity_of(f"{runs}/{name}/run.json") for name in run_names(runs)}
+    found = remembered(index_directory(runs) / "heads.json", _MAKER, wanted, make)
+    heads = [Head(*values) for values in found.values() if values is not None]
+    told = [text for name, text in problems.items() if (runs / name).exists()]
+    return sorted(heads, key=lambda head: (head.sequence, head.run_id), reverse=True), told
+
+
+def read_run(directory: Path) -> Run:
+    """The run in a directory. BadInput when there is none, IntegrityError when its record is damaged."""
+    return Run(directory, _read_record(directory))
+
+
+def run_with_id(runs: Path, run_id: str) -> Run | None:
+    """The run with exactly this id, when there is one. Only its own record is read."""
+    return read_run(runs / run_id) if run_id in run_names(runs) else None
+
+
+def run_names(runs: Path) -> list[str]:
+    """Folders of a runs directory that may be runs, by name. Nothing in them is read."""
+    try:
+        with os.scandir(runs) as entries:
+            names = [e.name for e in entries if not e.name.startswith(".") and e.is_dir(follow_symlinks=False)]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise EnvironmentProblem(f"Cannot read {_shown(runs)}: {error.strerror}.") from error
+    return sorted(names)
+
+
+def index_directory(runs: Path) -> Path:
+    """Where is kept what was read of many runs, to be made anew whenever it is missing."""
+    return runs / ".cache" / "index"
+
+
 def current_status(run: Run) -> str:
     """The status, except that a run whose process is gone is "interrupted" however its record still reads."""
-    if run.status == "running" and lock_holder(run.directory) is None and (run.directory / "lock").is_dir():
+    return status_now(run.directory, run.status)
+
+
+def status_now(directory: Path, status: str) -> str:
+    """`current_status` of a run directory whose record says `status`."""
+    if status == "running" and lock_holder(directory) is None and (directory / "lock").is_dir():
         return "interrupted"
-    return run.status
+    return status
 
 
 @contextlib.contextmanager
@@ -267,7 +366,7 @@ def stage(run: Run, name: str) -> Iterator[Path]:
         yield scratch
         _check_writer(run)
     seconds = round(time.perf_counter() - began, 3)
-    update_run(run, stages={name: {"seconds": seconds, "peak_mb": peak_memory_mb()}})
+    update_run(run, stages={name: {"seconds": seconds, "peak_mb": peak_memory_mb(), "computed_by": computed_by()}})
 
 
 def stage_name(stage: str, *ids: str) -> str:
@@ -309,6 +408,15 @@ def _turn(place: Path) -> Iterator[None]:
                     raise
                 time.sleep(0.05)
         yield
+
+
+def record_duration(run: Run, name: str, began: float) -> None:
+    """Write seconds since `began` (time.perf_counter) and peak memory of a stage into run.json.
+
+    Only there: within a committed directory they would make two equal results differ.
+    """
+    seconds = round(time.perf_counter() - began, 3)
+    update_run(run, stages={name: {"seconds": seconds, "peak_mb": peak_memory_mb(), "computed_by": computed_by()}})
 
 
 def stage_done(run: Run, name: str, verify: bool = False) -> bool:
@@ -400,8 +508,24 @@ def keep_json(run: Run, name: str, value: Mapping[str, Any]) -> None:
     """
     path = stage_directory(run, name + ".json")
     refuse_outside(path, run.directory)
-    with contextlib.suppress(EnvironmentProblem):
+    with kept_if_possible(run):
         write_sealed_json(path, value)
+
+
+@contextlib.contextmanager
+def kept_if_possible(run: Run) -> Iterator[None]:
+    """For what is kept so that it need not be computed again: where it cannot be written, said once and done without.
+
+    Runs that may only be read are so read by everything that reads. The note goes to stderr, once a run and process.
+    """
+    try:
+        yield
+    except EnvironmentProblem as problem:
+        with _unkept_lock:
+            if run.directory in _unkept:
+                return
+            _unkept.add(run.directory)
+        print(f"note: run {run.run_id} keeps nothing of what is computed now: {problem}", file=sys.stderr)
 
 
 def kept_json(run: Run, name: str) -> dict[str, Any] | None:
@@ -429,7 +553,7 @@ def claim_sequence(root: Path) -> int:
         claims.mkdir(parents=True, exist_ok=True)
         number = max((int(name) for name in os.listdir(claims) if name.isdecimal()), default=0)
         if not number:
-            number = max((run.sequence for run in list_runs(root)[0]), default=0)
+            number = max((head.sequence for head in list_heads(root)[0]), default=0)
         while True:
             number += 1
             with contextlib.suppress(FileExistsError):
@@ -464,17 +588,6 @@ def _claim_directory(runs: Path, stem: str, record: dict[str, Any], exact: bool)
     raise BadInput(f"There is a run {stem!r} in {_shown(runs)} already. Choose another name, or resume that one.")
 
 
-def _run_names(runs: Path) -> list[str]:
-    try:
-        with os.scandir(runs) as entries:
-            names = [e.name for e in entries if not e.name.startswith(".") and e.is_dir(follow_symlinks=False)]
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise EnvironmentProblem(f"Cannot read {_shown(runs)}: {error.strerror}.") from error
-    return sorted(names)
-
-
 def _match(runs: Path, names: list[str], which: str) -> str:
     if which in names:
         return which
@@ -491,7 +604,7 @@ def _match(runs: Path, names: list[str], which: str) -> str:
 
 def _of_kind(runs: Path, kind: str) -> str:
     """Up to five runs of a kind, newest first, or that there is none."""
-    fitting = [run.run_id for run in list_runs(runs)[0] if run.kind == kind]
+    fitting = [head.run_id for head in list_heads(runs)[0] if head.kind == kind]
     if not fitting:
         return f"{_shown(runs)} has no run of kind {kind!r} yet."
     return f"There are: {', '.join(fitting[:5])}{' and more' if len(fitting) > 5 else ''}."
@@ -514,30 +627,25 @@ def _read_record(directory: Path) -> dict[str, Any]:
     except FileNotFoundError:
         reason = "has no run.json: it is not a run" if directory.is_dir() else "is not there: it was deleted or renamed"
         raise BadInput(f"{directory} {reason}. List the runs: python cli.py runs") from None
-    except (OSError, RecursionError) as error:
-        raise IntegrityError(f"{path} cannot be read: {error}.") from error
+    except OSError as error:
+        raise IntegrityError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except IntegrityError as error:
+        raise IntegrityError(f"{error} {_remedy(path)}") from error
     _check_record(record, path)
     return {key: value for key, value in record.items() if key != SEAL} | {"run_id": directory.name}
 
 
 def _check_record(record: Any, path: Path) -> None:
     """IntegrityError unless run.json has its form, is what was written, and its split is one that could be made."""
-    remedy = f"Put back a copy of it, or delete {path.parent} and make the run again."
-    wanted: Mapping[str, type] = {
-        **dict.fromkeys(("run_id", "kind", "name", "status", "created"), str),
-        **dict.fromkeys(("sequence", "schema"), int),
-        **dict.fromkeys(("recipe", "settings", "cohort", "split", "preprocessing", "parents", "stages"), dict),
-    }
-    wrong = [
-        key for key, form in wanted.items() if not isinstance(record, dict) or not isinstance(record.get(key), form)
-    ]
-    if wrong:
-        raise IntegrityError(f"{path} is damaged: {', '.join(wrong)} missing or of the wrong type. {remedy}")
-    if record["schema"] > SCHEMA:
+    remedy = _remedy(path)
+    schema = record.get("schema") if isinstance(record, dict) else None
+    if isinstance(schema, int) and schema > SCHEMA:
         raise BadInput(
-            f"{path} was written by a newer version (schema {record['schema']}, this one reads {SCHEMA}). "
+            f"{path} was written by a newer version (schema {schema}, this one reads {SCHEMA}). "
             "Use that version, or another --runs directory."
         )
+    if wrong := wrong_fields(record):
+        raise IntegrityError(f"{path} is damaged: {', '.join(wrong[:5])} missing or of the wrong type. {remedy}")
     if SEAL in record or record["schema"] >= 2:
         rest = {key: value for key, value in record.items() if key != SEAL}
         if record.get(SEAL) != content_digest(rest):
@@ -545,6 +653,10 @@ def _check_record(record: Any, path: Path) -> None:
     problem = _split_problem(record["split"], record["cohort"])
     if problem:
         raise IntegrityError(f"{path} cannot be right: {problem} {remedy}")
+
+
+def _remedy(path: Path) -> str:
+    return f"Put back a copy of it, or delete {path.parent} and make the run again."
 
 
 def _split_problem(split: Mapping[str, Any], cohort: Mapping[str, Any]) -> str | None:
@@ -571,6 +683,9 @@ def _split_problem(split: Mapping[str, Any], cohort: Mapping[str, Any]) -> str |
         return (
             f"its split and its cohort name other subjects: {', '.join(map(repr, unknown[:3])) or 'one stands twice'}."
         )
+    left_out = sorted(by_id.keys() - {i for role in ROLES for i in getattr(rebuilt, role)})
+    if left_out:
+        return f"subjects of its cohort are in no split: {', '.join(map(repr, left_out[:3]))}."
     ill = [i for role in ("train", "calibration") for i in getattr(rebuilt, role) if by_id[i].get("healthy") is False]
     if ill:
         return f"subjects with lesions train or calibrate: {', '.join(map(repr, ill[:3]))}."
@@ -586,6 +701,15 @@ def _split_problem(split: Mapping[str, Any], cohort: Mapping[str, Any]) -> str |
 def _expected(run: Run, name: str) -> dict[str, Any]:
     identity = run.record.get("identity")
     return {"stage": name} if identity is None else {"stage": name, "run": identity}
+
+
+def _with_versions(record: Mapping[str, Any], stages: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Each stage with the versions, of what numbers depend on, that are not those that the run began with."""
+    if not stages:
+        return {}
+    differing = numeric_differences(record.get("versions") or {}, numeric_versions())
+    own = {"versions": {name: now for name, _, now in differing}} if differing else {}
+    return {name: {**stage, **own} for name, stage in stages.items()}
 
 
 def _check_writer(run: Run) -> None:

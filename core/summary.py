@@ -1,12 +1,44 @@
 """A run in a few numbers, for tables on a terminal and in the browser."""
 
+import hashlib
+import math
 from collections.abc import Mapping, Sequence
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
-from core.evaluation import read_metrics
-from core.store import Run, current_status, stage_done
-from data.errors import IntegrityError
+from core.evaluated import read_metrics
+from core.provenance import fingerprint, numeric_versions
+from core.remembered import identity_of, remembered
+from core.store import Run, current_status, index_directory, read_run, run_names, stage_done, status_now
+from core.versions import version_notes
+from data.errors import BadInput, IntegrityError
+
+READ = ("run.json", "evaluation/manifest.json", "evaluation/metrics.json", "detector/manifest.json")
+"""What a row says depends on these files of a run, and on whether a run that is not finished is alive."""
+
+
+def run_rows(runs: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """`run_summary` of every run, newest first, and in words what is wrong with folders that are no runs here.
+
+    A run that is damaged has its "problem" in words in its row, and what is still known of it. Only what has changed
+    since it was last asked, in this process or another, is read. "content" changes with every file that a row tells of.
+    """
+    apart: dict[str, str] = {}
+    present = numeric_versions()
+
+    def make(name: str) -> tuple[Any, bool]:
+        try:
+            row = _row(runs, name, present)
+        except BadInput as problem:  # no run, or one of a newer version
+            apart[name] = str(problem)
+            return None, False
+        return row, "problem" not in row
+
+    wanted = {name: identity_of(*(f"{runs}/{name}/{file}" for file in READ)) for name in run_names(runs)}
+    found = remembered(index_directory(runs) / "rows.json", _maker(present), wanted, make)
+    rows = [_as_now(runs, row, wanted[name].text) for name, row in found.items() if row is not None]
+    told = [text for name, text in apart.items() if (runs / name).exists()]  # one deleted just now is no problem
+    return sorted(rows, key=lambda row: (row["sequence"], row["run_id"]), reverse=True), told
 
 
 def run_summary(run: Run) -> dict[str, Any]:
@@ -17,13 +49,24 @@ def run_summary(run: Run) -> dict[str, Any]:
     summary = run_identity(run)
     if not summary["evaluated"]:
         return summary
+    if not stage_done(run, "detector"):
+        raise IntegrityError(
+            f"Run {run.run_id} is evaluated and its detector is gone: {run.directory / 'detector'}. "
+            f"Put it back, or fit it again: python cli.py fit --run-id {run.run_id} ..."
+        )
     try:
-        return summary | _headline(read_metrics(run))
-    except (IntegrityError, OSError, KeyError, TypeError, AttributeError) as problem:
+        numbers = _headline(read_metrics(run))
+    except (*_STRANGE, OSError) as problem:
         raise IntegrityError(
             f"The evaluation of run {run.run_id} cannot be read: it was damaged or edited ({problem!r}). "
             f"Make it again: python cli.py evaluate {run.run_id}"
         ) from problem
+    if wrong := _no_numbers(numbers):
+        raise IntegrityError(
+            f"The evaluation of run {run.run_id} was edited: {', '.join(wrong[:3])} is no number. "
+            f"Make it again: python cli.py evaluate {run.run_id}"
+        )
+    return summary | numbers
 
 
 def run_identity(run: Run) -> dict[str, Any]:
@@ -33,6 +76,7 @@ def run_identity(run: Run) -> dict[str, Any]:
         "run_id": run.run_id,
         "name": run.name,
         "kind": run.kind,
+        "sequence": run.sequence,
         "status": current_status(run),
         "created": record["created"],
         "detector": record["recipe"].get("kind"),
@@ -43,8 +87,83 @@ def run_identity(run: Run) -> dict[str, Any]:
         "set_aside": len(record["cohort"].get("set_aside", [])),
         "n_used": len(record["cohort"].get("subjects", [])),
         "n_total": record["cohort"].get("n_total"),
+        "stages": sorted(record["stages"]),
         "evaluated": stage_done(run, "evaluation"),
     }
+
+
+_STRANGE = (IntegrityError, KeyError, TypeError, AttributeError, ValueError, IndexError, RecursionError)
+"""What reading a file raises that was edited into another shape."""
+
+
+def _row(runs: Path, name: str, present: Mapping[str, str]) -> dict[str, Any]:
+    """What can be told of a run; BadInput for a folder that is no run here."""
+    try:
+        run = read_run(runs / name)
+        told = run_identity(run) | {"status": run.status, "version_notes": version_notes(run, present)}
+    except BadInput:
+        raise
+    except (*_STRANGE, OSError) as problem:
+        text = str(problem) if isinstance(problem, IntegrityError) else _edited(runs / name, problem)
+        return {**_UNKNOWN, "run_id": name, "name": name, "problem": text}
+    try:
+        return run_summary(run) | told
+    except IntegrityError as problem:
+        return told | {"evaluated": False, "problem": str(problem)}
+
+
+_UNKNOWN: Mapping[str, Any] = {
+    "kind": "unknown",
+    "sequence": 0,
+    "status": "damaged",
+    "created": None,
+    "detector": None,
+    "cohort": None,
+    "fingerprint": None,
+    "encoder": None,
+    "split": {},
+    "set_aside": None,
+    "n_used": None,
+    "n_total": None,
+    "stages": [],
+    "version_notes": [],
+    "evaluated": False,
+}
+"""Of a run whose record cannot be read."""
+
+
+def _edited(directory: Path, problem: Exception) -> str:
+    return (
+        f"{directory / 'run.json'} is damaged or was edited ({problem!r}). "
+        f"Put back a copy of it, or delete {directory} and make the run again."
+    )
+
+
+def _as_now(runs: Path, row: Mapping[str, Any], content: str) -> dict[str, Any]:
+    """A remembered row, with what can change without any file of READ: whether its process is alive."""
+    digest = hashlib.sha256(content.encode()).hexdigest()[:16]
+    status = status_now(runs / row["run_id"], row["status"]) if row["status"] == "running" else row["status"]
+    return {**row, "status": status, "content": digest}
+
+
+def _maker(present: Mapping[str, str]) -> str:
+    """Changes with this module and with the versions that are here, so that no row of others is believed."""
+    return fingerprint([hashlib.sha256(Path(__file__).read_bytes()).hexdigest(), present])
+
+
+def _no_numbers(numbers: Mapping[str, Any]) -> list[str]:
+    """Which of a row's figures are neither a finite number nor absent."""
+    figures = {name: numbers[name] for name in ("ceil_dice", "auprc", "prevalence", "auroc", "validation_mean_dice")}
+    figures |= {name: numbers[name] for name in ("n_lesion_subjects", "n_healthy_subjects")}
+    for protocol, dice in numbers["dice"].items():
+        figures |= {f"Dice, {protocol}, {name}": dice[name] for name in ("mean", "low", "high", "n", "threshold")}
+    figures |= {f"false positives, {protocol}": ml for protocol, ml in numbers["healthy_fp_ml"].items()}
+    figures["Dice, healthy"] = None if "healthy" in numbers["dice"] else "missing"
+    return [name for name, value in figures.items() if not _is_number(value)]
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and math.isfinite(value))
 
 
 def of_comparison(run_id: str) -> bool:

@@ -4,30 +4,47 @@ import contextlib
 import json
 import logging
 import math
-import os
+import re
 import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from core.disk_plan import checkpoint_bytes, training_bytes
+from core.journal import JOURNAL, append_line, drop_lines, is_step, read_lines, steps_of, sync
+from core.provenance import computed_by
 from core.types import Monitor, silent
 from data.errors import BadInput, IntegrityError, Interrupted
-from data.files import committed_directory, read_json, remove_unfinished, verify_directory, write_json
+from data.files import (
+    committed_directory,
+    faultpoint,
+    read_committed_json,
+    read_json,
+    remove_unfinished,
+    verify_directory,
+    write_json,
+)
+from data.ranges import refuse_out_of_range
+from models.encoder import Encoder
+from models.tensor_files import load_tensors, save_tensors, tensor_shapes
 
-VOLATILE = ("seconds", "examples_per_s")
+VOLATILE = ("seconds", "examples_per_s", "time")
 """Logged values that differ between two runs of the same computation."""
-MAY_CHANGE = ("checkpoint_every", "memory_gb")
-"""Settings that a resumed run may have otherwise than the run it continues."""
+MAY_CHANGE = ("checkpoint_every", "log_every", "memory_gb")
+"""Settings that a resumed run may have otherwise than the run it continues: no weight depends on them."""
 KEPT = 2
+"""Checkpoints that stay; a third one is there while it is written."""
+_CHECKPOINT = re.compile(r"step-([0-9]{1,18})")
+_DAMAGED = "damaged-"
+_STATE, _STEP = "state.safetensors", "step.json"
 
 log = logging.getLogger(__name__)
 
@@ -73,10 +90,12 @@ def minimise(
     """Train the modules in place until the last step, from the newest whole checkpoint when there is one.
 
     `loss_of_step(step)` gives the loss and what to log for steps 1, 2, ...; when it depends on nothing but the step
-    and the modules, a killed and resumed run ends with the bits of an uninterrupted one (on a CPU, same threads).
+    and the modules, a killed and resumed run ends with the bits of an uninterrupted one (on a CPU, same threads; each
+    checkpoint says by how many it came about).
     Writes checkpoints/step-NNNNNNNN (the last two are kept), events.jsonl (one line per logged step) and
-    training.json (`config`). Parameters that require no gradient are checkpointed but not trained, and a parameter
-    that no loss has reached yet has no moments.
+    training.json (`config`). A disk that refuses a line of the journal does not stop training, one that refuses a
+    checkpoint does (EnvironmentProblem; the ones before it stay). Parameters that require no gradient are checkpointed
+    but not trained, and a parameter that no loss has reached yet has no moments.
 
     `defaults` completes the config of a run that was begun before a setting existed. BadInput when `config` differs
     from that of the run in `directory`, or the loss is not finite (the last checkpoint stays). Interrupted after
@@ -85,11 +104,13 @@ def minimise(
     check_optimisation(optimisation)
     directory.mkdir(parents=True, exist_ok=True)
     _same_config(directory / "training.json", config, defaults or {})
-    named = {f"{m}.{n}": p for m, module in modules.items() for n, p in module.named_parameters() if p.requires_grad}
+    named = _trained(modules)
     optimiser = torch.optim.AdamW(named.values(), lr=optimisation.lr, weight_decay=optimisation.weight_decay)
     done = _resume(directory / "checkpoints", modules, named, optimiser)
-    _truncate_events(directory / "events.jsonl", done)
-    with _stop_requested() as stop, (directory / "events.jsonl").open("a", encoding="utf-8") as journal:
+    history = dict.fromkeys([*(checkpoint_history(directory) if done else ()), computed_by()])
+    journal = directory / JOURNAL
+    _truncate_events(journal, done)
+    with _stop_requested() as stop:
         for step in range(done + 1, optimisation.steps + 1):
             began = time.perf_counter()
             rate = learning_rate(step, optimisation)
@@ -110,12 +131,12 @@ def minimise(
                 "device": device.type, "seconds": seconds, "examples_per_s": examples_per_step / seconds,
             }  # fmt: skip
             if step % optimisation.log_every == 0 or step == optimisation.steps:
-                _append(journal, event)
+                append_line(journal, "step", event)
             monitor(step, {name: float(v) for name, v in event.items() if isinstance(v, (int, float))})
             last = step == optimisation.steps
             if last or step % optimisation.checkpoint_every == 0 or stop.is_set():
-                os.fsync(journal.fileno())
-                _save(directory / "checkpoints", step, modules, named, optimiser)
+                sync(journal)
+                _save(directory / "checkpoints", step, modules, named, optimiser, history)
             if stop.is_set() and not last:
                 raise Interrupted(f"Stopped at step {step} of {optimisation.steps}. The same command goes on from it.")
 
@@ -132,31 +153,53 @@ def learning_rate(step: int, optimisation: Optimisation) -> float:
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:
-    """The logged steps, in order; a line that was being written when the process died is left out."""
-    if not path.is_file():
-        return []
-    events = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        with contextlib.suppress(ValueError):
-            events.append(json.loads(line))
-    return events
+    """The logged steps, in order; notes, damaged lines and one that is being written are left out."""
+    return [{key: value for key, value in step.items() if key != "offset"} for step in steps_of(read_lines(path))]
 
 
 def checkpoint_step(directory: Path) -> int:
-    """The step of the newest checkpoint that training in `directory` would go on from; 0 without one."""
-    with contextlib.suppress(OSError, IntegrityError):
-        for checkpoint in _listed(directory / "checkpoints"):
-            return int(read_json(checkpoint / "step.json")["step"])
+    """The step of the newest whole checkpoint, from which training in `directory` would go on; 0 without one."""
+    for checkpoint in _listed(directory / "checkpoints"):
+        with contextlib.suppress(IntegrityError):
+            return _step_of(checkpoint)
     return 0
+
+
+def checkpoint_history(directory: Path) -> tuple[str, ...]:
+    """By which threads and processors (`computed_by`) the newest whole checkpoint came about, oldest first."""
+    for checkpoint in _listed(directory / "checkpoints"):
+        with contextlib.suppress(IntegrityError):
+            _step_of(checkpoint)
+            return tuple(map(str, read_committed_json(checkpoint, _STEP).get("computed_by", ())))
+    return ()
+
+
+def planned_bytes(
+    modules: Mapping[str, nn.Module],
+    encoder: Encoder,
+    optimisation: Optimisation,
+    directory: Path,
+    unreached: tuple[str, ...] = (),
+) -> int:
+    """What training in `directory` adds at its peak, and the encoder after it.
+
+    Moments count for what is trained; parameters whose names begin with one of `unreached` get none.
+    """
+    state = _weights(modules)
+    for name, parameter in _trained(modules).items():
+        if name.startswith(unreached):
+            continue
+        state |= {f"adamw/{name}/{key}": parameter for key in ("exp_avg", "exp_avg_sq")}
+        state[f"adamw/{name}/step"] = torch.zeros(())
+    left = optimisation.steps - checkpoint_step(directory)
+    there = len(_listed(directory / "checkpoints"))
+    to_write = math.ceil(left / optimisation.checkpoint_every)
+    return training_bytes(checkpoint_bytes(state), encoder, to_write, KEPT, there)
 
 
 def check_optimisation(optimisation: Optimisation) -> None:
     """BadInput when a setting of the training loop is out of its range."""
-    for name in ("steps", "log_every", "checkpoint_every"):
-        if getattr(optimisation, name) < 1:
-            raise BadInput(f"{name} is {getattr(optimisation, name)}. Allowed: 1 and above.")
-    if not optimisation.lr > 0:
-        raise BadInput(f"Learning rate {optimisation.lr} is not positive. 3e-4 is usual.")
+    refuse_out_of_range(optimisation)
     for name, allowed in (("schedule", ("cosine", "constant")), ("precision", ("auto", "float32", "bfloat16"))):
         if getattr(optimisation, name) not in allowed:
             raise BadInput(f"Unknown {name} {getattr(optimisation, name)!r}. Allowed: {', '.join(allowed)}.")
@@ -193,16 +236,18 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
 def _resume(
     checkpoints: Path, modules: Mapping[str, nn.Module], named: Mapping[str, Tensor], optimiser: torch.optim.AdamW
 ) -> int:
-    """Load the newest checkpoint whose bytes are whole; its step, or 0."""
+    """Load the newest whole checkpoint that fits the modules; its step, or 0. Damaged ones are set aside by name."""
     remove_unfinished(checkpoints)
-    for directory in _listed(checkpoints):
+    found = _listed(checkpoints)
+    for directory in found:
         try:
-            verify_directory(directory)
-            state = load_file(directory / "state.safetensors")
-            step = int(read_json(directory / "step.json")["step"])
+            step = _step_of(directory)
+            state = _state_of(directory, modules, named)
         except IntegrityError as error:
-            log.warning("Checkpoint %s is damaged, going back to the one before. %s", directory.name, error)
-            shutil.rmtree(directory, ignore_errors=True)
+            log.warning(
+                "Checkpoint %s is damaged, going back to the one before. %s It is kept as %s.",
+                directory.name, error, _set_aside(directory).name,
+            )  # fmt: skip
             continue
         for name, module in modules.items():
             prefix = f"{name}."
@@ -215,8 +260,73 @@ def _resume(
                 **{k: torch.empty_like(parameter).copy_(state[f"adamw/{name}/{k}"]) for k in ("exp_avg", "exp_avg_sq")},
             }
         log.info("Going on from step %d.", step)
+        _prune(checkpoints)
         return step
+    if found:
+        log.warning("None of %d checkpoints in %s is whole: training starts anew.", len(found), checkpoints)
     return 0
+
+
+def _trained(modules: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
+    return {f"{m}.{n}": p for m, module in modules.items() for n, p in module.named_parameters() if p.requires_grad}
+
+
+def _weights(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    return {f"{m}.{n}": value for m, module in modules.items() for n, value in module.state_dict().items()}
+
+
+def _step_of(directory: Path) -> int:
+    """The step of a checkpoint. IntegrityError unless it is whole: bytes, step, and the names and shapes of tensors."""
+    try:
+        verify_directory(directory)
+        described = read_committed_json(directory, _STEP)
+        step = described["step"]
+        shapes = {name: list(shape) for name, shape in tensor_shapes(directory / _STATE).items()}
+    except BadInput:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise IntegrityError(f"{directory} cannot be read: {type(error).__name__}: {error}.") from error
+    named = _CHECKPOINT.fullmatch(directory.name)
+    if not isinstance(step, int) or isinstance(step, bool) or named is None or step != int(named[1]):
+        raise IntegrityError(f"{directory / _STEP} says step {step!r}, which is not that of its folder.")
+    if described.get("shapes", shapes) != shapes:  # checkpoints of before do not say
+        raise IntegrityError(f"{directory / _STATE} holds other tensors than {_STEP} says.")
+    return step
+
+
+def _state_of(directory: Path, modules: Mapping[str, nn.Module], named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a checkpoint. IntegrityError unless they are those of the modules and of AdamW."""
+    try:
+        state = load_tensors(directory / _STATE)
+    except (OSError, ValueError) as error:
+        raise IntegrityError(f"{directory} cannot be read: {error}.") from error
+    wanted = _weights(modules)
+    for name, parameter in named.items():
+        if f"adamw/{name}/step" in state:
+            wanted |= {f"adamw/{name}/{key}": parameter for key in ("exp_avg", "exp_avg_sq")}
+            wanted[f"adamw/{name}/step"] = torch.zeros((), dtype=torch.float32)
+    wrong = [name for name, value in wanted.items() if name not in state or not _alike(state[name], value)]
+    wrong += sorted(state.keys() - wanted.keys())
+    if wrong:
+        raise IntegrityError(f"{directory / _STATE} does not fit what is trained: {', '.join(wrong[:4])}.")
+    return state
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and one.dtype == other.dtype
+
+
+def _set_aside(directory: Path) -> Path:
+    """Out of the way of the next start, but not lost: whoever wants to know what happened can look."""
+    aside = directory.with_name(f"{_DAMAGED}{directory.name}")
+    number = 1
+    while aside.exists():
+        number += 1
+        aside = directory.with_name(f"{_DAMAGED}{directory.name}-{number}")
+    with contextlib.suppress(OSError):
+        directory.rename(aside)
+        return aside
+    return directory
 
 
 def _save(
@@ -225,39 +335,41 @@ def _save(
     modules: Mapping[str, nn.Module],
     named: Mapping[str, Tensor],
     optimiser: torch.optim.AdamW,
+    history: Collection[str],
 ) -> None:
     """Commit the weights, the buffers and the AdamW moments of a step, then drop all but the newest two."""
-    state = {f"{m}.{n}": value for m, module in modules.items() for n, value in module.state_dict().items()}
+    state = _weights(modules)
     for name, parameter in named.items():
         for key, value in optimiser.state.get(parameter, {}).items():
             state[f"adamw/{name}/{key}"] = value
-    with committed_directory(checkpoints / f"step-{step:08d}") as scratch:
-        save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, scratch / "state.safetensors")
-        write_json(scratch / "step.json", {"step": step})
+    with committed_directory(checkpoints / f"step-{step:08d}", within=checkpoints) as scratch:
+        save_tensors(scratch / _STATE, state)
+        faultpoint("checkpoint.after_state")
+        described = {"step": step, "shapes": {name: list(v.shape) for name, v in state.items()}}
+        write_json(scratch / _STEP, described | {"computed_by": list(history)})
+    faultpoint("checkpoint.before_prune")
+    _prune(checkpoints)
+
+
+def _prune(checkpoints: Path) -> None:
     for old in _listed(checkpoints)[KEPT:]:
         shutil.rmtree(old, ignore_errors=True)
 
 
 def _listed(checkpoints: Path) -> list[Path]:
-    """Checkpoint directories, newest step first."""
-    return sorted(checkpoints.glob("step-*"), reverse=True)
+    """Checkpoint directories, newest step first; what has another kind of name is not ours."""
+    found: list[tuple[int, Path]] = []
+    with contextlib.suppress(OSError):
+        for path in checkpoints.iterdir():
+            named = _CHECKPOINT.fullmatch(path.name)
+            if named and path.is_dir():
+                found.append((int(named[1]), path))
+    return [path for _, path in sorted(found, reverse=True)]
 
 
 def _truncate_events(path: Path, step: int) -> None:
-    """Keep the lines of steps up to the checkpoint: what came after is computed again."""
-    if not path.exists():
-        return
-    kept = [event for event in read_events(path) if event["step"] <= step]
-    scratch = path.with_name(f".tmp-{path.name}")
-    scratch.write_text("".join(json.dumps(event) + "\n" for event in kept), encoding="utf-8")
-    scratch.replace(path)
-
-
-def _append(journal: Any, event: Mapping[str, Any]) -> None:
-    """One line; a value that is not finite becomes null."""
-    plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in event.items()}
-    journal.write(json.dumps(plain, allow_nan=False) + "\n")
-    journal.flush()
+    """Drop the steps after the checkpoint, which are computed again; every other line stays."""
+    drop_lines(path, lambda event: is_step(event) and event["step"] > step)
 
 
 def _finite(what: str, value: float, step: int, rate: float, directory: Path) -> None:

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import ClassVar, Protocol, Self
 
 import numpy as np
-from jaxtyping import Float, Float32, Int64
-from torch import Tensor
+from jaxtyping import Float32, Int64
 
 from data.errors import BadInput
 from data.volume import Grid, Volume, frozen
@@ -48,15 +47,6 @@ class FeatureLayout:
     def layers(self) -> tuple[str, ...]:
         """Names of the layers, in order."""
         return tuple(self.channels)
-
-
-@dataclass(frozen=True, eq=False)
-class FeatureMap:
-    """Features of one volume: per layer, one row per in-brain position of the layer's native grid."""
-
-    rows: Mapping[str, Float[Tensor, "layer_positions channels"]]
-    layout: FeatureLayout
-    subject_id: str
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,7 +4,6 @@ Magnitudes are those of Kovačević 2025 ("Feature Modeling for Anomaly Detectio
 lengths as fractions of the field of view (there 224 voxels), so they do not depend on the voxel size.
 """
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -14,6 +13,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from core.randomness import stream
+from core.view_settings import VIEW_SETS as VIEW_SETS
+from core.view_settings import ViewSettings as ViewSettings
+from core.view_settings import check_crop as check_crop
 from data.errors import BadInput
 
 FLIP_PROBABILITY = 0.5
@@ -28,33 +30,6 @@ SWAP_PROBABILITY, SWAPS, SWAP_SHARE = 0.4, 12, 28 / 155
 PLACE_STEPS, PLACE_TOLERANCE = 24, 0.02
 
 Triple = tuple[float, float, float]
-
-
-@dataclass(frozen=True)
-class ViewSettings:
-    """How strongly views differ."""
-
-    geometric: float = 1.0
-    """Strength of flips, affine and elastic deformation; 0 switches them off, 1 is as published."""
-    photometric: float = 1.0
-    """Strength of ghosting, gamma, noise, bias field, blur and patch swaps; 0 switches them off."""
-    tone: float = 1.0
-    """Multiplies gamma and bias field, which change tissue brightness as lesions do; 0 leaves the others alone."""
-    crop_voxels: tuple[int, int, int] | None = None
-    """Random crop, at the same place in both views; none takes the whole volume."""
-    first_view_clean: bool = True
-    """Whether one view of each pair is the scan as it is."""
-
-
-VIEW_SETS: Mapping[str, ViewSettings] = {
-    "none": ViewSettings(geometric=0.0, photometric=0.0),
-    "geometric": ViewSettings(photometric=0.0),
-    "toneless": ViewSettings(tone=0.0),
-    "mild": ViewSettings(photometric=0.3),
-    "strong": ViewSettings(),
-    "both": ViewSettings(first_view_clean=False),
-}
-"""Named sets of views that are compared as runs: "strong" is as published, "both" augments both sides of a pair."""
 
 
 @dataclass(frozen=True)
@@ -210,9 +185,7 @@ def _applied(volume: Tensor, draw: ViewDraw) -> Tensor:
 def _crop(
     settings: ViewSettings, shape: tuple[int, int, int], generator: np.random.Generator
 ) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-    crop = settings.crop_voxels or shape
-    if any(c < 1 or c > n for c, n in zip(crop, shape, strict=True)):
-        raise BadInput(f"Crop {crop} does not fit volumes of {shape} voxels. Give at most that, or none.")
+    crop = check_crop(settings, shape)
     start = [int(generator.integers(n - c + 1)) for c, n in zip(crop, shape, strict=True)]
     return (start[0], start[1], start[2]), crop
 

@@ -1,7 +1,7 @@
 """Who there is: subjects, cohorts and splits by subject. Paths only; no voxel is read here."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from data.errors import BadInput
@@ -50,6 +50,10 @@ class Cohort:
                 raise BadInput(f"Subject {subject.subject_id!r} stands twice in cohort {self.name!r}. Make ids unique.")
             seen.add(subject.subject_id)
 
+    def in_order(self) -> "Cohort":
+        """The same cohort with its subjects in the order of their ids (by code point), whatever the table's was."""
+        return replace(self, subjects=tuple(sorted(self.subjects, key=lambda s: s.subject_id)))
+
     def __getitem__(self, subject_id: str) -> Subject:
         for subject in self.subjects:
             if subject.subject_id == subject_id:
@@ -76,6 +80,13 @@ class Split:
                         "Every subject belongs to one. Remove it from one of them."
                     )
                 owner[subject_id] = role
+
+    def in_order(self) -> "Split":
+        """The same split with each list in the order of the ids (by code point), however it was given.
+
+        Every number is made from lists in this order: sums and draws over the same people then give the same bits.
+        """
+        return Split(**{role: tuple(sorted(getattr(self, role))) for role in ROLES})
 
     def role_of(self, subject_id: str) -> str:
         """The split that holds this subject."""

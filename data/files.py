@@ -104,13 +104,13 @@ def committed_directory(
         _check_fences(target)
         _swap(scratch, target)
     except OSError as error:
-        needed = _bytes_in(scratch)
+        needed = _bytes_in(scratch) + getattr(error, "needed_bytes", 0)  # tensors say what they take
+        remedy = trouble.remedy(error, target.parent, f"more than {needed} bytes")
         shutil.rmtree(scratch, ignore_errors=True)
         if not _is_about(error, target.parent):
             raise
         raise EnvironmentProblem(
-            f"Could not write {target}: {error.strerror or error}. {trouble.remedy(error, target.parent, needed)} "
-            "What was committed before is intact."
+            f"Could not write {target}: {error.strerror or error}. {remedy} What was committed before is intact."
         ) from error
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -260,10 +260,11 @@ def _clear(entry: Path) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Replace a JSON file atomically; keys sorted, so equal values give equal bytes."""
     scratch = path.with_name(scratch_name())
+    text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with scratch.open("w", encoding="utf-8") as file:
-            json.dump(value, file, indent=1, sort_keys=True, allow_nan=False)
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
         faultpoint("json.before_rename")
@@ -274,7 +275,8 @@ def write_json(path: Path, value: Any) -> None:
         with contextlib.suppress(OSError):
             scratch.unlink()
         raise EnvironmentProblem(
-            f"Could not write {path}: {error.strerror or error}. {trouble.remedy(error, path.parent)} "
+            f"Could not write {path}: {error.strerror or error}. "
+            f"{trouble.remedy(error, path.parent, f'{len(text)} bytes')} "
             "The file that was there before is intact."
         ) from error
     except BaseException:
@@ -439,10 +441,8 @@ def _refuse_foreign(target: Path, in_our_tree: bool) -> None:
 
 def _files_of_commit(target: Path) -> set[str] | None:
     """Names that a readable manifest of ours lists, and its own; None where there is no such manifest."""
-    with contextlib.suppress(ValueError, OSError, RecursionError):
-        manifest = json.loads((target / MANIFEST).read_text(encoding="utf-8"))
-        if _is_manifest(manifest):
-            return {MANIFEST, *manifest["files"]}
+    with contextlib.suppress(IntegrityError, OSError):
+        return {MANIFEST, *_parsed_manifest(target / MANIFEST)["files"]}
     return None
 
 

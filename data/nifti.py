@@ -6,6 +6,7 @@ A damaged or ambiguous file is refused with a code; what was changed on the way 
 import contextlib
 import gzip
 import hashlib
+import math
 import os
 import zlib
 from collections.abc import Iterator
@@ -93,6 +94,22 @@ def read_labels(path: Path, *, max_bytes: int = MAX_BYTES) -> Labels:
     return Labels(frozen(canonical), grid, tuple(notes), raw.sha256)
 
 
+def claimed_voxels(path: Path) -> int:
+    """How many voxels a volume of a file has by its header, for estimates; 0 when that cannot be read.
+
+    The header is not believed beyond what a file of that size can hold.
+    """
+    packed = path.name.lower().endswith(".gz")
+    try:
+        most = path.stat().st_size * (DEFLATE_LIMIT if packed else 1)
+        with path.open("rb") as file:
+            start = gzip.GzipFile("", "rb", fileobj=file).read(1024) if packed else file.read(1024)
+        header = parse_header(path, start)
+    except (OSError, EOFError, zlib.error, BadInput):
+        return 0
+    return min(math.prod(header.shape[:3]), most, MAX_BYTES)
+
+
 def write_nifti(path: Path, values: Shaped[np.ndarray, "x y z"], grid: Grid, *, description: str = "") -> None:
     """Write an array on its grid, atomically; equal arrays give equal bytes.
 
@@ -121,7 +138,8 @@ def write_nifti(path: Path, values: Shaped[np.ndarray, "x y z"], grid: Grid, *, 
         with contextlib.suppress(OSError):
             scratch.unlink()
         raise EnvironmentProblem(
-            f"Could not write {path}: {error.strerror or error}. {trouble.remedy(error, path.parent)} "
+            f"Could not write {path}: {error.strerror or error}. "
+            f"{trouble.remedy(error, path.parent, f'at most {len(block) + array.nbytes} bytes')} "
             "The file that was there before is intact."
         ) from error
     except BaseException:

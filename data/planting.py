@@ -16,10 +16,12 @@ from jaxtyping import Bool, Float64
 from data.cohort import Cohort, Subject
 from data.errors import BadInput
 from data.files import clear_litter, committed_directory, faultpoint, is_committed, read_json, write_json
-from data.nifti import read_labels, write_nifti
+from data.nifti import claimed_voxels, read_labels, write_nifti
 from data.preprocessing import pull
+from data.ranges import check_range
 from data.reading import SUBJECT_FAULTS, SetAside, ended_twice, read_subject, set_aside
 from data.registration import register
+from data.room import require_room
 from data.table import write_table
 from data.volume import Mask, Volume
 from data.workers import Died, shared_out
@@ -120,6 +122,8 @@ def plant_cohort(
     brain and lesion masks, cohort.csv and lesions.json (one PlantedLesion per subject, and who was set aside), all or
     nothing. Same input, same bytes.
     """
+    check_range("workers", workers)
+    check_range("seed", seed)
     low, high = contrast_range
     if not 0.0 < low <= high <= 1.0:
         raise BadInput(f"Contrast range {contrast_range}. Allowed: two fractions, 0 < low <= high <= 1.")
@@ -130,8 +134,11 @@ def plant_cohort(
         raise BadInput(f"{len(ill)} subject(s) are not healthy: {', '.join(ill[:5])}. Plant in healthy subjects only.")
     if directory.exists() and not is_committed(directory) and any(directory.iterdir()):
         raise BadInput(f"{directory} holds other files and would be replaced. Choose a new or empty directory.")
+    scans = [subject.scans[contrast] for subject in cohort.subjects if contrast in subject.scans]
+    require_room(directory, 6 * sum(map(claimed_voxels, scans)), f"Planting in {len(scans)} scans", at_most=True)
     settings = _Settings(contrast, seed, contrast_range, min_volume_ml, edge_mm, polarity)
     clear_litter(directory.parent)
+    cohort = cohort.in_order()
     with committed_directory(directory) as scratch:
         subjects = cohort.subjects
         fits = _each(

@@ -30,9 +30,12 @@ from data.files import (
     write_sealed_json,
 )
 from data.intensity import normalise
-from data.nifti import BadScan, refuse_unreadable
+from data.nifti import BadScan, claimed_voxels, refuse_unreadable
+from data.ranges import refuse_out_of_range
 from data.reading import SUBJECT_FAULTS, SetAside, ended_twice, read_subject, set_aside
 from data.registration import alignment_notes, register
+from data.room import NPY_HEADER, committed_bytes, require_room
+from data.schemas import check_schema
 from data.template import working_grid, working_template
 from data.trouble import patiently
 from data.volume import Grid, Mask, Volume, frozen, resample
@@ -44,6 +47,7 @@ _INDEX = "index.json"
 _KEY = re.compile(r"[0-9a-f]{32}")
 _LEAST_WEIGHT = 1e-2
 _LEAST_COVERED = 0.98
+_RECORD_BYTES = 1100
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,7 @@ class Preprocessing:
         object.__setattr__(self, "contrasts", tuple(name.upper() for name in self.contrasts))
         if not self.contrasts or len(set(self.contrasts)) != len(self.contrasts):
             raise BadInput(f"Contrasts {self.contrasts}. Name at least one, and each once.")
+        refuse_out_of_range(self)
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,6 +189,7 @@ def load_prepared(cache: Path, key: str, subject_id: str | None = None) -> Prepa
             "Prepare it again, with the flags of the run's fit: python cli.py prepare COHORT"
         )
     record = read_committed_json(directory, "record.json")
+    check_schema(directory / "record.json", record, SCHEMA)
     made_from = record.get("made_from")
     strange = subject_id is not None and record["subject_id"] != subject_id
     if strange or (made_from is not None and not _belongs(made_from, record["subject_id"], key)):
@@ -243,6 +249,8 @@ def prepare_cohort(
     clear_litter(cache)
     keys, aside = _cohort_keys(cohort, settings, cache)
     to_do = [s for s in cohort.subjects if s.subject_id in keys and not _intact(cache / keys[s.subject_id])]
+    estimate = sum(prepared_bytes(subject, settings) for subject in to_do)
+    require_room(cache, estimate, f"Preparing {len(to_do)} of {total} scans")
     done = total - len(to_do)
     tell(done, total, "from the cache")
     for subject_id, problem in _compute(to_do, settings, cache, keys, workers):
@@ -260,6 +268,17 @@ def prepare_cohort(
         MappingProxyType(hashes),
         tuple(aside[s.subject_id] for s in cohort.subjects if s.subject_id in aside),
     )
+
+
+def prepared_bytes(subject: Subject, settings: Preprocessing) -> int:
+    """What `prepare_subject` will keep: float32 voxels, masks of one byte or one bit a voxel, and their description."""
+    working = int(np.prod(working_grid(settings.spacing_mm).shape))
+    native = claimed_voxels(subject.scans[settings.contrasts[0]]) if settings.contrasts[0] in subject.scans else 0
+    masks = [working, -(-native // 8)]
+    if subject.lesion_mask is not None:
+        masks += [-(-working // 8), -(-native // 8)]
+    arrays = [4 * working * len(settings.contrasts), *masks]
+    return committed_bytes(_RECORD_BYTES, *(NPY_HEADER + n for n in arrays))
 
 
 def to_native(

@@ -18,12 +18,12 @@ _PAUSES_SECONDS = (0.2, 1.0)
 _T = TypeVar("_T")
 
 
-def remedy(error: OSError, directory: Path, needed: int | None = None) -> str:
-    """Why nothing could be written below `directory`, and what to do. `needed`: bytes that it takes, when known."""
+def remedy(error: OSError, directory: Path, needs: str = "") -> str:
+    """Why nothing could be written below `directory`, and what to do. `needs`: what it takes, such as "7 bytes"."""
     number = error.errno
     if number is None or number in FULL:  # numpy reports a short write without a number
         why = "Your quota there is used up. " if number == errno.EDQUOT else ""
-        takes = "" if needed is None else f"It needs more than {needed} bytes; "
+        takes = f"It needs {needs}; " if needs else ""
         room = f"{takes}{'free' if takes else 'Free'} now: {free(directory)}."
         return f"{why}{room} Make room or choose another directory."
     if number in READ_ONLY:

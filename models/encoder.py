@@ -2,42 +2,25 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from jaxtyping import Float
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from models.cnn3d import five_stage_cnn
 from models.resnet import resnet_stages
+from models.settings import Architecture as Architecture
+from models.settings import EncoderSettings as EncoderSettings
 from models.taps import Tap
+from models.tensor_files import load_tensors, save_tensors
 
-Architecture = Literal["cnn3d", "resnet10_3d", "resnet18_3d", "resnet10_2d", "resnet18_2d"]
 INPUT = "input"
-
-
-@dataclass(frozen=True)
-class EncoderSettings:
-    """Everything that determines an untrained encoder."""
-
-    architecture: Architecture = "cnn3d"
-    """cnn3d: five convolutions; resnet10/18: residual, in 3-D or slice by slice (2d)."""
-    in_channels: int = 1
-    """Contrasts per volume."""
-    width: int = 32
-    """Channels of the first stage; the others follow. A published ResNet has 64."""
-    strides: tuple[int, ...] = (1, 2, 2, 1, 1)
-    """cnn3d only: stride of each stage, in its own input cells."""
-    stem_stride: int = 2
-    """ResNets only: stride of the first convolution, in voxels."""
-    max_pool: bool = False
-    """ResNets only: halve the grid once more after the first convolution, as published."""
-    seed: int = 0
-    """Of the initial weights."""
+SCHEMA = 1
+"""Of encoder.json; a file that says none has this one."""
 
 
 class Encoder(nn.Module):
@@ -99,8 +82,7 @@ def save_encoder(encoder: Encoder, settings: EncoderSettings, directory: Path) -
     """Write encoder.json (settings) and encoder.safetensors (weights)."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "encoder.json").write_text(json.dumps(asdict(settings), indent=1, sort_keys=True))
-    weights = {name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}
-    save_file(weights, directory / "encoder.safetensors")
+    save_tensors(directory / "encoder.safetensors", encoder.state_dict())
 
 
 def load_encoder(directory: Path) -> tuple[Encoder, EncoderSettings]:
@@ -116,6 +98,13 @@ def load_encoder(directory: Path) -> tuple[Encoder, EncoderSettings]:
 
 def encoder_settings(values: dict[str, object]) -> EncoderSettings:
     """Settings from their JSON form. ValueError on unknown names, with the known ones."""
+    values = dict(values)
+    schema = values.pop("schema", SCHEMA)
+    if not isinstance(schema, int) or schema > SCHEMA:
+        raise ValueError(
+            f"This encoder needs a newer Dicescope: it has schema {schema!r}, this one reads up to {SCHEMA}. "
+            "Update Dicescope, or pretrain one with this one."
+        )
     known = {field.name for field in fields(EncoderSettings)}
     unknown = sorted(values.keys() - known)
     if unknown:
@@ -130,9 +119,13 @@ def load_weights(module: nn.Module, path: Path) -> None:
     ValueError that names what differs; the module is unchanged then.
     """
     try:
-        given = load_file(path)
-    except Exception as error:
-        raise ValueError(f"{path} is no readable safetensors file: {error}. Give the file that was saved.") from error
+        given = load_tensors(path)
+    except ValueError as error:
+        raise ValueError(f"{error}. Give the file that was saved.") from error
+    except OSError as error:
+        raise ValueError(
+            f"{path} is no readable safetensors file: {error.strerror}. Give the file that was saved."
+        ) from error
     wanted = module.state_dict()
     problems = [f"missing {name}" for name in wanted if name not in given]
     problems += [f"unexpected {name}" for name in given if name not in wanted]

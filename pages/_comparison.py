@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
+from core.commands import compare_again_argv, in_shell
 from core.figures_comparison import TRAINING_TITLES, training_against_dice
 from core.pretraining_comparison import list_comparisons, read_comparison
 from core.pretraining_table import CHOICE_TITLES, CHOICES, FIGURE_TITLES, FIGURES
@@ -47,6 +48,8 @@ def show_comparison() -> None:
     st.caption(f"{TRAINING_TITLES[training]}. {' '.join(said)}")
     st.dataframe(pd.DataFrame(_rows(found, choice)), hide_index=True, key="comparison-table")
     st.caption(_legend(found, choice))
+    with st.expander("Make it again"), in_words():
+        st.code(in_shell(compare_again_argv(runs_directory(), found)), language="bash", wrap_lines=True)
     if not found["controls"][0]["layers"]:
         return
     with st.expander("One layer at a time"):

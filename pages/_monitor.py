@@ -22,7 +22,7 @@ from core.figures_training import (
     similarity_map,
 )
 from core.jobs import Job, list_jobs, log_tail, read_job, stop_job
-from core.store import Run, open_run
+from core.store import Run, open_run, unequal_bits
 from core.training_view import (
     Journal,
     TrainingView,
@@ -124,8 +124,11 @@ def show_head(run: Run | None, job: Job | None, run_id: str) -> None:
                 key="resume",
                 on_click=start,
                 args=(resume_argv(runs_directory(), run, job),),
-                help="The same command again: it goes on from the last checkpoint, to the same bits.",
+                help="The same command again: it goes on from the last checkpoint, to the same bits "
+                "when it computes with the same number of threads.",
             )
+    if run is not None and unequal_bits(run):
+        st.caption(unequal_bits(run))
     if job is not None and not job.active and job.status != "finished" and state != "finished":
         st.warning(job.diagnosis, icon=ICONS.get(state))
     elif run is not None and state == "failed" and run.record.get("error"):

@@ -6,6 +6,7 @@ from typing import Any
 
 import streamlit as st
 
+from core.content import content_of, scans_content
 from core.experiment import prepared_of
 from core.neighbour_words import apart_text, distance_text, mm_text, sentences, share_text
 from core.neighbours import BankSearch, Neighbour, NeighbourView, open_bank, pictures_of
@@ -13,7 +14,7 @@ from core.patch_pictures import Convention
 from core.run_scores import RunScores
 from core.store import Run, open_run
 from core.thumbnails import data_uri
-from pages._shared import evaluation_version, in_words, runs_directory
+from pages._shared import in_words, runs_directory
 
 Voxel = tuple[int, int, int]
 WIDTH = 272
@@ -40,11 +41,11 @@ def show_neighbours(
             "Click inside the brain to see the healthy patches that are nearest to that place."
         )
         return
-    version = evaluation_version(run)
+    content = f"{content_of(run)}-{scans_content(run)}"
     with st.spinner("Looking up the memory bank. The encoder runs once over each scan."):
-        view = _view(run.run_id, version, subject_id, layers, (x, y, z))
+        view = _view(run.run_id, content, subject_id, layers, (x, y, z))
     st.markdown(" ".join(sentences(view, plain)))
-    here, *pictures = _pictures(run.run_id, version, subject_id, layers, (x, y, z), convention)
+    here, *pictures = _pictures(run.run_id, content, subject_id, layers, (x, y, z), convention)
     with st.container(horizontal=True, gap="small"):
         _card(here, f"**Here** · {plain(subject_id)} · {mm_text(view.position_mm)}", subject_id)
         for number, (one, picture) in enumerate(zip(_shown(view), pictures, strict=True)):
@@ -103,28 +104,28 @@ def _notes(scores: RunScores, view: NeighbourView) -> str:
 
 
 @st.cache_resource(max_entries=2, show_spinner=False)
-def _bank(run_id: str, version: str) -> BankSearch:
+def _bank(run_id: str, content: str) -> BankSearch:
     return open_bank(open_run(runs_directory(), run_id))
 
 
 @st.cache_resource(max_entries=3, show_spinner=False)
-def _features(run_id: str, version: str, subject_id: str) -> Any:
+def _features(run_id: str, content: str, subject_id: str) -> Any:
     run = open_run(runs_directory(), run_id)
-    return _bank(run_id, version).features(prepared_of(run, subject_id).volume)
+    return _bank(run_id, content).features(prepared_of(run, subject_id).volume)
 
 
 @st.cache_resource(max_entries=64, show_spinner=False)
-def _view(run_id: str, version: str, subject_id: str, layers: tuple[str, ...], voxel: Voxel) -> NeighbourView:
+def _view(run_id: str, content: str, subject_id: str, layers: tuple[str, ...], voxel: Voxel) -> NeighbourView:
     volume = prepared_of(open_run(runs_directory(), run_id), subject_id).volume
-    features = _features(run_id, version, subject_id)
-    return _bank(run_id, version).at(volume, features, voxel, layers, SHOWN)
+    features = _features(run_id, content, subject_id)
+    return _bank(run_id, content).at(volume, features, voxel, layers, SHOWN)
 
 
 @st.cache_resource(max_entries=16, show_spinner=False)
 def _pictures(
-    run_id: str, version: str, subject_id: str, layers: tuple[str, ...], voxel: Voxel, convention: Convention
+    run_id: str, content: str, subject_id: str, layers: tuple[str, ...], voxel: Voxel, convention: Convention
 ) -> list[str]:
     """In the address itself: a page that is left leaves no request for them behind."""
     run = open_run(runs_directory(), run_id)
-    here, shown = pictures_of(run, _view(run_id, version, subject_id, layers, voxel), convention)
+    here, shown = pictures_of(run, _view(run_id, content, subject_id, layers, voxel), convention)
     return [data_uri(picture) for picture in (here, *shown)]

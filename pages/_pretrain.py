@@ -16,7 +16,7 @@ from data.layout import LAYOUTS
 from data.preprocessing import Preprocessing
 from pages._monitor import start
 from pages._negatives import ask_negatives
-from pages._shared import runs_directory
+from pages._shared import in_words, runs_directory
 from pages._visibility import show_views_before
 
 OTHER = "another cohort"
@@ -34,7 +34,7 @@ VIEW_WORDS: Mapping[str, str] = {
 }
 
 
-def pretrain_form(encoders: dict[str, Run], shown: str | None) -> None:
+def pretrain_form(encoders: Mapping[str, Mapping[str, Any]], shown: str | None) -> None:
     """Which scans, then the settings; they begin with those of the run whose scans are used.
 
     What is not asked (strides, schedule, weight decay, …) is that run's too; with another cohort, the default.
@@ -44,7 +44,7 @@ def pretrain_form(encoders: dict[str, Run], shown: str | None) -> None:
     st.fragment(_form)(encoders, shown)
 
 
-def _form(encoders: dict[str, Run], shown: str | None) -> None:
+def _form(encoders: Mapping[str, Mapping[str, Any]], shown: str | None) -> None:
     choices = [*encoders, OTHER]
     base = str(
         st.selectbox(
@@ -52,23 +52,24 @@ def _form(encoders: dict[str, Run], shown: str | None) -> None:
             choices,
             index=choices.index(shown) if shown in choices else 0,
             format_func=lambda i: (
-                f"those of {encoders[i].name} · {i}, same split and preparation" if i in encoders else OTHER
+                f"those of {encoders[i]['name']} · {i}, same split and preparation" if i in encoders else OTHER
             ),
             key="new-base",
             persist_state="session",
             help="With the scans of a run, its training subjects stay the training subjects: nothing leaks.",
         )
     )
-    given = SimclrSettings()
+    given, run = SimclrSettings(), None
     if base in encoders:
-        recipe = {key: value for key, value in encoders[base].record["recipe"].items() if key != "kind"}
-        given = from_json(SimclrSettings, recipe)
+        with in_words():
+            run = open_run(runs_directory(), base)
+            given = from_json(SimclrSettings, {k: value for k, value in run.record["recipe"].items() if k != "kind"})
     with st.container(border=True):
         if base == OTHER:
             _ask_scans()
-        settings = _ask_settings(base, given, encoders.get(base))
-        if base in encoders:
-            show_views_before(encoders[base], settings, key=f"new-{base}-taught")
+        settings = _ask_settings(base, given, run)
+        if run is not None:
+            show_views_before(run, settings, key=f"new-{base}-taught")
         asked = st.button(
             "Start training",
             icon=":material/play_arrow:",

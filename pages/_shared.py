@@ -1,6 +1,7 @@
 """What every page needs: where the runs are, pickers whose choice is in the address, cached loaders keyed by ids."""
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,12 +9,14 @@ from typing import Any
 
 import streamlit as st
 
-from core.evaluation import read_metrics
+from core.content import content_of, subject_content
+from core.evaluated import read_metrics
 from core.figures import BEHIND_GATE, LABEL_FREE
 from core.metrics import SubjectScores
 from core.run_scores import RunScores, open_scores
-from core.store import Run, list_runs, open_run
-from core.summary import layer_table, leading, run_identity, run_summary
+from core.store import Run, open_run
+from core.summary import layer_table, leading, run_rows, run_summary
+from core.versions import noted, notes_by_text
 from data.errors import BadInput, EnvironmentProblem, IntegrityError
 
 PROTOCOL_LABELS = {
@@ -29,6 +32,8 @@ def protocol_label(protocol: str, row: Mapping[str, Any]) -> str:
     return BEHIND_GATE if protocol == "healthy" and row.get("needs_labels") else PROTOCOL_LABELS[protocol]
 
 
+_MARKDOWN = re.compile(r"([^\w\s,])")
+"""What could be a sign of Markdown: in a text that a file brought, all of it is escaped."""
 FITS = 27.0
 """Wide characters that the sidebar's boxes show of a choice; narrow ones count half."""
 
@@ -48,12 +53,16 @@ def runs_directory() -> Path:
     return Path(os.environ.get("DICESCOPE_RUNS", "runs"))
 
 
-def every_run(kind: str | None = None) -> list[Run]:
-    """Readable runs, newest first; unreadable ones are named on the page."""
-    runs, problems = list_runs(runs_directory())
-    for problem in problems:
+def every_row(kind: str | None = None) -> list[dict[str, Any]]:
+    """The summary of every run, newest first; what cannot be read at all is named on the page and left out.
+
+    A run whose record is whole and whose evaluation is damaged stays, with its "problem" in words.
+    """
+    rows, apart = run_rows(runs_directory())
+    lost = [row["problem"] for row in rows if row["status"] == "damaged"]
+    for problem in (*lost, *apart):
         st.warning(problem)
-    return [run for run in runs if kind in (None, run.kind)]
+    return [row for row in rows if row["status"] != "damaged" and kind in (None, row["kind"])]
 
 
 @in_words()
@@ -62,27 +71,33 @@ def pick_run(*, evaluated: bool = True, layered: bool = False) -> Run:
 
     `layered`: when no run was picked yet, open with one that has layers to combine, if there is any.
     """
-    runs = [r for r in every_run("detector") if not evaluated or "evaluation" in r.record["stages"]]
-    if not runs:
+    rows = [row for row in every_row("detector") if not evaluated or "evaluation" in row["stages"]]
+    if not rows:
         st.info("No evaluated run yet. Make one: `python cli.py demo`")
         st.stop()
-    names = {run.run_id: run.name for run in runs}
     run_id = pick_by_id(
         "Run",
         "run",
-        {i: f"{name} · {i}" for i, name in names.items()},
-        _best_run((layered_runs(runs) if layered else []) or runs),
+        {row["run_id"]: f"{row['name']} · {row['run_id']}" for row in rows},
+        str(leading((layered_rows(rows) if layered else []) or rows)["run_id"]),
         "Every page shows the same run until another is picked. The choice is in the address.",
     )
-    return open_run(runs_directory(), run_id)
+    run = open_run(runs_directory(), run_id)
+    show_versions(notes_by_text([run]), named=False)
+    return run
 
 
-def layered_runs(runs: list[Run] | None = None) -> list[Run]:
-    """Evaluated runs with more than one layer set, best on validation first."""
-    there = every_run("detector") if runs is None else runs
-    sets = {run.run_id: summary_of(run) for run in there}
-    layered = [run for run in there if sets[run.run_id].get("n_layer_sets", 0) > 1]
-    return sorted(layered, key=lambda run: -(sets[run.run_id].get("validation_mean_dice") or 0.0))
+def show_versions(notes: Mapping[str, list[str]], *, named: bool, within: Any = None) -> None:
+    """In the sidebar (or `within`), what a reader of some runs' numbers has to know of versions, a line each."""
+    for note, ids in notes.items():
+        text = noted(note, ids) if named else note
+        (within or st.sidebar).caption(_MARKDOWN.sub(r"\\\1", text))
+
+
+def layered_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those with more than one layer set, best on validation first."""
+    layered = [row for row in rows if row.get("n_layer_sets", 0) > 1]
+    return sorted(layered, key=lambda row: -(row.get("validation_mean_dice") or 0.0))
 
 
 def pick_subject(run: Run, order: list[str], labels: dict[str, str], start: str | None = None) -> str:
@@ -141,27 +156,27 @@ def pick_protocol(protocols: Mapping[str, Any]) -> str:
 
 def metrics_or_stop(run: Run) -> dict[str, Any]:
     """The evaluation of a run, or a sentence that says how to get it."""
-    problem = summary_of(run).get("problem")
-    if problem is None:
-        try:
-            return metrics_of(run.run_id, _version(run))
-        except BadInput as nothing:
-            st.info(str(nothing))
-            st.stop()
-    st.error(problem, icon=":material/error:")
+    try:
+        content = content_of(run)
+        _check_summary(run.run_id, content)
+        return metrics_of(run.run_id, content)
+    except BadInput as nothing:
+        st.info(str(nothing))
+    except IntegrityError as problem:
+        st.error(str(problem), icon=":material/error:")
     st.stop()
 
 
 @in_words()
 def scores_of(run: Run) -> RunScores:
     """The stored scores of a run."""
-    return _scores(run.run_id, _version(run))
+    return _scores(run.run_id, content_of(run))
 
 
 @in_words()
 def voxels_of(run: Run, subject_id: str, layers: tuple[str, ...]) -> SubjectScores:
     """In-brain scores of a subject on the working grid, normal and anomalous apart."""
-    return _voxels(run.run_id, _version(run), subject_id, layers)
+    return _voxels(run.run_id, subject_content(run, subject_id), subject_id, layers)
 
 
 def tell_in_full(label: str) -> None:
@@ -182,11 +197,6 @@ def dice_text(found: Mapping[str, Any] | None) -> str:
 def protocol_text(protocol: Mapping[str, Any]) -> str:
     """Mean Dice and interval of one protocol of an evaluation."""
     return dice_text({"mean": protocol["mean_dice"], "low": protocol["ci_low"], "high": protocol["ci_high"]})
-
-
-def evaluation_version(run: Run) -> str:
-    """Changes whenever the run is evaluated anew: part of every cache key and volume address."""
-    return _version(run)
 
 
 def pick_by_id(title: str, key: str, labels: dict[str, str], default: str, help_text: str) -> str:
@@ -247,52 +257,29 @@ def _tell(key: str, values: list[str]) -> None:
         st.query_params[key] = values
 
 
-def _version(run: Run) -> str:
-    try:
-        return str((run.directory / "evaluation" / "manifest.json").stat().st_mtime_ns)
-    except FileNotFoundError:
-        return "none"
-
-
 @st.cache_resource(max_entries=32, show_spinner=False)
-def metrics_of(run_id: str, version: str) -> dict[str, Any]:
+def metrics_of(run_id: str, content: str) -> dict[str, Any]:
     """The evaluation of a run, shared and not to be changed."""
     return read_metrics(open_run(runs_directory(), run_id))
 
 
-def summary_of(run: Run) -> dict[str, Any]:
-    """Who a run is and its headline numbers; when its evaluation is damaged, "problem" says so instead.
-
-    What has no numbers yet is asked anew each time: its status changes.
-    """
-    version = _version(run)
-    try:
-        return run_summary(run) if version == "none" else _summary(run.run_id, version)
-    except IntegrityError as problem:
-        return run_identity(run) | {"evaluated": False, "problem": str(problem)}
-
-
 @st.cache_resource(max_entries=32, show_spinner=False)
-def table_of(run_id: str, version: str) -> list[dict[str, Any]]:
+def table_of(run_id: str, content: str) -> list[dict[str, Any]]:
     """Layer table of a run on the working grid."""
-    return layer_table(metrics_of(run_id, version))
+    return layer_table(metrics_of(run_id, content))
 
 
 @st.cache_resource(max_entries=32, show_spinner=False)
-def _summary(run_id: str, version: str) -> dict[str, Any]:
-    return run_summary(open_run(runs_directory(), run_id))
+def _check_summary(run_id: str, content: str) -> bool:
+    run_summary(open_run(runs_directory(), run_id))
+    return True
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)
-def _scores(run_id: str, version: str) -> RunScores:
+def _scores(run_id: str, content: str) -> RunScores:
     return open_scores(open_run(runs_directory(), run_id))
 
 
 @st.cache_resource(max_entries=256, show_spinner=False)
-def _voxels(run_id: str, version: str, subject_id: str, layers: tuple[str, ...]) -> SubjectScores:
-    return _scores(run_id, version).voxels(subject_id, layers, "working")
-
-
-def _best_run(runs: list[Run]) -> str:
-    """The run to open with: the one that does best on validation labels, else the newest."""
-    return str(leading([summary_of(run) for run in runs])["run_id"])
+def _voxels(run_id: str, content: str, subject_id: str, layers: tuple[str, ...]) -> SubjectScores:
+    return open_scores(open_run(runs_directory(), run_id)).voxels(subject_id, layers, "working")

@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
+from core.content import scans_content
 from core.figures_visibility import brightness_bars, taught_away_lines, visibility_dumbbells
 from core.jobs import list_jobs
 from core.recipes import as_json
@@ -71,7 +72,7 @@ def show_views_before(run: Run, settings: SimclrSettings, key: str = "views-befo
     run_id, shown = st.session_state[f"{key}-asked"]
     try:
         with st.spinner("Looking at views and lesions in healthy scans"):
-            found = _measured(str(runs_directory()), run_id, shown)
+            found = _measured(run_id, scans_content(open_run(runs_directory(), run_id)), shown)
     except (BadInput, EnvironmentProblem, IntegrityError, OSError) as problem:
         st.error(str(problem), icon=":material/error:")
         return
@@ -115,7 +116,7 @@ def _offer(run: Run) -> None:
 
 
 @st.cache_data(max_entries=16, show_spinner=False)
-def _measured(runs: str, run_id: str, asked: str) -> dict[str, Any]:
+def _measured(run_id: str, content: str, asked: str) -> dict[str, Any]:
     run = open_run(runs_directory(), run_id)
     return visibility_before_of_run(run, json.loads(asked), VisibilitySettings(scans=3))
 

@@ -14,6 +14,7 @@ from core.cohort_view import (
     subject_row,
     subjects_in,
 )
+from core.content import scans_content, subject_content
 from core.experiment import cache_directory, prepared_of
 from core.store import Run, open_run
 from core.thumbnails import data_uri, montage
@@ -26,7 +27,7 @@ PER_PAGE = 12
 
 
 @st.cache_resource(max_entries=4096, show_spinner=False)
-def row_of(run_id: str, subject_id: str) -> dict[str, Any]:
+def row_of(run_id: str, content: str, subject_id: str) -> dict[str, Any]:
     """The table row of a subject; a scan that cannot be read says so in its notes."""
     run = open_run(runs_directory(), run_id)
     subject = next(s for s in run.record["cohort"]["subjects"] if s["subject_id"] == subject_id)
@@ -38,13 +39,13 @@ def row_of(run_id: str, subject_id: str) -> dict[str, Any]:
 
 
 @st.cache_resource(max_entries=512, show_spinner=False)
-def picture_of(run_id: str, subject_id: str) -> str:
+def picture_of(run_id: str, content: str, subject_id: str) -> str:
     """The three slices of a subject, in the address itself: a page that is left leaves no request for them behind."""
     return data_uri(montage(prepared_of(open_run(runs_directory(), run_id), subject_id)))
 
 
 @st.cache_resource(max_entries=32, show_spinner=False)
-def leakage_of(run_id: str) -> Leakage:
+def leakage_of(run_id: str, content: str) -> Leakage:
     """What the voxel hashes of a run say."""
     return leakage(open_run(runs_directory(), run_id), cache_directory(runs_directory()))
 
@@ -69,7 +70,7 @@ def show_head(run: Run) -> None:
 
 def show_leakage(run: Run) -> None:
     """One sentence on whether the same scan stands in two places."""
-    found = leakage_of(run.run_id)
+    found = leakage_of(run.run_id, scans_content(run))
     if found.pairs:
         named = "; ".join(f"`{a}` ({role_a}) and `{b}` ({role_b})" for a, role_a, b, role_b in found.pairs)
         st.error(
@@ -120,7 +121,7 @@ def show_set_aside(run: Run) -> None:
 
 def show_subjects(run: Run, roles: list[str]) -> None:
     """The subjects of the chosen splits."""
-    rows = [row_of(run.run_id, s["subject_id"]) for s in subjects_in(run, roles)]
+    rows = [row_of(run.run_id, subject_content(run, i), i) for s in subjects_in(run, roles) for i in [s["subject_id"]]]
     st.dataframe(
         pd.DataFrame(rows).dropna(axis=1, how="all"),
         hide_index=True,
@@ -147,11 +148,12 @@ def show_pictures(run: Run, roles: list[str]) -> None:
     columns = st.columns(3)
     for number, subject in enumerate(shown):
         subject_id = subject["subject_id"]
-        row = row_of(run.run_id, subject_id)
+        content = subject_content(run, subject_id)
+        row = row_of(run.run_id, content, subject_id)
         column = columns[number % 3]
         try:
             column.image(
-                picture_of(run.run_id, subject_id),
+                picture_of(run.run_id, content, subject_id),
                 width="stretch",
                 alt=f"Axial, coronal and sagittal slice of {subject_id}",
             )

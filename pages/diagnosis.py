@@ -39,6 +39,9 @@ head.caption(f"{dice_text(found['dice']).partition(' ')[2]}, n = {found['n']}")
 sure = (found["verdict"]["low"] or 0.0) > 0
 (verdict.success if sure else verdict.info)(f"**{found['verdict']['sentence']}**", icon=":material/lightbulb:")
 
+for problem in found["damaged"]:
+    st.error(problem, icon=":material/error:")
+
 tabs = st.tabs(SECTIONS, key="section", on_change="rerun", bind="query-params")
 for tab, section in zip(tabs, SECTIONS, strict=True):
     if not tab.open:

@@ -2,6 +2,7 @@
 
 import streamlit as st
 
+from core.content import whole_content
 from core.decision import Kind, TwoDensities
 from core.distributions import (
     Confusion,
@@ -17,7 +18,6 @@ from core.run_scores import set_id
 from core.store import Run
 from pages._shared import (
     dice_text,
-    evaluation_version,
     metrics_or_stop,
     pick_layers,
     pick_run,
@@ -54,7 +54,7 @@ subjects = [voxels_of(run, i, layers) for i in (lesioned if whose not in lesione
 
 @st.cache_resource(max_entries=64, show_spinner="Fitting densities")
 def densities_of(
-    run_id: str, version: str, layer_set: tuple[str, ...], kind: Kind, prior: float | None
+    run_id: str, content: str, layer_set: tuple[str, ...], kind: Kind, prior: float | None
 ) -> TwoDensities:
     """Densities of normal and anomalous validation scores."""
     validation = [voxels_of(run, i, layer_set) for i in scores.subjects("validation")]
@@ -173,7 +173,7 @@ prior_percent = right.select_slider(
     persist_state="session",
 )
 prior = None if isinstance(prior_percent, str) else prior_percent / 100
-densities = densities_of(run.run_id, evaluation_version(run), layers, kind, prior)
+densities = densities_of(run.run_id, whole_content(run), layers, kind, prior)
 decided = two_density_confusion(subjects, densities)
 st.markdown(
     f"Fitted on log1p of the validation scores ({KINDS[kind]}, prior {100 * densities.prior:.2f} %). "

@@ -3,14 +3,15 @@
 import pandas as pd
 import streamlit as st
 
+from core.content import content_of
 from core.detectors import PatchCore
 from core.figures import contribution_bars, layer_scatter
 from core.run_scores import set_id
 from core.summary import layer_contributions
 from pages._shared import (
     dice_text,
-    evaluation_version,
-    layered_runs,
+    every_row,
+    layered_rows,
     metrics_or_stop,
     pick_run,
     pick_subject,
@@ -53,21 +54,26 @@ st.title("Layers")
 run = pick_run(layered=True)
 metrics = metrics_or_stop(run)
 scores = scores_of(run)
-version = evaluation_version(run)
+content = content_of(run)
 order, labels = subject_order(scores, metrics)
 subject_id = pick_subject(run, order, labels, opening_subject(metrics))
-rows = sorted(table_of(run.run_id, version), key=lambda r: -(r["auprc"] or 0.0))
+rows = sorted(table_of(run.run_id, content), key=lambda r: -(r["auprc"] or 0.0))
 
 if len(rows) == 1:
     st.info(
         f"{run.name} scores voxels directly, without an encoder: it has no layers to compare. "
         "Layers belong to runs that model the features of an encoder."
     )
-    others = layered_runs()
+    others = layered_rows(every_row("detector"))
     if others:
         st.markdown("Runs with layers, best on validation first:")
         for other in others[:5]:
-            st.button(f"{other.name} · {other.run_id}", key=f"open-{other.run_id}", on_click=show, args=(other.run_id,))
+            st.button(
+                f"{other['name']} · {other['run_id']}",
+                key=f"open-{other['run_id']}",
+                on_click=show,
+                args=(other["run_id"],),
+            )
     else:
         st.markdown("There is none here yet. Fit one: `python cli.py fit COHORT --detector gaussian`")
     st.stop()

@@ -1,16 +1,20 @@
 """The runs, their headline numbers with intervals, and what to do first."""
 
+from collections import Counter
 from typing import Any
 
 import pandas as pd
 import streamlit as st
 
 from core.figures import protocol_dots
+from core.store import open_run
 from core.subject_level import subject_level_text
 from core.summary import leading, of_comparison
-from pages._shared import dice_text, every_run, summary_of
+from core.versions import notes_of
+from pages._shared import dice_text, every_row, runs_directory, show_versions
 from pages._take_over import show_take_over
 
+MOST = 24  # runs of one cohort in the figure
 TOLD = (
     *("run", "id", "Dice, healthy", "Dice, validation", "Dice, oracle"),
     *("AUPRC", "FP mL", "n", "layers"),
@@ -32,10 +36,19 @@ COLUMNS = {
 }
 
 
-def label_of(row: dict[str, Any], rows: list[dict[str, Any]]) -> str:
-    """The name of a run, with its id where another has the same name."""
-    twins = sum(other["name"] == row["name"] for other in rows)
-    return str(row["name"]) if twins == 1 else f"{row['name']} · {row['run_id']}"
+def labels_of(rows: list[dict[str, Any]]) -> list[str]:
+    """The names of runs, with the id where another has the same name."""
+    count = Counter(row["name"] for row in rows)
+    return [str(row["name"]) if count[row["name"]] == 1 else f"{row['name']} · {row['run_id']}" for row in rows]
+
+
+def most_telling(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """All of a few; of many, those that do best on validation labels, in the order of `rows`."""
+    if len(rows) <= MOST:
+        return rows
+    rated = sorted(rows, key=lambda row: -(row.get("validation_mean_dice") or 0.0))[:MOST]
+    chosen = {row["run_id"] for row in rated}
+    return [row for row in rows if row["run_id"] in chosen]
 
 
 def show_scan_scores(evaluated: list[dict[str, Any]]) -> None:
@@ -67,16 +80,15 @@ def show_scan_scores(evaluated: list[dict[str, Any]]) -> None:
 
 
 st.title("Overview")
-runs = every_run()
-if not runs:
+rows = every_row()
+if not rows:
     st.info("No runs yet. Make the demo study: `python cli.py demo`, or bring your own scans: see the README.")
     st.stop()
-compared = [run for run in runs if of_comparison(run.run_id)]
-if compared and len(compared) < len(runs):
+compared = [row for row in rows if of_comparison(row["run_id"])]
+if compared and len(compared) < len(rows):
     told = "Runs that compare-pretraining made; the Training page has their table. They never lead here."
     if not st.toggle(f"Show the {len(compared)} runs of comparisons", key="comparisons", help=told):
-        runs = [run for run in runs if run not in compared]
-rows = [summary_of(run) for run in runs]
+        rows = [row for row in rows if not of_comparison(row["run_id"])]
 for row in rows:
     if "problem" in row:
         st.warning(row["problem"])
@@ -115,9 +127,10 @@ for (cohort, _), members in groups.items():
             f"(both oracles); the remaining {1 - oracle['mean']:.3f} to a Dice of 1 is in the maps themselves: "
             "**Diagnosis** says which errors cost it, **Slices** shows them, **Layers** compares the maps there are."
         )
+    drawn = most_telling(members)
     st.plotly_chart(
         protocol_dots(
-            [{"label": label_of(r, members), "dice": r["dice"]} for r in members],
+            [{"label": label, "dice": r["dice"]} for label, r in zip(labels_of(drawn), drawn, strict=True)],
             "mean Dice over lesion-bearing test subjects, native space",
         ),
         key=f"dots-{cohort}-{members[0]['run_id']}",
@@ -127,6 +140,7 @@ for (cohort, _), members in groups.items():
         "Bars are 95 % bootstrap intervals over subjects (percentiles). Blue needs no label, orange needs labelled "
         "validation scans (so does a healthy threshold behind a gate that they cut), grey is an oracle: its threshold "
         "saw the test labels."
+        + (f" Drawn are the {MOST} of {len(members)} that do best on validation." if len(members) > MOST else "")
     )
 
 if evaluated:
@@ -160,6 +174,7 @@ if evaluated:
         "its own scans, prevalence and space. Point at a column's name for its meaning."
     )
 
+show_versions(notes_of((row["run_id"], row["version_notes"]) for row in rows), named=len(rows) > 1, within=st)
 others = [row for row in rows if not row["evaluated"]]
 if others:
     st.subheader("Encoders and unfinished runs")
@@ -180,7 +195,7 @@ if others:
         hide_index=True,
         placeholder="–",
     )
-    show_scan_scores(evaluated)
-for run in every_run():
-    if run.status == "running":
-        show_take_over(run)
+show_scan_scores(evaluated)
+for row in others:
+    if row["status"] == "running":
+        show_take_over(open_run(runs_directory(), row["run_id"]))

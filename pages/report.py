@@ -3,13 +3,13 @@
 import streamlit as st
 
 from core.commands import in_shell
+from core.content import whole_content
 from core.diagnosis.diagnose import stored_diagnosis
 from core.report import framed, report_html
 from core.run_scores import set_id
 from core.store import Run, open_run
 from pages._diagnosis.load import diagnosis_of
 from pages._shared import (
-    evaluation_version,
     in_words,
     metrics_or_stop,
     pick_layers,
@@ -20,18 +20,16 @@ from pages._shared import (
 )
 
 HEIGHT = 900
-TOLD = ("diagnosis", "whatifs", "post-processing", "detection-limits")  # folders that a report reads beside evaluation
 
 
 @in_words()
 def report_of(run: Run, layer_set: str, protocol: str) -> tuple[str, bool]:
     """The document, and whether a diagnosis is in it."""
-    stamps = sorted(path.stat().st_mtime_ns for name in TOLD for path in (run.directory / name).rglob("*.json"))
-    return _report(run.run_id, f"{evaluation_version(run)} {stamps}", layer_set, protocol)
+    return _report(run.run_id, whole_content(run), layer_set, protocol)
 
 
 @st.cache_resource(max_entries=4, show_spinner="Writing the report")
-def _report(run_id: str, version: str, layer_set: str, protocol: str) -> tuple[str, bool]:
+def _report(run_id: str, content: str, layer_set: str, protocol: str) -> tuple[str, bool]:
     run = open_run(runs_directory(), run_id)
     found = stored_diagnosis(run, layer_set, protocol)
     return report_html(run, found), found is not None

@@ -1,23 +1,26 @@
 """Encoders while they learn: curves against chance, a verdict in words, and the jobs that make them."""
 
+from typing import Any
+
 import streamlit as st
 
 from core.jobs import Job, list_jobs
-from core.store import Run, stage_done
+from core.store import open_run, stage_done
 from core.summary import of_comparison
 from core.training_view import asked_name, asked_run_id, job_of_run
 from pages._comparison import show_comparison
 from pages._monitor import show_next, show_settings, watch_jobs, watch_run
 from pages._pretrain import pretrain_form
-from pages._shared import every_run, pick_by_id, runs_directory
+from pages._shared import every_row, in_words, pick_by_id, runs_directory
 from pages._take_over import show_take_over
 from pages._visibility import show_visibility
 
 
-def pick_encoder(encoders: dict[str, Run], jobs: list[Job]) -> str | None:
+def pick_encoder(encoders: dict[str, dict[str, Any]], jobs: list[Job]) -> str | None:
     """The picker of encoder runs in the sidebar; a run that a job is still preparing scans for is among them."""
     coming = {i: asked_name(job) for job in jobs if job.argv[:1] == ("pretrain",) and (i := asked_run_id(job))}
-    names = {i: name for i, name in coming.items() if i not in encoders} | {i: r.name for i, r in encoders.items()}
+    names = {i: name for i, name in coming.items() if i not in encoders}
+    names |= {i: str(row["name"]) for i, row in encoders.items()}
     ids = list(names)
     if not ids:
         return None
@@ -34,7 +37,7 @@ st.title("Training")
 if "training_problem" in st.session_state:
     st.error(st.session_state.pop("training_problem"), icon=":material/error:")
 jobs = list_jobs(runs_directory())
-encoders = {run.run_id: run for run in every_run("encoder")}
+encoders = {row["run_id"]: row for row in every_row("encoder")}
 run_id = pick_encoder(encoders, jobs)
 
 if run_id is None:
@@ -45,8 +48,9 @@ if run_id is None:
 else:
     job = job_of_run(jobs, run_id)
     watch_run(run_id, active=job is not None and job.active, begun=run_id in encoders)
-    run = encoders.get(run_id)
-    if run is not None:
+    if run_id in encoders:
+        with in_words():
+            run = open_run(runs_directory(), run_id)
         show_take_over(run, job)
         if stage_done(run, "encoder"):
             show_next(run)

@@ -28,20 +28,23 @@ NEVER = {
     "cli": {"streamlit", "plotly"},
 }
 ORDER: list[str] = """
-types distributed randomness shrinkage recipes progress provenance journal lock store
+types distributed randomness memory_plan shrinkage recipes progress provenance journal lock record_shape remembered
+store versions evaluated
 bootstrap curves calibration decision lesions metrics distributions verdict_advice verdict
-views contrastive training
+view_settings views contrastive disk_plan training simclr_settings
 simclr.settings simclr.scans simclr.parts simclr.banks simclr.whole simclr.ccd simclr.blobs simclr.dense
 simclr.atlas simclr
-memory_plan gaussian_dual gaussian_primal gaussian_files gaussian_conditional gaussian_block gaussian features scoring
-memory_bank.coreset memory_bank.settings memory_bank.walk memory_bank.search memory_bank.restricted
+gaussian_dual gaussian_primal gaussian_files gaussian_conditional gaussian_block gaussian
+feature_settings features scoring
+memory_bank.settings memory_bank.coreset memory_bank.walk memory_bank.search memory_bank.restricted
 memory_bank.registered memory_bank.pool
 memory_bank.plan memory_bank.files memory_bank.index memory_bank.bank memory_bank
 detectors.intensity detectors.voxel_zscore detectors.feature_gaussian detectors.patchcore detectors.gated detectors
-experiment run_scores subject_level
+again
+experiment content run_scores subject_level
 diagnosis diagnosis.cases diagnosis.reference diagnosis.shapley diagnosis.categories diagnosis.error_map
-visibility visibility.changes visibility.measure visibility.intensity visibility.trained visibility.words
-visibility.runs
+visibility visibility.settings visibility.changes visibility.measure visibility.intensity visibility.trained
+visibility.words visibility.runs
 packed evaluation gating summary export
 two_level pooled_counts pretraining_table pretraining_comparison
 diagnosis.placement diagnosis.ceiling diagnosis.lesion_table diagnosis.ladder diagnosis.likelihood

@@ -320,8 +320,10 @@ def test_an_unreadable_run_is_a_problem_in_words_and_the_others_are_listed(
 ) -> None:
     (own_study.runs / "tiny" / "run.json").write_text("{")
     code, out, err = run(capsys, "runs", "--runs", own_study.runs, "--json")
-    assert code == 0
-    assert {row["run_id"] for row in json.loads(out)} == {"tiny-encoder", "tiny-intensity"}
+    assert code == 4
+    rows = json.loads(out)
+    assert {row["run_id"] for row in rows if "problem" not in row} == {"tiny-encoder", "tiny-intensity"}
+    assert [row["run_id"] for row in rows if "problem" in row] == ["tiny"]
     assert "problem:" in err
     assert "run.json" in err
 

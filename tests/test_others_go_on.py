@@ -17,7 +17,8 @@ import pytest
 import cli
 from core import store
 from core.diagnosis.diagnose import diagnose
-from core.evaluation import evaluate_run, looks_at_test, read_metrics
+from core.evaluated import looks_at_test, read_metrics
+from core.evaluation import evaluate_run
 from core.journal import append_line
 from core.metrics import SubjectScores, evaluate, thresholds
 from core.progress import Progress
@@ -173,7 +174,7 @@ def test_a_refusal_is_told_by_its_cause_wherever_something_is_written(tmp_path, 
     def refuse(*_: object, **__: object) -> None:
         raise OSError(number, os.strerror(number))
 
-    told = [trouble.remedy(OSError(number, "x"), tmp_path / "not" / "there", 7)]
+    told = [trouble.remedy(OSError(number, "x"), tmp_path / "not" / "there", "more than 7 bytes")]
     monkeypatch.setattr("data.files.os.fsync", refuse)
     for write in (_commit, _json, _nifti):
         with pytest.raises(EnvironmentProblem) as refused:

@@ -1,5 +1,6 @@
 """One byte a voxel, and yet the Dice counted on bytes is the Dice of the scores."""
 
+import asyncio
 import gzip
 from concurrent.futures import ThreadPoolExecutor
 
@@ -168,3 +169,31 @@ def test_before_an_evaluation_the_score_says_what_to_run(own_study: TinyStudy) -
     shutil.rmtree(own_study.runs / "tiny" / ".browser", ignore_errors=True)
     with pytest.raises(BadInput, match=r"cli\.py evaluate tiny"):
         packed_path(own_study.runs, "tiny", "test01", "score-input")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "score-foo", "score-", "score", "score-stage9", "score-input+stage9", "score-input+input", "score-+",
+        "score-input+", "score-+input", "score-Input", "score-input stage1", "categories-input", "categories-",
+        "categories-foo-healthy", "categories-input+input-healthy", "categories-input-oracle", "categories--healthy",
+        "image-99", "image-999999999999", "image--1", "image-", "image-0.5", "Brain", "brains", "lesions", "..", "%2e",
+        "score-input\0", "score-input\n",
+    ],
+)  # fmt: skip
+def test_the_route_answers_404_to_every_name_that_the_run_does_not_hold(
+    name: str, study: TinyStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from starlette.requests import Request
+
+    import asgi
+
+    monkeypatch.setenv("DICESCOPE_RUNS", str(study.runs))
+    for subject in ("test01", "nobody", "..", ""):
+        ids = {"run": "tiny", "subject": subject, "name": name, "content": "0" * 32}
+        scope = {"type": "http", "method": "GET", "headers": [], "query_string": b"", "path_params": ids}
+        answer = asyncio.run(asgi.volume(Request(scope)))
+        assert answer.status_code == 404, name
+        assert str(study.root) not in bytes(answer.body).decode()
+    with pytest.raises(BadInput):
+        packed_path(study.runs, "tiny", "test01", name)

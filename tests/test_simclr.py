@@ -16,8 +16,8 @@ import torch
 from torch.nn import functional
 
 from core.contrastive import chance_loss, diagnostics, nt_xent
-from core.simclr import SimclrSettings, batch_indices, pretrain_encoder
-from core.training import VOLATILE, read_events
+from core.simclr import NegativesSettings, SimclrSettings, batch_indices, pretrain_encoder
+from core.training import VOLATILE, checkpoint_step, read_events
 from core.verdict import verdict
 from core.views import ViewDraw, ViewSettings, apply_view, draw_view, view_coordinates
 from data.errors import BadInput
@@ -250,6 +250,34 @@ def test_volumes_read_when_needed_train_the_same_encoder_as_volumes_in_memory(tm
     kept = pretrain_encoder(_volumes(), TINY, tmp_path / "kept")
     lazy = pretrain_encoder(_volumes(), replace(TINY, memory_gb=0.0), tmp_path / "lazy")
     assert _bytes(kept) == _bytes(lazy)
+
+
+@pytest.mark.parametrize("kind", ["in-batch", "hard", "dense", "atlas-shift"])
+@pytest.mark.parametrize("memory", [(4.0, 0.0), (0.0, 4.0)], ids=["less", "more"])
+def test_a_stopped_training_goes_on_with_other_memory_and_ends_with_the_same_bits(
+    kind: Any, memory: tuple[float, float], tmp_path: Path
+) -> None:
+    negatives = NegativesSettings(kind=kind, bank_size=8, hardest=4, positions=8, layer="stage1", apart_mm=2.0)
+    settings = replace(TINY, negatives=negatives)
+    whole = pretrain_encoder(_volumes(), settings, tmp_path / "whole")
+
+    def stop(step: int, values: Any) -> None:
+        if step == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pretrain_encoder(_volumes(), replace(settings, memory_gb=memory[0]), tmp_path / "stopped", stop)
+    resumed = replace(settings, memory_gb=memory[1], log_every=2, checkpoint_every=5)
+    path = pretrain_encoder(_volumes()[::-1], resumed, tmp_path / "stopped")
+    assert checkpoint_step(tmp_path / "stopped") == 6
+    assert _bytes(path) == _bytes(whole)
+
+
+def test_other_volumes_cannot_continue_a_run_that_reads_them_when_needed(tmp_path: Path) -> None:
+    settings = replace(TINY, memory_gb=0.0)
+    pretrain_encoder(_volumes(), settings, tmp_path)
+    with pytest.raises(BadInput, match="voxels_sha256"):
+        pretrain_encoder(_volumes(seed=1), settings, tmp_path)
 
 
 def test_slicewise_encoders_can_be_pretrained(tmp_path: Path) -> None:

@@ -1,7 +1,11 @@
 """The loop: schedules, checkpoints that survive damage, resume without a trace, an orderly end."""
 
+import json
 import os
+import shutil
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,9 +17,21 @@ import torch
 from torch import Tensor, nn
 
 from core.randomness import stream
-from core.training import VOLATILE, Optimisation, learning_rate, minimise, read_events
-from data.errors import BadInput, Interrupted
+from core.training import (
+    VOLATILE,
+    Optimisation,
+    checkpoint_history,
+    checkpoint_step,
+    learning_rate,
+    minimise,
+    read_events,
+)
+from data.errors import BadInput, EnvironmentProblem, Interrupted
+from data.files import committed_directory, write_json
+from models.tensor_files import load_tensors, save_tensors
+from tests.small_disk import small_disk
 
+ROOT = Path(__file__).resolve().parents[1]
 QUICK = Optimisation(steps=8, lr=0.05, checkpoint_every=3)
 
 
@@ -84,6 +100,154 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(
     assert "step-00000006 is damaged" in caplog.text
     assert torch.equal(resumed.weight, whole.weight)
     assert _lasting(tmp_path / "cut") == _lasting(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("damage", [
+    "a manifest that is a list", "a manifest without files", "files that are a list", "a manifest of other bytes",
+    "an empty state", "no state", "no step", "a step that is a word", "another step", "a tensor less",
+    "a tensor of another shape", "a moment of another shape", "not UTF-8", "folders in place of files",
+])  # fmt: skip
+def test_whatever_is_wrong_with_the_newest_checkpoint_the_older_one_is_used_and_nothing_is_deleted(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = _linear()
+    _train(tmp_path / "whole", whole, QUICK)
+    with pytest.raises(_PowerCut):
+        _train(tmp_path / "cut", _linear(), QUICK, die_at=7)
+    newest = tmp_path / "cut" / "checkpoints" / "step-00000006"
+    _spoil(newest, damage)
+    files = sorted(path.name for path in newest.iterdir())
+    assert checkpoint_step(tmp_path / "cut") == 3
+    resumed, steps = _linear(), list[int]()
+    with caplog.at_level("WARNING"):
+        _train(tmp_path / "cut", resumed, QUICK, seen=steps)
+    assert steps[0] == 4
+    assert "step-00000006 is damaged, going back" in caplog.text
+    assert sorted(path.name for path in newest.with_name("damaged-step-00000006").iterdir()) == files
+    assert torch.equal(resumed.weight, whole.weight)
+    assert _lasting(tmp_path / "cut") == _lasting(tmp_path / "whole")
+
+
+def test_what_has_another_name_than_a_checkpoint_is_left_alone(tmp_path: Path) -> None:
+    with pytest.raises(_PowerCut):
+        _train(tmp_path, _linear(), QUICK, die_at=7)
+    foreign = tmp_path / "checkpoints" / "step-foo"
+    foreign.mkdir()
+    (tmp_path / "checkpoints" / "step-00000099").write_text("a file")
+    assert checkpoint_step(tmp_path) == 6
+    _train(tmp_path, _linear(), QUICK)
+    assert foreign.is_dir()
+    assert (tmp_path / "checkpoints" / "step-00000099").is_file()
+
+
+def test_without_a_whole_checkpoint_training_starts_anew_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = _linear()
+    _train(tmp_path / "whole", whole, QUICK)
+    with pytest.raises(_PowerCut):
+        _train(tmp_path / "cut", _linear(), QUICK, die_at=7)
+    for checkpoint in (tmp_path / "cut" / "checkpoints").iterdir():
+        _damage(checkpoint, "truncate")
+    assert checkpoint_step(tmp_path / "cut") == 0
+    again = _linear()
+    with caplog.at_level("WARNING"):
+        _train(tmp_path / "cut", again, QUICK)
+    assert "None of 2 checkpoints" in caplog.text
+    assert "starts anew" in caplog.text
+    assert torch.equal(again.weight, whole.weight)
+    assert _lasting(tmp_path / "cut") == _lasting(tmp_path / "whole")
+
+
+def test_a_journal_with_damaged_and_foreign_lines_survives_a_resume_and_keeps_them(tmp_path: Path) -> None:
+    _train(tmp_path / "whole", _linear(), QUICK)
+    with pytest.raises(_PowerCut):
+        _train(tmp_path / "cut", _linear(), QUICK, die_at=6)
+    journal = tmp_path / "cut" / "events.jsonl"
+    others = [b'{"kind": "evaluated", "test_subjects": 4}', b"\xff\xfe\x00", b"[1, 2]", b'{"loss": 1}',
+              b'{"step": "x"}', b'{"kind": "note", "step": 7, "message": "by hand"}', b'"\xc3\x28"']  # fmt: skip
+    first, *rest = journal.read_bytes().splitlines()
+    journal.write_bytes(b"\n".join([first, *others[:4], *rest, *others[4:], b'{"step": 9, "lo']))
+    _train(tmp_path / "cut", _linear(), QUICK)
+    assert _lasting(tmp_path / "cut") == _lasting(tmp_path / "whole")
+    lines = journal.read_bytes().splitlines()
+    assert [line for line in lines if line in others] == others
+    assert not [line for line in lines if line.startswith(b'{"step": 9')]
+
+
+def test_steps_that_come_twice_in_a_journal_are_read_once(tmp_path: Path) -> None:
+    lines = [{"step": step, "loss": 1.0} for step in (1, 2, 3, 4)] + [{"step": step, "loss": 2.0} for step in (3, 4, 5)]
+    (tmp_path / "events.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    read = read_events(tmp_path / "events.jsonl")
+    assert [(event["step"], event["loss"]) for event in read] == [(1, 1.0), (2, 1.0), (3, 2.0), (4, 2.0), (5, 2.0)]
+
+
+def test_a_checkpoint_that_finds_no_room_stops_training_and_the_same_call_goes_on_when_there_is_some(
+    tmp_path: Path,
+) -> None:
+    def wide() -> nn.Linear:
+        module = nn.Linear(3, 20_000, bias=False)
+        nn.init.constant_(module.weight, 0.5)
+        return module
+
+    whole, cut, resumed = wide(), wide(), wide()
+    _train(tmp_path / "whole", whole, QUICK)
+    with small_disk(tmp_path / "disk", 4) as disk:
+
+        def loss_of_step(step: int) -> tuple[Tensor, dict[str, float]]:
+            if step == 5:
+                disk.fill(8192)
+            return _loss(cut)(step)
+
+        with pytest.raises(EnvironmentProblem, match=r"needs more than \d{6} bytes; free now: \d+"):
+            minimise({"m": cut}, loss_of_step, QUICK, disk.root / "run", config={"a": 1}, device=torch.device("cpu"))
+        assert checkpoint_step(disk.root / "run") == 3
+        disk.empty()
+        _train(disk.root / "run", resumed, QUICK)
+        assert torch.equal(resumed.weight, whole.weight)
+        assert _lasting(disk.root / "run") == _lasting(tmp_path / "whole")
+
+
+SITES = (
+    "checkpoint.after_state:1", "checkpoint.after_state:2", "json.before_rename:2", "json.before_rename:3",
+    "commit.before_manifest:1", "commit.before_manifest:3", "commit.after_manifest:2", "commit.after_rename:2",
+    "checkpoint.before_prune:1", "checkpoint.before_prune:3",
+)  # fmt: skip
+
+
+def test_killed_at_any_step_of_writing_a_checkpoint_training_ends_with_the_same_bits(tmp_path: Path) -> None:
+    _train(tmp_path / "whole", _linear(), QUICK)
+    program = (
+        "import os, sys\nfrom pathlib import Path\nimport torch\n"
+        "from tests.test_training import QUICK, _linear, _train\n"
+        "torch.set_num_threads(1)\nroot = Path(sys.argv[1])\n"
+        "for site in sys.argv[2:]:\n"
+        "    child = os.fork()\n"
+        "    if child == 0:\n"
+        "        os.environ['DICESCOPE_FAULT'] = site + ':kill'\n"
+        "        _train(root / site, _linear(), QUICK)\n"
+        "        os._exit(0)\n"
+        "    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -9, site\n"
+    )
+    subprocess.run([sys.executable, "-c", program, str(tmp_path), *SITES], cwd=ROOT, check=True)
+    for site in SITES:
+        resumed = _linear()
+        _train(tmp_path / site, resumed, QUICK)
+        last = Path("checkpoints", "step-00000008", "state.safetensors")
+        assert (tmp_path / site / last).read_bytes() == (tmp_path / "whole" / last).read_bytes(), site
+        assert _lasting(tmp_path / site) == _lasting(tmp_path / "whole"), site
+        names = sorted(path.name for path in (tmp_path / site / "checkpoints").iterdir())
+        assert names == ["step-00000006", "step-00000008"], site
+
+
+def test_a_checkpoint_says_by_how_many_threads_it_came_about(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("core.training.computed_by", lambda: "1 threads")
+    with pytest.raises(_PowerCut):
+        _train(tmp_path, _linear(), QUICK, die_at=5)
+    assert checkpoint_history(tmp_path) == ("1 threads",)
+    monkeypatch.setattr("core.training.computed_by", lambda: "2 threads")
+    _train(tmp_path, _linear(), QUICK)
+    assert checkpoint_history(tmp_path) == ("1 threads", "2 threads")
 
 
 def test_a_torn_last_line_of_the_journal_leaves_no_trace(tmp_path: Path) -> None:
@@ -247,6 +411,41 @@ def _train(
 
 def _lasting(directory: Path) -> list[dict[str, object]]:
     return [{k: v for k, v in e.items() if k not in VOLATILE} for e in read_events(directory / "events.jsonl")]
+
+
+def _spoil(checkpoint: Path, damage: str) -> None:
+    """Damage that keeps the rest in order: where a file is changed, the manifest is made anew for it."""
+    state, step, manifest = (checkpoint / name for name in ("state.safetensors", "step.json", "manifest.json"))
+    tensors, described = load_tensors(state), json.loads(step.read_text())
+    if damage.startswith(("a manifest", "files", "not", "folders")):
+        files = json.loads(manifest.read_text())["files"]
+        manifest.write_bytes({
+            "a manifest that is a list": b"[]",
+            "a manifest without files": b'{"schema": 1}',
+            "files that are a list": json.dumps({"schema": 1, "files": list(files)}).encode(),
+            "a manifest of other bytes": json.dumps({"schema": 1, "files": dict.fromkeys(files, "0" * 64)}).encode(),
+            "not UTF-8": b"\xff\xfe",
+            "folders in place of files": json.dumps({"schema": 1, "files": {".": "0" * 64}}).encode(),
+        }[damage])  # fmt: skip
+        return
+    manifest.unlink()
+    with committed_directory(checkpoint.with_name("other")) as scratch:
+        changed = dict(tensors)
+        if damage == "a tensor less":
+            changed = {name: value for name, value in tensors.items() if name != "m.weight"}
+        elif damage == "a tensor of another shape":
+            changed["m.weight"] = torch.zeros(2, 3)
+        elif damage == "a moment of another shape":
+            changed["adamw/m.weight/exp_avg"] = torch.zeros(2, 3)
+        if damage != "no state":
+            save_tensors(scratch / state.name, changed)
+        if damage == "an empty state":
+            (scratch / state.name).write_bytes(b"")
+        said = {"a step that is a word": "six", "another step": 5}.get(damage, 6)
+        if damage != "no step":
+            write_json(scratch / step.name, described | {"step": said})
+    shutil.rmtree(checkpoint)
+    checkpoint.with_name("other").rename(checkpoint)
 
 
 def _damage(checkpoint: Path, damage: str) -> None:

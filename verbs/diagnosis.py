@@ -12,7 +12,17 @@ from rich.table import Table
 from core.progress import open_progress
 from core.store import Run, open_run
 from data.errors import FORESEEN, BadInput, EnvironmentProblem, IntegrityError, together
-from verbs.shared import EXIT_OK, OneRun, TakeOver, console, interval_text, number_text, print_json, runs_flag
+from verbs.shared import (
+    EXIT_OK,
+    OneRun,
+    TakeOver,
+    console,
+    interval_text,
+    number_text,
+    print_json,
+    runs_flag,
+    tell_versions,
+)
 
 Protocol = Literal["healthy", "validation"]
 
@@ -107,8 +117,14 @@ class DetectionLimitsVerb(OneRun):
     """Diameters of the planted lesions, mm."""
     contrasts_sd: tuple[float, ...] = (-4.0, -3.0, -2.0, -1.0, 1.0, 2.0, 3.0, 4.0)
     """Contrasts, in standard deviations of healthy scans; negative is darker."""
+    sites: tuple[str, ...] = ("grey", "white", "deep")
+    """Where lesions are planted: grey, white, deep (both, far inside), or brain."""
     per_cell: int = 12
-    """Lesions of each diameter and contrast."""
+    """Lesions of each diameter, contrast and site."""
+    fp_ml_per_scan: tuple[float, ...] = (0.1, 1.0, 5.0, 20.0)
+    """False-positive volumes at which thresholds are set, mL per healthy scan."""
+    scans: tuple[str, ...] = ()
+    """Healthy calibration or test subjects to plant into; chosen by themselves when not given."""
     seed: int = 0
     """Of places and shapes."""
     take_over: TakeOver = False
@@ -175,9 +191,11 @@ def _diagnose(arguments: DiagnoseVerb) -> int:
     from core.diagnosis.diagnose import diagnose
 
     run = open_run(arguments.runs, arguments.run, "detector")
+    tell_versions(run)
     found = diagnose(run, open_progress(), layer_set=arguments.layers or None, protocol=arguments.protocol)
     if arguments.json:
         print_json(found)
+        _refuse_damaged(found)
         return EXIT_OK
     _print_ladder(found)
     _print_error_map(found)
@@ -185,7 +203,14 @@ def _diagnose(arguments: DiagnoseVerb) -> int:
     print(found["verdict"]["sentence"])
     for note in found["notes"]:
         print(f"note: {note}")
+    _refuse_damaged(found)
     return EXIT_OK
+
+
+def _refuse_damaged(found: Mapping[str, Any] | None) -> None:
+    """After everything that could be told: IntegrityError when something that belongs to it could not be read."""
+    if found is not None and found["damaged"]:
+        raise IntegrityError("Left out, because it is damaged: " + " ".join(found["damaged"]))
 
 
 def _print_ladder(found: Mapping[str, Any]) -> None:
@@ -244,6 +269,7 @@ def _what_if(arguments: WhatIfVerb) -> int:
     from core.diagnosis.whatif import applicable, run_what_if
 
     run = open_run(arguments.runs, arguments.run, "detector")
+    tell_versions(run)
     if not arguments.names:
         rows = applicable(run)
         if arguments.json:
@@ -301,6 +327,7 @@ def _post_processing(arguments: PostProcessingVerb) -> int:
     from core.diagnosis.verdict import settings_text
 
     run = open_run(arguments.runs, arguments.run, "detector")
+    tell_versions(run)
     result = run_post_processing(run, open_progress(), layer_set=arguments.layers or None, workers=arguments.workers)
     if arguments.export is not None:
         from core.diagnosis.applied import export_post_processed
@@ -341,12 +368,16 @@ def _detection_limits(arguments: DetectionLimitsVerb) -> int:
     from core.diagnosis.limit_tables import limit_lines
 
     run = open_run(arguments.runs, arguments.run, "detector")
+    tell_versions(run)
     result = run_detection_limits(
         run,
         open_progress(),
         layer_set=arguments.layers or None,
         diameters_mm=arguments.diameters_mm,
         contrasts_sd=arguments.contrasts_sd,
+        sites=arguments.sites,
+        scans=arguments.scans or None,
+        fp_ml_per_scan=arguments.fp_ml_per_scan,
         per_cell=arguments.per_cell,
         seed=arguments.seed,
     )
@@ -369,6 +400,7 @@ def _report(arguments: ReportVerb) -> int:
     from core.report import write_report
 
     run = open_run(arguments.runs, arguments.run, "detector")
+    tell_versions(run)
     progress = open_progress()
     try:
         found = diagnose(run, progress, layer_set=arguments.layers or None, protocol=arguments.protocol)
@@ -381,6 +413,7 @@ def _report(arguments: ReportVerb) -> int:
         print_json({"run_id": run.run_id, "report": str(path)})
     else:
         print(f"{path}: open it in any browser; it prints to PDF from there.")
+    _refuse_damaged(found)
     return EXIT_OK
 
 

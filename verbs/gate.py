@@ -3,14 +3,15 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 
-from core.gating import Cut
 from core.progress import open_progress
 from core.store import open_run
-from verbs.shared import EXIT_OK, RUNS, TakeOver, console, number_text, print_json, runs_flag
+from verbs.shared import EXIT_OK, RUNS, TakeOver, console, number_text, print_json, runs_flag, tell_versions
+
+Cut = Literal["validation", "healthy"]
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class GateVerb:
 
 
 def _gate(arguments: GateVerb) -> int:
-    from core.evaluation import read_metrics
+    from core.evaluated import read_metrics
     from core.gating import make_gated
 
     run = make_gated(
@@ -65,6 +66,7 @@ def _gate(arguments: GateVerb) -> int:
         fp_ml_per_scan=arguments.fp_ml,
         workers=arguments.workers,
     )
+    tell_versions(run)
     recipe, metrics = run.record["recipe"], read_metrics(run)
     figures = metrics["sets"][metrics["headline"]]["native"]
     if arguments.json:

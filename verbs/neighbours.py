@@ -11,7 +11,7 @@ from rich.table import Table
 
 from core.store import Run, open_run
 from data.errors import BadInput
-from verbs.shared import EXIT_OK, RUNS, console, print_json
+from verbs.shared import EXIT_OK, RUNS, console, print_json, tell_versions
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,7 @@ def _checked_run(arguments: NeighboursVerb) -> Run:
     if arguments.picture is not None:
         refuse_unwritable(arguments.picture)
     run = open_run(arguments.runs, arguments.run, "detector")
+    tell_versions(run)
     refuse_no_bank(run)
     refuse_unknown_subject(run, arguments.subject)
     if arguments.layers:

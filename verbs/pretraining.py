@@ -3,20 +3,18 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
-from rich.table import Table
 
-from core.experiment import DataSource
-from core.features import FeatureSettings
-from core.pretraining_comparison import ComparisonPlan, compare_pretraining
-from core.pretraining_table import CHOICE_TITLES, CHOICES, FIGURE_TITLES, FIGURES, correlation_lines
+from core.feature_settings import FeatureSettings
 from core.progress import open_progress
-from core.simclr import SimclrSettings
-from core.two_level import number_text, span_text
+from core.simclr_settings import SimclrSettings
 from data.preprocessing import Preprocessing
 from verbs.shared import EXIT_OK, RUNS, TakeOver, console, print_json, runs_flag
+
+if TYPE_CHECKING:
+    from core.pretraining_comparison import ComparisonPlan
 
 
 @dataclass(frozen=True)
@@ -45,6 +43,14 @@ class ComparePretrainingVerb:
     """Layers of the Gaussian; 'input' is the intensity itself."""
     grid: str = FeatureSettings.grid
     """Feature grid: millimetres such as 4mm, or a layer's name."""
+    reduction: Literal["none", "draw", "pca"] = FeatureSettings.reduction
+    """How channels become fewer."""
+    max_channels: int = FeatureSettings.max_channels
+    """Channels kept per layer when reduced."""
+    neighbourhood: int = FeatureSettings.neighbourhood
+    """Edge of the cube of a layer's own cells whose mean makes a feature; 1: the cell alone."""
+    feature_seed: int = FeatureSettings.seed
+    """Of the channels that --reduction draw keeps."""
     memory: float = 6.0
     """Peak memory for fitting and scoring, GB."""
     workers: int = 2
@@ -65,24 +71,42 @@ class ComparePretrainingVerb:
     take_over: TakeOver = False
 
 
-def _compare_pretraining(arguments: ComparePretrainingVerb) -> int:
-    source = DataSource(
-        arguments.cohort, arguments.layout, arguments.split, arguments.split_seed, arguments.preprocessing
-    )
-    plan = ComparisonPlan(
+def plan_of(arguments: ComparePretrainingVerb) -> "ComparisonPlan":
+    """What is to be compared, and with which budget."""
+    from core.pretraining_comparison import ComparisonPlan
+
+    return ComparisonPlan(
         name=arguments.name,
         variants=arguments.variants,
         views=arguments.views,
         also=arguments.also,
         seeds=arguments.seeds,
         simclr=arguments.simclr,
-        features=FeatureSettings(layers=arguments.layers, grid=arguments.grid),
+        features=FeatureSettings(
+            layers=arguments.layers,
+            grid=arguments.grid,
+            reduction=arguments.reduction,
+            max_channels=arguments.max_channels,
+            seed=arguments.feature_seed,
+            neighbourhood=arguments.neighbourhood,
+        ),
         memory_gb=arguments.memory,
+    )
+
+
+def _compare_pretraining(arguments: ComparePretrainingVerb) -> int:
+    from core.experiment import DataSource
+    from core.pretraining_comparison import compare_pretraining
+    from core.pretraining_table import correlation_lines
+    from verbs.pretraining_tables import comparison_tables
+
+    source = DataSource(
+        arguments.cohort, arguments.layout, arguments.split, arguments.split_seed, arguments.preprocessing
     )
     found = compare_pretraining(
         arguments.runs,
         source,
-        plan,
+        plan_of(arguments),
         open_progress(),
         workers=arguments.workers,
         visibility=arguments.visibility,
@@ -90,90 +114,14 @@ def _compare_pretraining(arguments: ComparePretrainingVerb) -> int:
     if arguments.json:
         print_json(found)
         return EXIT_OK
-    alone = not found["controls"][0]["layers"]  # of one layer, the chosen set and all layers are the same
-    for choice in CHOICES[:1] if alone else CHOICES:
-        console().print(_dice_table(found, choice))
-        console().print(_difference_table(found, choice))
-    if not alone:
-        console().print(_layer_table(found))
+    for table in comparison_tables(found):
+        console().print(table)
     for failure in found["failed"]:
         print(f"failed: {failure['variant']}, views {failure['views']}, seed {failure['seed']}: {failure['error']}")
     for line in (*correlation_lines(found["correlation"]), found["verdict"]["text"]):
         print(line)
     print(f"See it on the Training page: python cli.py app{runs_flag(arguments.runs)}")
     return EXIT_OK
-
-
-def _dice_table(found: Mapping[str, Any], choice: str) -> Table:
-    measured = any(row["visibility"] for row in found["rows"])
-    several = len(found["plan"]["seeds"]) > 1
-    visibility = (
-        " Visibility: movement of features under planted lesions divided by that under the run's own views, mean over "
-        "the fitted layers; python cli.py visibility RUN."
-    )
-    table = Table(
-        "encoder",
-        "seeds",
-        "loss / chance",
-        "top-1",
-        "candidates",
-        *(["visibility"] if measured else []),
-        *(FIGURE_TITLES[f] for f in FIGURES),
-        title=f"Native space, {CHOICE_TITLES[choice]}",
-        caption=f"{'Mean over seeds; ' if several else ''}95 % interval of a two-level bootstrap over "
-        f"{found['n_subjects']} lesion-bearing test subjects"
-        f"{' and over seeds' if several else '; one seed says nothing about another training'}. Overview's intervals "
-        "are over subjects alone, by another bootstrap, so they differ a little. Healthy threshold: the "
-        f"{found['quantile']:g} quantile of healthy calibration voxels. Oracle columns chose their threshold on test "
-        f"labels.{visibility if measured else ''}",
-    )
-    for row in (*found["rows"], *found["controls"]):
-        end = row["contrastive"] or {}
-        figures = row["choices"][choice]["figures"]
-        table.add_row(
-            row["title"],
-            str(len(row["seeds"]) or "–"),
-            number_text(end.get("loss_share"), 2),
-            number_text(end.get("top1"), 2),
-            number_text(end.get("candidates"), 0),
-            *([number_text((row["visibility"] or {}).get("trained"), 2)] if measured else []),
-            *(span_text(figures[f]) for f in FIGURES),
-        )
-    return table
-
-
-def _difference_table(found: Mapping[str, Any], choice: str) -> Table:
-    told = ("validation", "healthy", "ceil_dice")
-    table = Table(
-        "encoder",
-        *(f"{FIGURE_TITLES[f]}: minus untrained" for f in told),
-        *(f"{FIGURE_TITLES[f]}: minus |z|" for f in told),
-        "seed SD, validation",
-        title=f"Differences, {CHOICE_TITLES[choice]}",
-        caption="Paired on the same subjects, against the untrained encoder of the same seed, and against |z|.",
-    )
-    for row in (*found["rows"], found["controls"][0]):
-        own = row["choices"][choice]
-        gains = [span_text(own[side].get(f), signed=True) for side in ("minus_untrained", "minus_zscore") for f in told]
-        spread = (own["figures"]["validation"] or {}).get("seed_sd")
-        table.add_row(row["title"], *gains, number_text(spread))
-    return table
-
-
-def _layer_table(found: Mapping[str, Any]) -> Table:
-    untrained = found["controls"][0]
-    layers = list(untrained["layers"])
-    table = Table(
-        "encoder", *layers, title="One layer alone: ⌈Dice⌉ (pooled oracle) and its difference to the untrained encoder"
-    )
-    for row in (untrained, *found["rows"]):
-        cells = []
-        for layer in layers:
-            own = row["layers"][layer]
-            gain = span_text(own["minus_untrained"], signed=True)
-            cells.append(number_text(own["ceil_dice"]["mean"]) + (f" ({gain})" if gain else ""))
-        table.add_row(row["title"], *cells)
-    return table
 
 
 PRETRAINING_VERBS: Mapping[str, tuple[Any, Callable[[Any], int]]] = {

@@ -2,12 +2,16 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
+
+from core.store import Run
+from core.versions import version_notes
 
 EXIT_OK, EXIT_BAD_INPUT, EXIT_ENVIRONMENT, EXIT_INTEGRITY, EXIT_INTERRUPTED, EXIT_BUG = 0, 2, 3, 4, 5, 6
 RUNS = Path("runs")
@@ -30,6 +34,12 @@ class OneRun:
     """Directory that holds the runs."""
     json: bool = False
     """Print JSON."""
+
+
+def tell_versions(run: Run) -> None:
+    """On standard error, what a reader of this run's numbers has to know of versions."""
+    for note in version_notes(run):
+        print(f"note: {note}", file=sys.stderr)
 
 
 def runs_flag(runs: Path) -> str:
@@ -57,7 +67,17 @@ def interval_text(found: dict[str, Any] | None, *, key: str = "mean", signed: bo
     return number_text(found[key], signed=signed) + span
 
 
+def columns_text(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of plain columns, each as wide as its widest cell, with nothing cut; line breaks in a cell are shown."""
+    table = [[cell.replace("\n", "\\n") for cell in row] for row in (heading, *rows)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in table]
+
+
 def print_json(value: Any) -> None:
-    """JSON for another program; no NaN."""
+    """JSON for another program; no NaN. A list has one item a line: thousands of them are written at once."""
+    if isinstance(value, list) and value:
+        print("[\n" + ",\n".join(json.dumps(item, allow_nan=False) for item in value) + "\n]")
+        return
     json.dump(value, sys.stdout, indent=1, allow_nan=False)
     print()

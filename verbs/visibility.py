@@ -11,10 +11,12 @@ from rich.table import Table
 from core.progress import open_progress
 from core.recipes import as_json
 from core.store import open_run
-from core.views import VIEW_SETS, ViewSettings
+from core.view_settings import VIEW_SETS, ViewSettings, check_crop
+from core.visibility.settings import VisibilitySettings
 from data.errors import BadInput
 from data.preprocessing import Preprocessing
-from verbs.shared import EXIT_OK, RUNS, OneRun, TakeOver, console, interval_text, number_text, print_json
+from data.template import working_grid
+from verbs.shared import EXIT_OK, RUNS, OneRun, TakeOver, console, interval_text, number_text, print_json, tell_versions
 
 _RATIO_WORDS = (
     "How far a change moves the features after training, divided by before. Views below 1: the encoder has learned to "
@@ -32,6 +34,18 @@ class VisibilityVerb(OneRun):
 
     scans: int = 6
     """Healthy training scans to look at; lesions are planted into copies of them."""
+    window_voxels: int = VisibilitySettings.window_voxels
+    """Edge of the part in the middle of the scan that the network sees; a training crop that is smaller is used."""
+    draws: int = VisibilitySettings.draws
+    """Views of each kind and scan."""
+    whole_views: int = VisibilitySettings.whole_views
+    """Views of each scan as training draws them."""
+    diameters_mm: tuple[float, ...] = VisibilitySettings.diameters_mm
+    """Of the planted lesions."""
+    contrasts: tuple[float, ...] = VisibilitySettings.contrasts
+    """Of the planted lesions, 0 to 1."""
+    places: int = VisibilitySettings.places
+    """Lesions planted together into a scan, at least 32 mm apart, as far as there is room."""
     seed: int = 0
     """Of scans, views, places and textures."""
     take_over: TakeOver = False
@@ -71,12 +85,22 @@ class VisibilityBeforeVerb:
 
 
 def _visibility(arguments: VisibilityVerb) -> int:
-    from core.visibility.changes import VisibilitySettings, check_settings
+    from core.visibility.changes import check_settings
     from core.visibility.runs import visibility_of_run
 
-    settings = VisibilitySettings(scans=arguments.scans, seed=arguments.seed)
+    settings = VisibilitySettings(
+        scans=arguments.scans,
+        window_voxels=arguments.window_voxels,
+        draws=arguments.draws,
+        whole_views=arguments.whole_views,
+        diameters_mm=arguments.diameters_mm,
+        contrasts=arguments.contrasts,
+        places=arguments.places,
+        seed=arguments.seed,
+    )
     check_settings(settings)
     run = open_run(arguments.runs, arguments.run, "encoder")
+    tell_versions(run)
     found = visibility_of_run(run, open_progress(), settings)
     if arguments.json:
         print_json(found)
@@ -89,12 +113,14 @@ def _visibility(arguments: VisibilityVerb) -> int:
 
 def _visibility_before(arguments: VisibilityBeforeVerb) -> int:
     from core.experiment import DataSource, prepare
-    from core.visibility.changes import VisibilitySettings, check_settings
+    from core.visibility.changes import check_settings
     from core.visibility.runs import encoder_settings, visibility_before
 
     settings = VisibilitySettings(scans=arguments.scans, seed=arguments.seed)
     check_settings(settings)  # before minutes of preparing
     views = _views(arguments)
+    check_crop(views, working_grid(arguments.preprocessing.spacing_mm).shape)
+    encoder = encoder_settings(arguments.architecture, arguments.width, arguments.seed)
     source = DataSource(
         arguments.cohort, arguments.layout, arguments.split, arguments.split_seed, arguments.preprocessing
     )
@@ -103,7 +129,7 @@ def _visibility_before(arguments: VisibilityBeforeVerb) -> int:
     found = visibility_before(
         study.volumes("train"),
         views,
-        encoder_settings(arguments.architecture, arguments.width, arguments.seed),
+        encoder,
         settings,
         progress,
     )

@@ -10,12 +10,12 @@ from core.detectors.gated import Gated
 from core.detectors.intensity import Intensity
 from core.detectors.patchcore import PatchCore
 from core.detectors.voxel_zscore import VoxelZScore
-from core.features import FeatureSettings, every_layer_set
+from core.feature_settings import FeatureSettings, every_layer_set
 from core.memory_bank.settings import BankSettings
 from core.recipes import as_json, from_json
 from core.types import LayerSet
 from data.errors import BadInput
-from models.encoder import EncoderSettings
+from models.settings import EncoderSettings
 
 Layered = FeatureGaussian | PatchCore
 AnyDetector = Layered | Intensity | VoxelZScore | Gated

@@ -6,30 +6,27 @@ PaDiM (Defard et al. 2020, arXiv:2011.08785) in 3-D, over any encoder. One fit s
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
 from jaxtyping import Float32
-from torch import Tensor
 
-from core.distributed import device
-from core.features import (
-    FeatureExtractor,
-    FeatureSettings,
-    every_layer_set,
-    load_extractor,
-    make_extractor,
-    network_for,
-)
-from core.gaussian import GaussianSettings, VoxelGaussian, fit_gaussian, plan_memory
-from core.memory_plan import subjects_together
+from core.feature_settings import FeatureSettings, every_layer_set
+from core.memory_plan import GaussianSettings, plan_memory, subjects_together
 from core.recipes import as_json, from_json
 from core.scoring import to_score_map
 from core.types import FeatureLayout, LayerSet, Monitor, ScoreMap, silent
 from data.errors import BadInput
 from data.files import read_json, write_json
+from data.room import size
 from data.volume import Volume
-from models.encoder import EncoderSettings, load_encoder, save_encoder
+from models.settings import EncoderSettings
+
+if TYPE_CHECKING:  # a recipe alone, as in the catalogue, needs no torch
+    from torch import Tensor
+
+    from core.features import FeatureExtractor
+    from core.gaussian import VoxelGaussian
 
 
 @dataclass(eq=False)
@@ -55,8 +52,8 @@ class FeatureGaussian:
 
     plan_text_: str = field(default="", init=False, repr=False)
     """The memory law of the last fit, in words."""
-    extractor_: FeatureExtractor | None = field(default=None, init=False, repr=False)
-    gaussian_: VoxelGaussian | None = field(default=None, init=False, repr=False)
+    extractor_: "FeatureExtractor | None" = field(default=None, init=False, repr=False)
+    gaussian_: "VoxelGaussian | None" = field(default=None, init=False, repr=False)
     encoder_settings_: EncoderSettings | None = field(default=None, init=False, repr=False)
 
     @property
@@ -71,6 +68,11 @@ class FeatureGaussian:
 
     def fit(self, train: Sequence[Volume], monitor: Monitor = silent) -> Self:
         """Learn the healthy Gaussian of every position. `monitor` gets one call per volume."""
+        from core.disk_plan import detector_bytes
+        from core.distributed import device
+        from core.features import make_extractor, network_for
+        from core.gaussian import fit_gaussian
+
         if not train:
             raise BadInput("No training volume. Give at least two healthy subjects.")
         network, self.encoder_settings_ = network_for(self.encoder, self.weights, len(train[0].contrasts))
@@ -85,7 +87,9 @@ class FeatureGaussian:
             self._limit_bytes,
         )
         self.plan_text_ = plan.text
-        monitor(0, {"planned_bytes": float(plan.peak_bytes), "total": float(len(train))})
+        stored = detector_bytes(plan.stored_bytes, layout, network, self.extractor_.projections)
+        self.plan_text_ += f" Takes {size(stored)} on disk."
+        monitor(0, {"planned_bytes": float(plan.peak_bytes), "disk_bytes": float(stored), "total": float(len(train))})
         self.gaussian_ = fit_gaussian(
             self._feature_rows(train, monitor),
             layout.lookup,
@@ -136,6 +140,8 @@ class FeatureGaussian:
 
     def save(self, directory: Path) -> None:
         """Encoder, feature layout and Gaussian; everything that `load` needs."""
+        from models.encoder import save_encoder
+
         extractor, gaussian = self._fitted()
         assert self.encoder_settings_ is not None
         save_encoder(extractor.encoder, self.encoder_settings_, directory / "encoder")
@@ -146,6 +152,11 @@ class FeatureGaussian:
     @classmethod
     def load(cls, directory: Path) -> Self:
         """Read what `save` wrote."""
+        from core.distributed import device
+        from core.features import load_extractor
+        from core.gaussian import VoxelGaussian
+        from models.encoder import load_encoder
+
         detector = from_json(cls, read_json(directory / "detector.json")["recipe"])
         network, detector.encoder_settings_ = load_encoder(directory / "encoder")
         detector.extractor_ = load_extractor(directory, network, detector.features, device())
@@ -156,13 +167,13 @@ class FeatureGaussian:
     def _limit_bytes(self) -> int:
         return int(self.memory_gb * 1e9)
 
-    def _feature_rows(self, volumes: Sequence[Volume], monitor: Monitor) -> Iterator[Mapping[str, Tensor]]:
+    def _feature_rows(self, volumes: Sequence[Volume], monitor: Monitor) -> "Iterator[Mapping[str, Tensor]]":
         assert self.extractor_ is not None
         for number, volume in enumerate(volumes, start=1):
             yield self.extractor_(volume).rows
             monitor(number, {"total": float(len(volumes))})
 
-    def _fitted(self) -> tuple[FeatureExtractor, VoxelGaussian]:
+    def _fitted(self) -> "tuple[FeatureExtractor, VoxelGaussian]":
         if self.extractor_ is None or self.gaussian_ is None:
             raise RuntimeError("This FeatureGaussian is not fitted. Call fit(train), or load one from a run.")
         return self.extractor_, self.gaussian_

@@ -7,24 +7,12 @@ scores every combination of its layers.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 from jaxtyping import Float32, Int64
-from torch import Tensor
 
-from core.distributed import device
-from core.features import (
-    FeatureExtractor,
-    FeatureSettings,
-    every_layer_set,
-    load_extractor,
-    make_extractor,
-    network_for,
-)
-from core.memory_bank.bank import MemoryBank
-from core.memory_bank.plan import plan_bank
-from core.memory_bank.search import Found
+from core.feature_settings import FeatureSettings, every_layer_set
 from core.memory_bank.settings import BankSettings
 from core.memory_plan import subjects_together
 from core.recipes import as_json, from_json
@@ -32,8 +20,16 @@ from core.scoring import to_score_map
 from core.types import FeatureLayout, LayerSet, Monitor, ScoreMap, silent
 from data.errors import BadInput
 from data.files import read_json, write_json
+from data.room import size
 from data.volume import Volume
-from models.encoder import EncoderSettings, load_encoder, save_encoder
+from models.settings import EncoderSettings
+
+if TYPE_CHECKING:  # a recipe alone, as in the catalogue, needs no torch
+    from torch import Tensor
+
+    from core.features import FeatureExtractor
+    from core.memory_bank.bank import MemoryBank
+    from core.memory_bank.search import Found
 
 
 @dataclass(eq=False)
@@ -63,8 +59,8 @@ class PatchCore:
     """What the last fit was expected to need, in words."""
     index_cache_: Path | None = field(default=None, init=False, repr=False)
     """Where the search index of this bank is kept between processes; None: in memory only."""
-    extractor_: FeatureExtractor | None = field(default=None, init=False, repr=False)
-    bank_: MemoryBank | None = field(default=None, init=False, repr=False)
+    extractor_: "FeatureExtractor | None" = field(default=None, init=False, repr=False)
+    bank_: "MemoryBank | None" = field(default=None, init=False, repr=False)
     encoder_settings_: EncoderSettings | None = field(default=None, init=False, repr=False)
     whole_: "PatchCore | None" = field(default=None, init=False, repr=False)
     """Of a narrowed detector: the one that has all layers."""
@@ -81,6 +77,9 @@ class PatchCore:
 
     def fit(self, train: Sequence[Volume], monitor: Monitor = silent) -> Self:
         """Build the bank from the patches of healthy volumes. `monitor` gets a call per volume, then the selection."""
+        from core.distributed import device
+        from core.features import make_extractor, network_for
+
         if not train:
             raise BadInput("No training volume. Give at least two healthy subjects.")
         network, self.encoder_settings_ = network_for(self.encoder, self.weights, len(train[0].contrasts))
@@ -113,7 +112,7 @@ class PatchCore:
         return self.distances_of([extractor(volume).rows for volume in volumes], layer_sets)
 
     def distances_of(
-        self, rows: Sequence[Mapping[str, Tensor]], layer_sets: Sequence[LayerSet] | None = None
+        self, rows: "Sequence[Mapping[str, Tensor]]", layer_sets: Sequence[LayerSet] | None = None
     ) -> Float32[np.ndarray, "layer_sets volumes positions"]:
         """`distances` of volumes whose features are there already."""
         bank, wanted = self._searchable(), tuple(layer_sets or self.layer_sets)
@@ -208,6 +207,8 @@ class PatchCore:
 
     def save(self, directory: Path) -> None:
         """Encoder, feature layout and bank; everything that `load` needs. No search index: it is made from the bank."""
+        from models.encoder import save_encoder
+
         extractor, bank = self._fitted()
         assert self.encoder_settings_ is not None
         save_encoder(extractor.encoder, self.encoder_settings_, directory / "encoder")
@@ -218,6 +219,11 @@ class PatchCore:
     @classmethod
     def load(cls, directory: Path) -> Self:
         """Read what `save` wrote."""
+        from core.distributed import device
+        from core.features import load_extractor
+        from core.memory_bank.bank import MemoryBank
+        from models.encoder import load_encoder
+
         detector = from_json(cls, read_json(directory / "detector.json")["recipe"])
         network, detector.encoder_settings_ = load_encoder(directory / "encoder")
         detector.extractor_ = load_extractor(directory, network, detector.features, device())
@@ -229,12 +235,19 @@ class PatchCore:
         return int(self.memory_gb * 1e9)
 
     def _build(self, train: Sequence[Volume], monitor: Monitor) -> None:
+        from core.disk_plan import detector_bytes
+        from core.distributed import device
+        from core.memory_bank.bank import MemoryBank
+        from core.memory_bank.plan import plan_bank
+
         assert self.extractor_ is not None
         layout = self.extractor_.layout
         self.bank_ = None
         plan = plan_bank(len(train), layout, self.bank, self._limit_bytes)
         self.plan_text_ = plan.text
-        monitor(0, {"planned_bytes": float(plan.peak_bytes), "total": float(len(train))})
+        stored = detector_bytes(plan.stored_bytes, layout, self.extractor_.encoder, self.extractor_.projections)
+        self.plan_text_ += f" Takes {size(stored)} on disk."
+        monitor(0, {"planned_bytes": float(plan.peak_bytes), "disk_bytes": float(stored), "total": float(len(train))})
         self.bank_ = MemoryBank.build(
             self._feature_rows(train),
             [volume.subject_id for volume in train],
@@ -245,7 +258,7 @@ class PatchCore:
             monitor=lambda number, values: monitor(*_step(number, values, len(train))),
         )
 
-    def _feature_rows(self, volumes: Sequence[Volume]) -> Iterator[Mapping[str, Tensor]]:
+    def _feature_rows(self, volumes: Sequence[Volume]) -> "Iterator[Mapping[str, Tensor]]":
         assert self.extractor_ is not None
         for volume in volumes:
             yield self.extractor_(volume).rows
@@ -260,7 +273,7 @@ class PatchCore:
         changed.extractor_ = extractor if whole else replace(extractor, settings=features)
         return changed
 
-    def _searchable(self) -> MemoryBank:
+    def _searchable(self) -> "MemoryBank":
         """The bank, with its index where it is searched by one."""
         bank = self._fitted()[1]
         if self.bank.search != "exact" and bank.index is None:
@@ -268,7 +281,7 @@ class PatchCore:
         return bank
 
     def _subject_scores(
-        self, found: Found, number: int, volume: Volume, rows: Mapping[str, Tensor]
+        self, found: "Found", number: int, volume: Volume, rows: "Mapping[str, Tensor]"
     ) -> dict[LayerSet, float]:
         inside = _in_brain(self.layout_, volume)
         scores = {}
@@ -278,7 +291,7 @@ class PatchCore:
             scores[layers] = self._fitted()[1].reweighted(rows, position, entry, layers)
         return scores
 
-    def _fitted(self) -> tuple[FeatureExtractor, MemoryBank]:
+    def _fitted(self) -> "tuple[FeatureExtractor, MemoryBank]":
         if self.extractor_ is None or self.bank_ is None:
             raise RuntimeError("This PatchCore is not fitted. Call fit(train), or load one from a run.")
         return self.extractor_, self.bank_

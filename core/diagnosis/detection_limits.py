@@ -30,16 +30,30 @@ from core.diagnosis.planted_lesions import (
     plant_lesions,
     share_out,
 )
+from core.disk_plan import limits_bytes
 from core.evaluation import read_metrics
 from core.experiment import PreparedVolumes, load_detector, prepared_volumes
 from core.lesions import MIN_IOU, MIN_OVERLAP, MIN_VOLUME_MM3, components, healthy_false_positives
 from core.progress import Progress
 from core.randomness import stream
 from core.run_scores import RunScores, open_scores, set_id
-from core.store import Run, fingerprint, lock, stage, stage_directory, stage_done, stage_name, stored_json, undamaged
+from core.store import (
+    Run,
+    fingerprint,
+    lock,
+    record_duration,
+    stage,
+    stage_directory,
+    stage_done,
+    stage_name,
+    stored_json,
+    undamaged,
+)
 from core.types import ScoreMap
 from data.errors import BadInput
 from data.files import read_manifest, write_json
+from data.ranges import refuse_out_of_range
+from data.room import require_room
 from data.volume import Volume
 
 METHOD = 1
@@ -126,12 +140,17 @@ def run_detection_limits(
         own_fp_ml,
         seed,
     )
+    refuse_out_of_range(settings)
     hosts, why = _hosts(scores, scans, seed)
     made_from = _made_from(run, set_id(layers), settings, hosts)
     stored = undamaged(lambda: stored_detection_limits(run, set_id(layers)), progress.say)
     if stored is not None and stored["made_from"] == made_from:
         progress.say(f"Detection limits of {run.run_id} ({set_id(layers)}) are there already; nothing has changed.")
         return stored
+    cells = len(settings.diameters_mm) * len(settings.contrasts_sd) * len(settings.sites)
+    planned = limits_bytes(cells, 1 + len(settings.fp_ml_per_scan), settings.per_cell)
+    require_room(run.directory, planned, "The measurement of detection limits")
+    began = time.perf_counter()
     with lock(run) as run:
         result, lesions = measure_limits(
             scorer_of(load_detector(run), layers),
@@ -147,11 +166,13 @@ def run_detection_limits(
             "unit": scores.unit,
             "made_from": made_from,
             "hosts_rule": why,
+            "scans_asked": None if scans is None else hosts,
             "notes": [why, *result["notes"]],
         }
         with stage(run, stage_name(DIRECTORY, set_id(layers))) as scratch:
             write_json(scratch / "result.json", result)
             write_json(scratch / "lesions.json", lesions)
+        record_duration(run, stage_name(DIRECTORY, set_id(layers)), began)
     committed = stored_detection_limits(run, set_id(layers))
     assert committed is not None
     return committed
@@ -202,7 +223,6 @@ def measure_limits(
     among them; `reference`: healthy scans that set the unit of contrast. BadInput when a threshold would have none
     but the planted scan to come from.
     """
-    began = time.perf_counter()
     lesions = design(settings.diameters_mm, settings.contrasts_sd, settings.sites, settings.per_cell, settings.seed)
     bench = _bench(scorer, calibration, hosts, reference, settings, progress)
     places = [host_of(volume, settings.sites, settings.diameters_mm) for volume in hosts]
@@ -236,7 +256,6 @@ def measure_limits(
         "healthy_score_sd": bench.calibration.deviation,
         "levels": [_level(bench, number, records) for number in range(len(bench.calibration.levels))],
         "strength": strength_cells(records),
-        "seconds": round(time.perf_counter() - began, 1),
         "notes": _notes(settings, homeless, influence, together, hosts[0]),
     }
     return result, records

@@ -26,14 +26,15 @@ from core.progress import Progress
 from core.run_scores import RunScores, open_scores, set_id
 from core.store import (
     Run,
-    list_runs,
+    kept_if_possible,
+    read_run,
     stage_beside,
     stage_directory,
-    stage_done,
     stage_name,
     stored_json,
     undamaged,
 )
+from core.summary import run_rows
 from data.errors import BadInput
 from data.files import manifest_sha256, write_json
 
@@ -55,7 +56,7 @@ def diagnose(
     counted = undamaged(lambda: _stored(run, name, protocol), progress.say)
     if counted is None:
         counted = _count(scores, _with_native(scores, metrics, layers, progress), layers, protocol, progress)
-        with stage_beside(run, stage_name(DIRECTORY, name, protocol)) as scratch:
+        with kept_if_possible(run), stage_beside(run, stage_name(DIRECTORY, name, protocol)) as scratch:
             write_json(scratch / "diagnosis.json", counted)
     return _assembled(scores, metrics, counted)
 
@@ -238,13 +239,16 @@ def _n_features(scores: RunScores, name: str) -> int | None:
 def _intensity_figures(run: Run) -> dict[str, Mapping[str, Any]]:
     """Working figures of the intensity baselines on the same scans and splits, by the name of their run."""
     found: dict[str, Mapping[str, Any]] = {}
-    for other in list_runs(run.directory.parent)[0]:
+    runs = run.directory.parent
+    for row in run_rows(runs)[0]:
+        if row["detector"] != "Intensity" or not row["evaluated"]:
+            continue
+        other = read_run(runs / row["run_id"])
         same = other.kind == "detector" and all(
             other.record[key] == run.record[key] for key in ("split", "preprocessing")
         )
         if not same or other.record["cohort"]["fingerprint"] != run.record["cohort"]["fingerprint"]:
             continue
-        if other.record["recipe"]["kind"] == "Intensity" and stage_done(other, "evaluation"):
-            metrics = read_metrics(other)
-            found[other.name] = metrics["sets"][metrics["headline"]]["working"]
+        metrics = read_metrics(other)
+        found[other.name] = metrics["sets"][metrics["headline"]]["working"]
     return found

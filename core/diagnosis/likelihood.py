@@ -23,6 +23,7 @@ from core.detectors import LayerSet
 from core.diagnosis.cases import case_of
 from core.distributions import fit_densities
 from core.metrics import SubjectScores, best_common_threshold, dice_at
+from core.randomness import number_of
 from core.run_scores import RunScores
 from data.errors import BadInput
 
@@ -211,9 +212,10 @@ class _Validation:
     def read(cls, scores: RunScores, layers: LayerSet, vector: LayerSet, seed: int) -> Self:
         kept: list[SubjectScores] = []
         normal, anomalous = _Thinned(len(vector)), _Thinned(len(vector))
-        for number, voxels in enumerate(_voxels(scores, "validation", layers, vector)):
+        for voxels in _voxels(scores, "validation", layers, vector):
             if voxels.score.healthy or voxels.score.n_lesion:  # an ill subject without a mask would teach lesions
                 kept.append(voxels.score)
+                number = number_of(voxels.score.subject_id)
                 normal.add(voxels.normal, seed, 2 * number)
                 anomalous.add(voxels.anomalous, seed, 2 * number + 1)
         return cls(kept, normal.rows, anomalous.rows, _what_is_missing(kept))

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float32, Float64, Int64
 from scipy.ndimage import distance_transform_edt
 from scipy.signal import fftconvolve
 
-from core.randomness import stream
+from core.randomness import number_of, stream
 from data.errors import BadInput
 from data.template import tissue_probability, working_grid, working_template
 from data.volume import Grid, Volume
@@ -143,7 +143,8 @@ def share_out(
             break
         first, host = waiting[0], hosts[turn % len(hosts)]
         most_mm3 = 0.0 if alone else MOST_PLANTED * host.brain_mm3
-        placed, waiting = _filled(host, waiting, gap_mm, most_mm3, stream(seed, "detection limits place", turn))
+        generator = stream(seed, "detection limits place", number_of(host.subject_id), turn // len(hosts))
+        placed, waiting = _filled(host, waiting, gap_mm, most_mm3, generator)
         if placed:
             plantings.append(Planting(host.subject_id, tuple(placed)))
         if waiting and waiting[0] is first:  # it was the first to be tried, and the scan was empty

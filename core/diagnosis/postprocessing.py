@@ -31,10 +31,21 @@ from core.metrics import SubjectScores, best_common_threshold, healthy_rule
 from core.progress import Progress
 from core.run_scores import RunScores, open_scores, set_id
 from core.scoring import masked_score_map, to_score_map
-from core.store import Run, lock, open_run, stage, stage_directory, stage_name, stored_json, undamaged
+from core.store import (
+    Run,
+    lock,
+    open_run,
+    record_duration,
+    stage,
+    stage_directory,
+    stage_name,
+    stored_json,
+    undamaged,
+)
 from data.errors import BadInput, EnvironmentProblem
 from data.files import manifest_sha256, write_json
 from data.preprocessing import Prepared
+from data.ranges import check_range
 from data.volume import Volume
 from data.workers import Died, shared_out
 
@@ -162,8 +173,7 @@ def run_post_processing(
     the candidates alone lose where the exact optimum is known. A result that fits the evaluation is not made again.
     Without a test lesion the test figures are None; without validation labels nothing is chosen.
     """
-    if workers < 1:
-        raise BadInput(f"workers is {workers}. Allowed: 1 or more processes; 2 are usual.")
+    check_range("workers", workers)
     scores, metrics = open_scores(run), read_metrics(run)
     layers = scores.layer_set(layer_set or metrics["headline"])
     name = set_id(layers)
@@ -186,9 +196,10 @@ def run_post_processing(
                 subjects.append(judged)
                 advance(1, judged["subject_id"])
         result = _result(scores, study, chosen, subjects)
-        result |= {"key": _key(run), "seconds": round(time.perf_counter() - began, 2), "workers": workers}
+        result |= {"key": _key(run)}
         with stage(run, stage_name("post-processing", name)) as scratch:
             write_json(scratch / "result.json", result)
+        record_duration(run, stage_name("post-processing", name), began)
     return result
 
 

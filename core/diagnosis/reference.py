@@ -11,7 +11,16 @@ from scipy.ndimage import binary_erosion
 
 from core.experiment import prepared_volumes, subjects_of
 from core.progress import Progress
-from core.store import Run, fingerprint, stage_beside, stage_directory, stage_done, undamaged, verify_stage
+from core.store import (
+    Run,
+    fingerprint,
+    kept_if_possible,
+    stage_beside,
+    stage_directory,
+    stage_done,
+    undamaged,
+    verify_stage,
+)
 from data.errors import BadInput
 from data.files import committed_directory, load_committed_array, read_committed_json, verify_directory, write_json
 from data.volume import Grid, Volume, frozen
@@ -85,7 +94,7 @@ def reference_of(
     if stored is not None and stored.key == key:
         return stored
     reference = _computed(prepared_volumes(run, ids), key, settings, progress)
-    with stage_beside(run, DIRECTORY) as scratch:
+    with kept_if_possible(run), stage_beside(run, DIRECTORY) as scratch:
         write_reference(reference, scratch, settings)
     return reference
 

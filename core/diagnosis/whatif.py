@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from core.again import what_if_argv
 from core.detectors import FeatureGaussian, LayerSet, PatchCore, kind_of
 from core.diagnosis.bench import Bench, Outcome
 from core.diagnosis.paired import PROTOCOLS, paired_evaluation
@@ -19,7 +20,7 @@ from core.evaluation import read_metrics
 from core.experiment import scored_subjects
 from core.progress import Progress
 from core.run_scores import RunScores, open_scores, set_id
-from core.store import Run, stage_beside, stage_directory, stage_done, stage_name, stored_json, undamaged
+from core.store import Run, append_event, stage_beside, stage_directory, stage_done, stage_name, stored_json, undamaged
 from data.errors import BadInput, IntegrityError
 from data.files import manifest_sha256, write_json
 
@@ -61,8 +62,7 @@ def run_what_if(
         "causes": list(what_if.causes),
         "needs_labels": all(variant["needs_labels"] for variant in outcome.variants),
         "deployable": any(variant["deployable"] for variant in outcome.variants),
-        "seconds": round(time.perf_counter() - began, 3),
-        "argv": ["what-if", run.run_id, name, "--layers", set_id(layers), "--protocol", protocol],
+        "argv": what_if_argv(run.run_id, name, set_id(layers), protocol),
         "protocol": protocol,
         "key": key,
         "variants": outcome.variants,
@@ -71,6 +71,8 @@ def run_what_if(
     }
     with stage_beside(run, _stage(layers, name)) as scratch:
         write_json(scratch / "result.json", result)
+    seconds = round(time.perf_counter() - began, 3)
+    append_event(run, "what-if", {"name": name, "layer_set": set_id(layers), "seconds": seconds})
     return result
 
 

@@ -12,7 +12,7 @@ about 1e-6 of the rows' squared spread.
 """
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import torch
@@ -20,12 +20,10 @@ from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
 from core.distributed import device
+from core.memory_bank.settings import Subset as Subset
 from core.randomness import stream
 from core.types import Monitor, silent
 from data.errors import BadInput
-
-Subset = Literal["greedy", "random", "kmeans", "half", "all"]
-"""greedy k-centre; a random draw; the row nearest to each k-means centre; a random half completed greedily; all."""
 
 POOL = 2048
 """Farthest rows among which picks are made between two passes over all rows."""

@@ -8,14 +8,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from core.memory_bank.settings import BankSettings
 from data.errors import IntegrityError
 from data.files import read_json, sha256_file, write_json
+from data.schemas import check_schema
+from models.tensor_files import load_tensors, save_tensors
 
+SCHEMA = 1
 DESCRIPTION = "bank.json"
 TENSORS = "bank.safetensors"
 _DTYPES = {"F32": np.float32, "F16": np.float16}
@@ -35,9 +36,9 @@ class Described:
 def write_bank(directory: Path, tensors: Mapping[str, Tensor], described: Described) -> None:
     """Write bank.safetensors and bank.json into the directory; the description holds the hash of the arrays."""
     directory.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, directory / TENSORS)
+    save_tensors(directory / TENSORS, tensors)
     value: dict[str, Any] = {
-        "schema": 1,
+        "schema": SCHEMA,
         "layers": [[layer, count, described.spreads[layer]] for layer, count in described.channels.items()],
         "settings": dataclasses.asdict(described.settings),
         "subject_ids": list(described.subject_ids),
@@ -54,6 +55,10 @@ def read_bank(directory: Path, memory_bytes: float | None) -> tuple[Described, d
     """
     try:
         value = read_json(directory / DESCRIPTION)
+    except OSError as error:
+        raise _damaged(directory, error) from error
+    check_schema(directory / DESCRIPTION, value, SCHEMA)
+    try:
         if sha256_file(directory / TENSORS) != value["sha256"]:
             raise ValueError(f"the bytes of {TENSORS} are not those that {DESCRIPTION} names")
         described = Described(
@@ -64,17 +69,20 @@ def read_bank(directory: Path, memory_bytes: float | None) -> tuple[Described, d
             tuple(tuple(map(float, row)) for row in value["affine"]),
         )
         tensors = _read(directory / TENSORS, memory_bytes)
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise IntegrityError(
-            f"The memory bank in {directory} is missing or damaged: {error}. Fit it again, or restore the directory."
-        ) from error
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise _damaged(directory, error) from error
     return described, tensors
+
+
+def _damaged(directory: Path, error: Exception) -> IntegrityError:
+    return IntegrityError(
+        f"The memory bank in {directory} is missing or damaged: {error}. Fit it again, or restore the directory."
+    )
 
 
 def _read(path: Path, memory_bytes: float | None) -> dict[str, Tensor]:
     mapped = _mapped(path) if memory_bytes is not None and path.stat().st_size > memory_bytes else {}
-    with safe_open(path, framework="pt") as file:
-        return {name: mapped[name] if name in mapped else file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    return load_tensors(path, leave_out=mapped) | mapped
 
 
 def _mapped(path: Path) -> dict[str, Tensor]:

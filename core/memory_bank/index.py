@@ -26,7 +26,7 @@ from core.memory_bank.settings import BankSettings
 from core.memory_bank.walk import POSITION
 from core.randomness import stream
 from core.types import LayerSet, Monitor, silent
-from data.errors import EnvironmentProblem, IntegrityError
+from data.errors import IntegrityError
 from data.files import committed_directory, read_json, verify_directory, write_json
 
 ENOUGH_RECALL = 0.99
@@ -168,7 +168,7 @@ def open_index(
     if directory is not None:
         try:
             _write(directory, views, fingerprint, audit)
-        except EnvironmentProblem as problem:
+        except RuntimeError as problem:  # of ours, or the library's for a disk that is full
             reason += f" It could not be kept: {problem}"
     return BankIndex(views, settings, reason, audit)
 

@@ -13,7 +13,16 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from core.memory_bank.restricted import ROUNDING_MM
-from core.memory_bank.search import Found, Patches, Queries, blocks_for, for_each
+from core.memory_bank.search import (
+    LEAST_ENTRIES,
+    LEAST_ROWS,
+    Found,
+    Patches,
+    Queries,
+    blocks_for,
+    first_least,
+    for_each,
+)
 from core.memory_bank.walk import QueryBlock, Room, Step, tree_of, walk
 from core.types import LayerSet, Monitor, silent
 
@@ -134,16 +143,27 @@ def _matrix(
         pairs, back = _pairs(own, group, len(rows), len(cells))
         mine = torch.from_numpy(pairs // len(rows)).to(device)
         other = torch.from_numpy(pairs % len(rows)).to(rows.device)
-        q = torch.stack([volume[layer].index_select(0, mine) for volume in queries.rows], 1)
+        mine_of = [volume[layer].index_select(0, mine) for volume in queries.rows]
         e = rows.index_select(0, other).to(device, torch.float32)
         lengths = norms.index_select(0, other).to(device)[:, None]
-        squared = torch.baddbmm(lengths, q, e.transpose(1, 2), alpha=-2)
+        squared = lengths - 2 * _products(mine_of, e)
         if back is not None:
             squared = squared.index_select(0, torch.from_numpy(back).to(device))
         view[:, :, column] = squared.transpose(0, 1)
         if (neighbour < 0).any():
             view[:, torch.from_numpy(neighbour < 0).to(device), column] = torch.inf
     return out
+
+
+def _products(
+    volumes: list[Float[Tensor, "pairs channels"]], entries: Float[Tensor, "pairs subjects channels"]
+) -> Float[Tensor, "pairs volumes subjects"]:
+    """qᵀe of every pair, by products of a fixed size: a volume gets the same bits alone as among others."""
+    if entries.shape[1] < LEAST_ENTRIES:
+        return torch.stack([(one[:, None] * entries).sum(2) for one in volumes], 1)
+    filled = volumes + volumes[-1:] * (-len(volumes) % LEAST_ROWS)
+    groups = [torch.stack(filled[start : start + LEAST_ROWS], 1) for start in range(0, len(filled), LEAST_ROWS)]
+    return torch.cat([group @ entries.transpose(1, 2) for group in groups], 1)[:, : len(volumes)]
 
 
 def _pairs(
@@ -162,8 +182,8 @@ def _nearest(
 ) -> Int64[np.ndarray, "volumes block"]:
     """The entry of each query's least sum: the offset first, then the subject there."""
     by_offset = sums.view(len(sums), -1, subjects)
-    offset = by_offset.amin(2).argmin(1)
-    subject = by_offset[torch.arange(len(sums), device=sums.device), offset].argmin(1)
+    offset = first_least(by_offset.amin(2))
+    subject = first_least(by_offset[torch.arange(len(sums), device=sums.device), offset])
     neighbour = np.tile(there, (volumes, 1))[np.arange(len(sums)), offset.cpu().numpy()]
     entry: np.ndarray = (neighbour * subjects + subject.cpu().numpy()).reshape(volumes, -1)
     return entry

@@ -24,6 +24,8 @@ Rows = Mapping[str, Tensor]
 """Layer -> (native positions, channels)."""
 Task = TypeVar("Task")
 
+LEAST_ROWS, LEAST_ENTRIES = 4, 16
+"""Products of fewer rows or columns take other ways through the linear algebra, and a query's bits told its company."""
 SEGMENT = 64
 """Entries among which the place of a minimum is looked for."""
 CHUNK_BYTES = 64e6
@@ -214,11 +216,25 @@ def look_at(
     """Update the best of a block by some more entries. `extra` holds matrices that are no product of rows."""
     matrices = dict(extra or {})
     for layer, rows in own.items():
-        into = room.matrix(layer, len(rows), len(entries.numbers))
-        matrices[layer] = torch.addmm(entries.norms[layer], rows, entries.rows[layer].T, alpha=-2, out=into)
+        matrices[layer] = _products(rows, entries.rows[layer], entries.norms[layer], room, layer)
     numbers = torch.from_numpy(entries.numbers).to(next(iter(matrices.values())).device)
     for number, sums in walk(tree, block, matrices, room):
         _keep_least(sums, numbers, best.sums[number], best.entry[number])
+
+
+def _products(
+    rows: Float[Tensor, "queries channels"],
+    entries: Float[Tensor, "entries channels"],
+    norms: Float[Tensor, " entries"],
+    room: Room,
+    name: str,
+) -> Float[Tensor, "queries entries"]:
+    """|e|² − 2qᵀe, with the same bits for a query whichever others there are."""
+    if len(entries) < LEAST_ENTRIES:
+        return norms - 2 * (rows[:, None] * entries).sum(2)
+    enough = rows if len(rows) >= LEAST_ROWS else rows.repeat(LEAST_ROWS, 1)
+    into = room.matrix(name, len(enough), len(entries))
+    return torch.addmm(norms, enough, entries.T, alpha=-2, out=into)[: len(rows)]
 
 
 def _keep_least(
@@ -236,11 +252,17 @@ def _keep_least(
     better = torch.nonzero(least < best).flatten()
     if not len(better):
         return
-    segment = minima.index_select(0, better).argmin(1)
+    segment = first_least(minima.index_select(0, better))
     row = better * (width // size) + segment
-    within = segments.reshape(-1, size).index_select(0, row).argmin(1)
+    within = first_least(segments.reshape(-1, size).index_select(0, row))
     best.index_copy_(0, better, least.index_select(0, better))
     entry.index_copy_(0, better, numbers.index_select(0, segment * size + within))
+
+
+def first_least(values: Float[Tensor, "rows columns"]) -> Int64[Tensor, " rows"]:
+    """The first column of each row's least value; which of equal ones an argmin names depends on the shape."""
+    columns = torch.arange(values.shape[1], device=values.device)
+    return torch.where(values == values.amin(1, keepdim=True), columns, values.shape[1]).amin(1)
 
 
 def measure(

@@ -1,10 +1,14 @@
 """What a memory bank keeps of the healthy patches, and how it is searched."""
 
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from core.memory_bank.coreset import Subset
 from data.errors import BadInput
+from data.ranges import refuse_out_of_range
+
+Subset = Literal["greedy", "random", "kmeans", "half", "all"]
+"""greedy k-centre; a random draw; the row nearest to each k-means centre; a random half completed greedily; all."""
 
 
 @dataclass(frozen=True)
@@ -49,21 +53,34 @@ class BankSettings:
         _check_choice("position", self.position, ("anywhere", "weighted", "restricted"))
         _check_choice("search", self.search, ("exact", "ivf", "hnsw"))
         _check_choice("precision", self.precision, ("float32", "float16"))
-        if not 0 < self.coreset_ratio <= 1:
-            raise BadInput(f"coreset_ratio is {self.coreset_ratio}. Allowed: above 0, at most 1. PatchCore uses 0.01.")
-        if not 0 <= self.position_weight < float("inf"):
-            raise BadInput(f"position_weight is {self.position_weight}. Allowed: 0 or more, per mm.")
-        if not 0 <= self.radius_mm < float("inf"):
-            raise BadInput(f"radius_mm is {self.radius_mm}. Allowed: 0 or more; 0 is the own position alone.")
-        counts = {name: getattr(self, name) for name in ("pool", "projection", "nprobe", "candidates", "neighbours")}
-        for name, given in counts.items():
-            if given < 1:
-                raise BadInput(f"{name} is {given}. Allowed: 1 or more.")
+        refuse_out_of_range(self)
         if self.search != "exact" and self.position == "restricted":
             raise BadInput(
                 f"search {self.search!r} with position 'restricted' is not defined: within the radius the exact search "
                 "is fast already. Choose search 'exact', or position 'weighted'."
             )
+
+
+def idle_settings(settings: BankSettings, names: Iterable[str]) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    """Those of the named settings that nothing reads: with the setting that they belong to, and its values that do."""
+    for name in names:
+        if name in _READ_WITH:
+            other, allowed = _READ_WITH[name]
+            if getattr(settings, other) not in allowed:
+                yield name, other, allowed
+
+
+_APPROXIMATE, _CHOSEN = ("ivf", "hnsw"), ("greedy", "random", "kmeans", "half")
+_READ_WITH: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "radius_mm": ("position", ("restricted",)),
+    "position_weight": ("position", ("weighted",)),
+    "nprobe": ("search", _APPROXIMATE),
+    "candidates": ("search", _APPROXIMATE),
+    "coreset_ratio": ("subset", _CHOSEN),
+    "pool": ("subset", _CHOSEN),
+    "projection": ("subset", ("greedy", "half")),
+}
+"""Settings that only some values of another one read."""
 
 
 def _check_choice(name: str, given: str, allowed: tuple[str, ...]) -> None:

@@ -11,6 +11,7 @@ from core.report_parts.markup import Column, Html, bullets, facts, join, table, 
 from core.report_parts.source import Source
 from core.report_parts.words import NOTHING, capital, number, percent, plural
 from core.summary import cohort_title
+from core.versions import version_notes
 
 _FEW = 50
 _ROLES = (
@@ -94,7 +95,7 @@ def commands(source: Source) -> Html:
 def notes(source: Source) -> Html:
     """What a reader should hold against these numbers."""
     figures, found = source.figures, source.deployed
-    told: list[str] = []
+    told: list[str] = version_notes(source.run)
     if figures["n_lesion_subjects"] and figures["n_lesion_subjects"] < _FEW:
         told.append(
             f"{plural(figures['n_lesion_subjects'], 'test subject')} with lesions, fewer than {_FEW}: intervals are "

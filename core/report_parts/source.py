@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from core.evaluation import looks_at_test, read_metrics
+from core.evaluated import looks_at_test, read_metrics
 from core.store import Run
 from data.errors import BadInput
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from core import distributed
-from core.randomness import stream
+from core.randomness import number_of, stream
 from core.simclr.atlas import Atlas
 from core.simclr.ccd import Ccd
 from core.simclr.dense import Dense, tap_of
@@ -20,10 +20,11 @@ from core.simclr.parts import Batch, Setup, Variant
 from core.simclr.scans import open_scans
 from core.simclr.settings import DENSE, NegativesSettings, SimclrSettings, check_negatives
 from core.simclr.whole import InBatch, Moco, Queue, Slots
-from core.training import Optimisation, check_optimisation, minimise
+from core.training import Optimisation, check_optimisation, minimise, planned_bytes
 from core.types import Monitor, silent
 from data.errors import BadInput
-from data.files import committed_directory
+from data.files import committed_directory, read_json
+from data.ranges import refuse_out_of_range
 from data.volume import Volume
 from models.encoder import make_encoder, save_encoder
 
@@ -32,6 +33,7 @@ __all__ = [
     "NegativesSettings",
     "SimclrSettings",
     "batch_indices",
+    "bytes_to_train",
     "check_settings",
     "optimisation",
     "pretrain_encoder",
@@ -63,8 +65,9 @@ def pretrain_encoder(
 
     Run again after an interruption, it goes on from the last checkpoint (see `core.training.minimise`), banks and
     momentum encoder included. Heads, banks and the momentum encoder are used in training and left out of the result.
-    When the volumes fit into memory they are put in the order of their subject ids, so their order does not matter; a
-    lazy sequence is used as it is ordered. `about` is what the saved encoder's manifest says of itself.
+    The volumes are put in the order of their subject ids, so their order does not matter, nor whether they fit into
+    memory. Views and places of a subject are drawn by its id. `about` is what the saved encoder's manifest says of
+    itself.
     BadInput when volumes differ in shape, contrasts do not fit the encoder, there are fewer subjects than `batch`, or
     a setting is out of its range. SimCLR: Chen et al. 2020, arXiv:2002.05709; the variants name their own sources.
     """
@@ -74,7 +77,9 @@ def pretrain_encoder(
     encoder = make_encoder(settings.encoder).to(device).train()
     if not encoder.slicewise:  # half as fast again on a CPU, faster with bfloat16 everywhere
         encoder.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    setup = Setup(settings, encoder, device, scans.shape, scans.spacing_mm, len(volumes))
+    drawn_by = _drawn_by(directory)
+    samples = tuple(number_of(i) for i in scans.subject_ids) if drawn_by else ()
+    setup = Setup(settings, encoder, device, scans.shape, scans.spacing_mm, len(volumes), samples)
     variant = VARIANTS[settings.negatives.kind](setup)
     dense = settings.negatives.kind in DENSE
 
@@ -89,7 +94,7 @@ def pretrain_encoder(
         loss_of_step,
         optimisation(settings),
         directory,
-        config={"settings": asdict(settings), "shape": list(scans.shape), **scans.identity},
+        config={"settings": asdict(settings), "shape": list(scans.shape), **scans.identity, **drawn_by},
         defaults={"settings": asdict(SimclrSettings())},
         device=device,
         examples_per_step=settings.batch,
@@ -100,12 +105,31 @@ def pretrain_encoder(
     return directory / "encoder"
 
 
+def bytes_to_train(volumes: Sequence[Volume], settings: SimclrSettings, directory: Path) -> int:
+    """What training in `directory` still has to write at its peak: checkpoints with moments and banks, the encoder."""
+    encoder, grid = make_encoder(settings.encoder), volumes[0].grid
+    setup = Setup(settings, encoder, torch.device("cpu"), grid.shape, grid.spacing_mm, len(volumes))
+    with torch.random.fork_rng(devices=[]):
+        modules = VARIANTS[settings.negatives.kind](setup).modules
+    unreached: tuple[str, ...] = ()
+    if settings.negatives.kind in DENSE:  # no loss reaches the stages behind the layer
+        names = [tap.name for tap in encoder.taps]
+        unreached = tuple(f"encoder.stages.{n}." for n in names[names.index(tap_of(encoder, settings).name) + 1 :])
+    return planned_bytes(modules, encoder, optimisation(settings), directory, unreached)
+
+
+def _drawn_by(directory: Path) -> dict[str, str]:
+    """How draws are keyed: by subject id. Nothing for a run that was begun by place and goes on that way."""
+    begun = directory / "training.json"
+    older = begun.is_file() and "draws" not in read_json(begun)
+    return {} if older else {"draws": "by subject id"}
+
+
 def check_settings(settings: SimclrSettings, subjects: int | None = None) -> None:
     """BadInput for what can be refused before a scan is read: ranges, the layer, the batch against `subjects`."""
+    refuse_out_of_range(settings)
     check_negatives(settings.negatives, settings.batch)
     check_optimisation(optimisation(settings))
-    if settings.batch < 2:
-        raise BadInput(f"batch is {settings.batch}. Allowed: 2 and above, up to the number of training subjects.")
     try:
         encoder = make_encoder(settings.encoder)
     except ValueError as error:  # models knows no error of ours

@@ -133,8 +133,9 @@ class Atlas:
         for n, (subject, brain) in enumerate(zip(batch.subjects, batch.brains, strict=True)):
             view, places = views[len(batch.subjects) + n], anatomy.in_view[1, n]
             count = max(1, round(BLOB_SHARE * len(places)))
-            draw = draw_blobs(count, given.blob_strength, given.blob_mm, setup.settings.seed, batch.step, subject)
-            order = stream(setup.settings.seed, "blob-places", batch.step, subject).permutation(len(places))
+            sample, seed = setup.sample(subject), setup.settings.seed
+            draw = draw_blobs(count, given.blob_strength, given.blob_mm, seed, batch.step, sample)
+            order = stream(seed, "blob-places", batch.step, sample).permutation(len(places))
             drawn = torch.as_tensor(order, device=places.device)
             centres = places[drawn[anatomy.held[1, n, drawn]][:count]]
             draw = BlobDraw(draw.std_mm[: len(centres)], draw.change[: len(centres)])

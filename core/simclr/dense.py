@@ -109,7 +109,8 @@ class Dense:
         copies, changed = [], []
         for n, (subject, brain, found) in enumerate(zip(batch.subjects, batch.brains, places, strict=True)):
             count = len(found.anatomy)
-            draw = draw_blobs(count, given.blob_strength, given.blob_mm, setup.settings.seed, batch.step, subject)
+            sample, seed = setup.sample(subject), setup.settings.seed
+            draw = draw_blobs(count, given.blob_strength, given.blob_mm, seed, batch.step, sample)
             within = brain_in_view(brain, draws[1][n])
             copy, moved = shifted(views[len(places) + n], found.in_view[1], draw, setup.spacing_mm, within)
             copies.append(copy)
@@ -139,7 +140,8 @@ def common_places(
 
     Depends on the seed, the step and the subject alone. A place must lie between the centres of the layer's cells.
     """
-    anatomy = drawn_places(brain, draws[0], count, stream(setup.settings.seed, "places", step, subject))
+    sample = setup.sample(subject)
+    anatomy = drawn_places(brain, draws[0], count, stream(setup.settings.seed, "places", step, sample))
     both = [held_places(draw, setup.shape, anatomy, tap) for draw in draws]
     kept = (both[0][1] & both[1][1]).nonzero()[:count, 0]
     return Places(anatomy[kept], torch.stack([places[kept] for places, _ in both]))

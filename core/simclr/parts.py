@@ -25,6 +25,12 @@ class Setup:
     spacing_mm: tuple[float, float, float]
     cohort: int
     """Subjects in the training set."""
+    samples: tuple[int, ...] = ()
+    """What the draws of each subject are keyed by; empty: its place in the training set."""
+
+    def sample(self, subject: int) -> int:
+        """The number that keys the draws of a subject, given its place in the training set."""
+        return self.samples[subject] if self.samples else subject
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +63,7 @@ def view_draws(setup: Setup, batch: Batch, offset: int = 0) -> list[list[ViewDra
     """The draws of the first and of the second view of every subject; another `offset` gives other draws."""
     views, seed = setup.settings.views, setup.settings.seed
     return [
-        [draw_view(views, setup.shape, seed, batch.step, offset + index, view) for index in batch.subjects]
+        [draw_view(views, setup.shape, seed, batch.step, offset + setup.sample(i), view) for i in batch.subjects]
         for view in (0, 1)
     ]
 

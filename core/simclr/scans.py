@@ -23,12 +23,16 @@ class Scans:
     spacing_mm: tuple[float, float, float]
     identity: dict[str, Any]
     """What tells these data from others when a run is resumed."""
+    subject_ids: tuple[str, ...]
+    """Whose they are, in the order of `read`."""
 
 
 def open_scans(volumes: Sequence[Volume], settings: SimclrSettings, device: torch.device) -> Scans:
-    """The volumes on the device when they fit into `memory_gb`, else as they are asked for.
+    """The volumes on the device when they fit into `memory_gb`, else as they are asked for; in the order of their ids.
 
-    BadInput when there are fewer than a batch, or a volume differs in shape or contrasts or is not finite.
+    Order, bits and identity are the same either way, so a training may go on with more memory or with less. Every
+    volume is read once here. BadInput when there are fewer than a batch, or a volume differs in shape or contrasts or
+    is not finite.
     """
     if settings.batch < 2 or len(volumes) < settings.batch:
         raise BadInput(
@@ -38,28 +42,31 @@ def open_scans(volumes: Sequence[Volume], settings: SimclrSettings, device: torc
     first = volumes[0]
     shape, spacing = first.grid.shape, first.grid.spacing_mm
     expected = (settings.encoder.in_channels, *shape)
-    if len(volumes) * first.voxels.nbytes > settings.memory_gb * 1e9:
+    ids = [volumes[number].subject_id for number in range(len(volumes))]
+    order = sorted(range(len(volumes)), key=ids.__getitem__)
 
-        def read(index: int) -> tuple[Tensor, Tensor]:
-            volume = volumes[index]
-            scan = torch.tensor(_checked(volume, expected), device=device)
-            return scan, torch.tensor(volume.brain_mask, device=device)
+    def load(index: int) -> tuple[Tensor, Tensor]:
+        volume = volumes[order[index]]
+        scan = torch.tensor(_checked(volume, expected), dtype=torch.float32)
+        return scan, torch.tensor(volume.brain_mask, dtype=torch.bool)
 
-        return Scans(read, shape, spacing, {"subjects": len(volumes)})
-    ordered = sorted(volumes, key=lambda volume: volume.subject_id)
-    kept = torch.empty((len(ordered), *expected))
-    brains = torch.empty((len(ordered), *shape), dtype=torch.bool)
-    for number, volume in enumerate(ordered):
-        kept[number] = torch.tensor(_checked(volume, expected))
-        brains[number] = torch.tensor(volume.brain_mask)
-    identity: dict[str, Any] = {
-        "subjects": [volume.subject_id for volume in ordered],
-        "voxels_sha256": hashlib.sha256(kept.numpy().data).hexdigest(),
-    }
+    resident = len(volumes) * first.voxels.nbytes <= settings.memory_gb * 1e9
+    kept, (voxels, brains) = [], (hashlib.sha256(), hashlib.sha256())
+    for index in range(len(volumes)):
+        scan, brain = load(index)
+        voxels.update(scan.numpy().data)
+        brains.update(brain.numpy().data)
+        if resident:
+            kept.append((scan.to(device), brain.to(device)))
+    identity: dict[str, Any] = {"subjects": [ids[number] for number in order], "voxels_sha256": voxels.hexdigest()}
     if settings.negatives.kind in DENSE:
-        identity["brains_sha256"] = hashlib.sha256(brains.numpy().data).hexdigest()
-    kept, brains = kept.to(device), brains.to(device)
-    return Scans(lambda i: (kept[i], brains[i]), shape, spacing, identity)
+        identity["brains_sha256"] = brains.hexdigest()
+
+    def read(index: int) -> tuple[Tensor, Tensor]:
+        scan, brain = kept[index] if resident else load(index)
+        return scan.to(device), brain.to(device)
+
+    return Scans(read, shape, spacing, identity, tuple(ids[number] for number in order))
 
 
 def _checked(volume: Volume, expected: tuple[int, ...]) -> np.ndarray:

@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from core import distributed
 from core.bootstrap import Interval, mean_interval, resampled_means
-from core.randomness import stream
+from core.randomness import number_of, stream
 from core.views import ViewSettings
 from core.visibility.changes import (
     VIEW,
@@ -118,7 +118,8 @@ def windows_of(volumes: Sequence[Volume], views: ViewSettings, settings: Visibil
     if not len(volumes):
         raise BadInput("No healthy scan to measure on. Give at least one; two for an interval.")
     order = stream(settings.seed, "visibility scans").permutation(len(volumes))[: settings.scans]
-    return [window_of(n, volumes[int(i)], views, settings.window_voxels) for n, i in enumerate(order)]
+    chosen = [volumes[int(i)] for i in order]
+    return [window_of(number_of(one.subject_id), one, views, settings.window_voxels) for one in chosen]
 
 
 @torch.no_grad()

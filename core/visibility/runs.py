@@ -28,6 +28,7 @@ from core.visibility.trained import compare_training
 from core.visibility.words import before_sentences, trained_sentences
 from data.errors import BadInput
 from data.files import known_sha256, write_json
+from data.ranges import refuse_out_of_range
 from data.volume import Volume
 from models.encoder import Encoder, EncoderSettings, load_encoder, make_encoder
 
@@ -134,8 +135,14 @@ def visibility_before_of_run(run: Run, recipe: Mapping[str, Any], settings: Visi
 
 
 def encoder_settings(architecture: str, width: int, seed: int) -> EncoderSettings:
-    """Settings of an untrained encoder from plain values."""
-    return from_json(EncoderSettings, {"architecture": architecture, "width": width, "seed": seed})
+    """Settings of an untrained encoder from plain values. BadInput when there is no such network."""
+    settings = from_json(EncoderSettings, {"architecture": architecture, "width": width, "seed": seed})
+    refuse_out_of_range(settings)
+    try:
+        make_encoder(settings)
+    except ValueError as error:  # models knows no error of ours
+        raise BadInput(str(error)) from error
+    return settings
 
 
 def training_volumes(run: Run) -> PreparedVolumes:

@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
+from core.again import what_if_argv
 from core.commands import in_shell
 from core.diagnosis_view import NO_COSTS, cause_rows, gain_words, job_argv, variant_rows
 from core.figures_diagnosis import gain_dots
@@ -94,13 +95,17 @@ def _show_what_ifs(run: Run, found: Mapping[str, Any], stored: Mapping[str, Mapp
         with st.expander(f"{result['title']}: every variant, formula and command"):
             _show_variants(result, found["protocol"])
             st.code(
-                in_shell(job_argv("what-if", runs_directory(), run.run_id, found["layer_set"], result["name"])),
+                in_shell([*_again(run, found, result), "--runs", str(runs_directory().absolute())]),
                 language="bash",
                 wrap_lines=True,
             )
     lacking = [f"**{w['title']}** needs {w['missing']}" for w in known if not w["applies"]]
     if lacking:
         st.caption("Not for this run: " + "; ".join(lacking) + ".")
+
+
+def _again(run: Run, found: Mapping[str, Any], result: Mapping[str, Any]) -> list[str]:
+    return what_if_argv(run.run_id, result["name"], found["layer_set"], result.get("protocol"))
 
 
 def _dots(stored: Mapping[str, Mapping[str, Any]], protocol: str) -> list[dict[str, Any]]:

@@ -6,6 +6,8 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
+from core.again import limits_argv
+from core.commands import in_shell
 from core.diagnosis_view import job_argv, limit_rows
 from core.figures import finish
 from core.figures_limits import sensitivity_curves, sensitivity_map
@@ -26,6 +28,10 @@ def show_limits(run: Run, result: Mapping[str, Any] | None, layer_set: str) -> N
         job_panel(argv, label="Plant lesions and score them", key="detection-limits", primary=True)
         return
     _explore(result)
+    with st.expander("Make it again"):
+        again = limits_argv(run.run_id, layer_set, result)
+        where = ["--runs", str(runs_directory().absolute())]
+        st.code(in_shell([*again, *where]), language="bash", wrap_lines=True)
 
 
 @st.fragment

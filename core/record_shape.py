@@ -1,0 +1,101 @@
+"""What a run's record must look like: every field that is read has its type, however deep, or the record is damaged."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+TOP = {
+    "schema": int,
+    "run_id": str,
+    "kind": str,
+    "name": str,
+    "status": str,
+    "sequence": int,
+    "stages": dict,
+}
+"""Fields that no record lacks."""
+FURTHER = {
+    "created": str,
+    "error": (str, type(None)),
+    "recipe": dict,
+    "settings": dict,
+    "cohort": dict,
+    "split": dict,
+    "preprocessing": dict,
+    "seed": int,
+    "versions": dict,
+    "git_commit": (str, type(None)),
+    "parents": dict,
+}
+"""Fields that every record of this program has too; the rest of the program reads them without asking."""
+COHORT = {
+    "name": (str, type(None)),
+    "path": (str, type(None)),
+    "layout": str,
+    "citation": (str, type(None)),
+    "n_total": int,
+    "fingerprint": str,
+    "subjects": list,
+    "set_aside": list,
+    "notes": list,
+}
+SUBJECT = {"subject_id": str, "key": str, "role": str, "healthy": bool}
+
+
+def wrong_fields(record: Any) -> list[str]:
+    """Where a record is not what it must be, as paths into it; nothing when it is whole."""
+    if not isinstance(record, dict):
+        return ["the whole record"]
+    wrong = [key for key, kind in (TOP | FURTHER).items() if not _is(record.get(key, _MISSING), kind)]
+    if not wrong:
+        wrong = [
+            *_wrong_cohort(record["cohort"]),
+            *(f"split.{role}" for role, ids in record["split"].items() if not _texts(ids)),
+            *(f"stages.{name}" for name, stage in record["stages"].items() if not isinstance(stage, dict)),
+            *(f"parents.{name}" for name, parent in record["parents"].items() if not isinstance(parent, str)),
+            *_wrong_kind(record["recipe"]),
+        ]
+    return wrong or _wrong_leaves(record)
+
+
+def _wrong_cohort(cohort: Mapping[str, Any]) -> list[str]:
+    wrong = [f"cohort.{key}" for key, kind in COHORT.items() if key in cohort and not _is(cohort[key], kind)]
+    if wrong or not cohort:
+        return wrong
+    for number, subject in enumerate(cohort.get("subjects", [])):
+        if not isinstance(subject, dict):
+            wrong.append(f"cohort.subjects[{number}]")
+        elif lacking := [key for key, kind in SUBJECT.items() if not isinstance(subject.get(key), kind)]:
+            wrong += [f"cohort.subjects[{number}].{key}" for key in lacking]
+    wrong += [
+        f"cohort.set_aside[{n}]" for n, one in enumerate(cohort.get("set_aside", [])) if not isinstance(one, dict)
+    ]
+    return wrong + ([] if _texts(cohort.get("notes", [])) else ["cohort.notes"])
+
+
+def _wrong_kind(recipe: Mapping[str, Any]) -> list[str]:
+    return [] if isinstance(recipe.get("kind", ""), str) else ["recipe.kind"]
+
+
+_MISSING = object()
+
+
+def _is(value: Any, kind: Any) -> bool:
+    return isinstance(value, kind) and not (kind is int and isinstance(value, bool))
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _wrong_leaves(record: Mapping[str, Any]) -> list[str]:
+    """Top fields with what can be neither printed nor written again: NaN, infinity, half of a surrogate pair."""
+    return [] if _is_plain(record) else [key for key, value in record.items() if not _is_plain(value)]
+
+
+def _is_plain(value: Any) -> bool:
+    try:
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, RecursionError):
+        return False
+    return True
