@@ -286,7 +286,9 @@ def score(run: Run, progress: Progress, *, memory_gb: float | None = None) -> Ru
     reset_peak_memory()
     problems: dict[str, BadInput | EnvironmentProblem | IntegrityError] = {}
     missing = _unscored(run, subjects, problems)
-    if run.status == "finished" and not missing and not problems:
+    if problems and not missing:
+        raise together(problems, "All others are scored.")
+    if run.status == "finished" and not missing:
         return run  # nothing to write: the run may be one that can only be read
     with lock(run) as run, _outcome(run), progress.task("Scoring", len(subjects)) as advance:
         if missing:
@@ -303,17 +305,25 @@ def score(run: Run, progress: Progress, *, memory_gb: float | None = None) -> Ru
         together_n = run.record["settings"].get("scored_together", CHUNK)
         for start in range(0, len(subjects), together_n):
             chunk = subjects[start : start + together_n]
-            if detector is not None and any(s["subject_id"] in missing for s in chunk):
-                try:
-                    _score_chunk(run, detector, chunk)
-                except IntegrityError as problem:  # one of its scans is damaged; what is scored together, waits
-                    problems[", ".join(s["subject_id"] for s in chunk if s["subject_id"] in missing)] = problem
+            todo = [s for s in chunk if s["subject_id"] in missing and _has_scan(run, s, problems)]
+            if detector is not None and todo:
+                _score_chunk(run, detector, todo)
             advance(len(chunk), chunk[-1]["subject_id"])
         if detector is not None:
             record_duration(run, "scores", began)
         if problems:
             raise together(problems, "All others are scored.")
     return run
+
+
+def _has_scan(run: Run, subject: Mapping[str, Any], problems: dict[str, Any]) -> bool:
+    """Whether the prepared scan of a subject is what it should be; one that is not is put among the problems."""
+    try:
+        prepared_of(run, subject["subject_id"])
+    except IntegrityError as problem:
+        problems[str(subject["subject_id"])] = problem
+        return False
+    return True
 
 
 def _unscored(run: Run, subjects: Sequence[Mapping[str, Any]], problems: dict[str, Any]) -> set[str]:

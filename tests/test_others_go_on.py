@@ -234,6 +234,22 @@ def test_a_damaged_map_does_not_keep_the_others_from_being_exported(own, tmp_pat
     assert names == {"validation01", "validation02", "test01", "test03", "test04"}
 
 
+def test_a_damaged_scan_does_not_keep_the_others_from_being_scored(own, capsys):
+    run = open_run(own.runs, "tiny")
+    shutil.rmtree(run.directory / "scores")
+    keys = {s["subject_id"]: s["key"] for s in run.record["cohort"]["subjects"]}
+    damage(own.runs / ".cache" / "prepared" / keys["test02"] / "voxels.npy")
+    assert cli.main(["score", "tiny", "--runs", str(own.runs)]) == 4
+    err = capsys.readouterr().err
+    assert "test02: " in err
+    assert "voxels.npy is damaged" in err
+    scored = {p.name for p in (run.directory / "scores").iterdir()}
+    assert scored == {i for i in keys if not i.startswith("train")} - {"test02"}
+    shutil.rmtree(own.runs / ".cache" / "prepared" / keys["test02"])
+    assert cli.main([*own.commands()["prepare"]]) == 0
+    assert cli.main(["score", "tiny", "--runs", str(own.runs)]) == 0
+
+
 def test_several_what_ifs_go_on_after_one_that_fails(own, capsys):
     argv = ["what-if", "tiny", "--runs", str(own.runs)]
     assert cli.main([*argv, "threshold-grid", "no-such", "erode-mask", "--json"]) == 2
