@@ -2,7 +2,13 @@
 
 import streamlit as st
 
+from pages._door import left_open
+
 st.set_page_config(page_title="Dicescope", page_icon="pages/_assets/icon.png", layout="wide")
+
+if left_open():
+    st.error("Nothing guards this address, so nothing is shown. Start the dashboard with: `python cli.py app`")
+    st.stop()
 
 st.navigation(
     [

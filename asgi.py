@@ -5,84 +5,28 @@ Streamlit's pages, plus two routes: score volumes, compressed once, and the view
 
 import logging
 import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import streamlit as st
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from streamlit.runtime.pages_manager import PagesManager
 
+from core.door import HOSTS, NO_TOKEN, TOKEN, addresses, door_of, is_local
 from core.packed import packed_path
 from data.errors import BadInput, EnvironmentProblem, IntegrityError
+from pages._door import Guard, OnlyRoot, base_path
 from pages._viewer.assets import viewer_route
 
+__all__ = ["app", "is_local"]
 _LOG = logging.getLogger(__name__)
 KEPT = "private, max-age=31536000, immutable"
 """For addresses that contain a hash of the content."""
-_LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
-
-
-class LocalOnly:
-    """Answer only requests that name this machine as their host, so no web page can reach in by DNS rebinding."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Refuse a foreign Host (HTTP 403, WebSocket closed); mark every answer `nosniff`."""
-        if scope["type"] not in ("http", "websocket"):
-            await self.app(scope, receive, send)
-        elif not is_local(Headers(scope=scope).get("host", "")):
-            if scope["type"] == "websocket":
-                await receive()
-                await send({"type": "websocket.close", "code": 1008})
-            else:
-                await PlainTextResponse("This server answers only localhost.", status_code=403)(scope, receive, send)
-        else:
-            await self.app(scope, receive, _nosniff(send))
-
-
-class OnlyRoot:
-    """Say quietly that the app is not below a page's address.
-
-    Streamlit's browser asks /slices/_stcore/health before /_stcore/health and takes the first success as the app's
-    address, so no success may be given here. Unlike Streamlit's 404, a 300 is not reported as an error by browsers.
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """HTTP 300 for health and host-config below a page's address; all else passes."""
-        if scope["type"] == "http":
-            page, below, question = scope["path"].strip("/").partition("/_stcore/")
-            if below and question in ("health", "host-config") and "/" not in page:
-                answer = PlainTextResponse("The app is at the root of this server.", status_code=300)
-                await answer(scope, receive, send)
-                return
-        await self.app(scope, receive, send)
-
-
-def is_local(host: str) -> bool:
-    """Whether a Host header names this machine: localhost, 127.0.0.1 or [::1], with or without a port."""
-    name, separator, port = host.rpartition(":") if not host.endswith("]") else (host, "", "")
-    if not separator:
-        return host.lower() in _LOCAL_HOSTS
-    return name.lower() in _LOCAL_HOSTS and port.isdecimal()
-
-
-def _nosniff(send: Send) -> Send:
-    async def marked(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            message["headers"] = [*message.get("headers", []), (b"x-content-type-options", b"nosniff")]
-        await send(message)
-
-    return marked
 
 
 async def volume(request: Request) -> Response:
@@ -103,15 +47,29 @@ async def volume(request: Request) -> Response:
     )
 
 
+@asynccontextmanager
+async def greet(_: st.App) -> AsyncIterator[None]:
+    """Say where to open the dashboard when the token was made here, so that nobody else could."""
+    if DOOR.token is not None and not TOLD:
+        print(*addresses(DOOR, int(st.get_option("server.port"))), sep="\n", flush=True)
+    yield
+
+
 # A page that is opened before the front door would otherwise run by itself, outside st.navigation.
 PagesManager.uses_pages_directory = False
+
+DOOR = door_of(os.environ, base_path())
+TOLD = os.environ.get(TOKEN) == DOOR.token
+for name in (TOKEN, NO_TOKEN, HOSTS):  # no job that this server starts needs to know
+    os.environ.pop(name, None)
 
 app = st.App(
     "app.py",
     routes=[
-        Route("/api/volume/{run}/{subject}/{name}/{content}", volume),
-        Route("/api/volume/{run}/{subject}/{name}", volume),
-        viewer_route(),
+        Route(f"{DOOR.base_path}/api/volume/{{run}}/{{subject}}/{{name}}/{{content}}", volume),
+        Route(f"{DOOR.base_path}/api/volume/{{run}}/{{subject}}/{{name}}", volume),
+        viewer_route(DOOR.base_path),
     ],
-    middleware=[Middleware(LocalOnly), Middleware(OnlyRoot)],
+    middleware=[Middleware(Guard, door=DOOR), Middleware(OnlyRoot, door=DOOR)],
+    lifespan=greet,
 )

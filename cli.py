@@ -20,6 +20,7 @@ import tyro
 from rich.markup import escape
 from rich.table import Table
 
+from core.door import LOCAL_HOSTS, Door, addresses, base_path, host_name, new_token, told
 from core.evaluated import read_metrics
 from core.lock import taking_over
 from core.memory_bank.settings import BankSettings, idle_settings
@@ -30,6 +31,7 @@ from core.store import Run, open_run, stage_done
 from core.summary import layer_table, run_rows
 from core.versions import noted, notes_of
 from data.errors import BadInput, EnvironmentProblem, IntegrityError, Interrupted
+from data.permissions import doors_open
 from data.preprocessing import Preprocessing
 from data.ranges import refuse_out_of_range
 from data.trouble import is_trouble, remedy
@@ -82,7 +84,7 @@ class DemoVerb:
 
 @dataclass(frozen=True)
 class AppVerb:
-    """Serve the dashboard on this machine only.
+    """Serve the dashboard on this machine only, to whoever has the address that is printed: it holds a fresh token.
 
     Example: python cli.py app --port 8501
     """
@@ -91,6 +93,12 @@ class AppVerb:
     """Directory that holds the runs."""
     port: int = 8501
     """TCP port on 127.0.0.1."""
+    no_token: bool = False
+    """Let in whoever reaches the port, other accounts of this machine too."""
+    allow_host: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Another name to answer to, as a proxy before it is called; may be given several times."""
+    base_path: str = ""
+    """Path to serve under, as a proxy hands it on, such as /dicescope."""
 
 
 @dataclass(frozen=True)
@@ -261,6 +269,8 @@ class ScoreVerb(OneRun):
     """Layer set to export, joined by +; the headline's, or all layers when not evaluated."""
     memory: float | None = None
     """Memory that scoring may use, GB; the limit that the run was fitted with when not given."""
+    share: bool = False
+    """Export under the pseudonyms that a shared report uses."""
     display: bool = False
     """Export scores on a 0 to 1 display scale: sigmoid of log1p(score) between healthy calibration quantiles."""
     take_over: TakeOver = False
@@ -360,6 +370,8 @@ def main(argv: Sequence[str]) -> int:
     except BadInput as error:
         return _complain(error, EXIT_BAD_INPUT)
     signal.signal(signal.SIGTERM, _interrupt)
+    for warning in doors_open(getattr(arguments, "runs", None)):
+        print(f"warning: {warning}", file=sys.stderr)
     try:
         with taking_over(vars(arguments).get("take_over", False)):
             return action(arguments)
@@ -396,14 +408,25 @@ def _demo(arguments: DemoVerb) -> int:
 
 
 def _app(arguments: AppVerb) -> int:
+    door = Door(
+        None if arguments.no_token else new_token(),
+        tuple(dict.fromkeys(map(host_name, arguments.allow_host))),
+        base_path(arguments.base_path),
+    )
     _claim_port(arguments.port)
     root = Path(__file__).resolve().parent
+    names = sorted(LOCAL_HOSTS) + [name.partition(":")[0] for name in door.hosts]
     command = [
         *(sys.executable, "-m", "streamlit", "run", str(root / "asgi.py")),
         *("--server.address", "127.0.0.1", "--server.port", str(arguments.port), "--server.headless", "true"),
+        *("--server.baseUrlPath", door.base_path),
+        *(word for name in names for word in ("--server.allowedHosts", name)),
     ]
-    environment = {**os.environ, "DICESCOPE_RUNS": str(arguments.runs.resolve())}
-    print(f"Dicescope on http://127.0.0.1:{arguments.port}  (Ctrl-C ends it)", flush=True)
+    environment = {**os.environ, "DICESCOPE_RUNS": str(arguments.runs.resolve()), **told(door)}
+    here, *elsewhere = addresses(door, arguments.port)
+    print(f"Dicescope on {here}  (Ctrl-C ends it)", flush=True)
+    for address in elsewhere:
+        print(f"Through a proxy: {address}", flush=True)
     server = subprocess.Popen(command, env=environment, cwd=root)
     try:
         return EXIT_OK if server.wait() in (0, -signal.SIGTERM, -signal.SIGINT) else EXIT_ENVIRONMENT
@@ -532,7 +555,9 @@ def _score(arguments: ScoreVerb) -> int:
     if arguments.export is not None:
         from core.export import export_maps
 
-        paths = export_maps(run, arguments.export, arguments.layers, open_progress(), display=arguments.display)
+        paths = export_maps(
+            run, arguments.export, arguments.layers, open_progress(), display=arguments.display, share=arguments.share
+        )
         print(f"{len(paths)} NIfTI files in {arguments.export}", file=sys.stderr)
     if damaged is not None:
         raise damaged

@@ -3,7 +3,7 @@
 Everything here reads the JSON of `diagnose`; nothing is rescored.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -244,19 +244,22 @@ def best_variant(what_if: Mapping[str, Any], protocol: str) -> Mapping[str, Any]
     return picked[0] if gain is not None and gain > 0 else None
 
 
-def gain_words(what_if: Mapping[str, Any], protocol: str) -> str:
-    """What a finished what-if found, in a line: its chosen variant, else what it measured and why none is chosen."""
+def gain_words(what_if: Mapping[str, Any], protocol: str, plain: Callable[[str], str] = str) -> str:
+    """What a finished what-if found, in a line: its chosen variant, else what it measured and why none is chosen.
+
+    `plain` turns the title of a variant into text that is shown as it stands.
+    """
     best = best_variant(what_if, protocol)
     measured = {v["title"]: test for v in what_if["variants"] if (test := _judged(v, protocol))}
     if best is not None:
         test = measured[best["title"]]
         return (
-            f"{best['title']}: test Dice **{test['baseline']:.3f} → {test['variant']:.3f}**, "
+            f"{plain(best['title'])}: test Dice **{test['baseline']:.3f} → {test['variant']:.3f}**, "
             f"{_gain_text(_as_gain(test))} (validation {_signed(validation_of(best, protocol)['gain'])})"
         )
     if not measured:
         return "Done: – (n = 0, no test subject is left to judge it on)"
-    shown = "; ".join(f"{title} {_gain_text(_as_gain(test))}" for title, test in list(measured.items())[:3])
+    shown = "; ".join(f"{plain(title)} {_gain_text(_as_gain(test))}" for title, test in list(measured.items())[:3])
     more = f"; {len(measured) - 3} more below" if len(measured) > 3 else ""
     able = [v for v in what_if["variants"] if v["deployable"]]
     if not able:

@@ -264,11 +264,11 @@ def fit(
                     detector.index_cache_ = _index_cache(run)
                 detector.fit(volumes, monitor)
                 _save(detector, recipe, scratch)
-        if isinstance(detector, LAYERED):
-            settings = _fitted_settings(detector)
-            update_run(run, settings=settings)
-            if "audit" in settings:
-                progress.say(f"note: {settings['audit']}")
+                if isinstance(detector, LAYERED):  # before the commit: a run killed between the two is not fitted again
+                    settings = _fitted_settings(detector)
+                    update_run(run, settings=settings)
+                    if "audit" in settings:
+                        progress.say(f"note: {settings['audit']}")
     return run
 
 

@@ -10,6 +10,7 @@ from core.detectors import LayerSet
 from core.evaluation import read_metrics
 from core.progress import Progress
 from core.run_scores import RunScores, open_scores, set_id
+from core.sharing import veil_of
 from core.store import Run, stage_done
 from data.errors import BadInput, EnvironmentProblem, IntegrityError, together
 from data.files import clear_litter
@@ -18,13 +19,15 @@ from data.nifti import in_stored_order, write_nifti
 from data.room import require_room
 
 
-def export_maps(run: Run, directory: Path, layers: str, progress: Progress, *, display: bool = False) -> list[Path]:
+def export_maps(
+    run: Run, directory: Path, layers: str, progress: Progress, *, display: bool = False, share: bool = False
+) -> list[Path]:
     """Write <subject>_score.nii.gz (0 outside the brain) and, once evaluated, <subject>_segmentation.nii.gz.
 
     Shape, axes and affine are those of the scan's file. `layers` is a layer set joined by +; empty: the headline's, or
     all layers. The segmentation uses the label-free threshold of that layer set in native space. With `display` the
     scores are put on 0..1 by sigmoid((log1p(score) − median) / (q95 − q05)), quantiles from the healthy calibration
-    subjects' voxels; order is kept.
+    subjects' voxels; order is kept. With `share` files have pseudonyms instead of ids.
     """
     scores = open_scores(run)
     evaluated = stage_done(run, "evaluation")
@@ -36,13 +39,15 @@ def export_maps(run: Run, directory: Path, layers: str, progress: Progress, *, d
     if layers and metrics and figures is None:
         raise BadInput(f"Layer set {chosen!r} has no native-space threshold. Export single layers or the headline set.")
     subjects = [i for role in ("validation", "test") for i in scores.subjects(role)]
-    voxels = sum(int(np.prod(scores.prepared(i).native_grid.shape)) for i in subjects)
+    voxels = sum(_native_voxels(scores, subject_id) for subject_id in subjects)
     require_room(directory, voxels * (4 if figures is None else 5), f"Exporting {len(subjects)} scans", at_most=True)
     scale = _display_scale(scores, layer_set) if display else None
     threshold = figures["protocols"]["healthy"]["threshold"] if figures is not None else None
 
+    called = veil_of(run).called if share else folder_name
+
     def write(subject_id: str) -> list[Path]:
-        return _export_one(scores, subject_id, layer_set, scale, threshold, directory)
+        return _export_one(scores, subject_id, layer_set, scale, threshold, directory / called(subject_id))
 
     return write_each(subjects, write, directory, "Writing NIfTI", progress)
 
@@ -77,18 +82,25 @@ def _export_one(
     layers: LayerSet,
     scale: Calibration | None,
     threshold: float | None,
-    directory: Path,
+    stem: Path,
 ) -> list[Path]:
     prepared = scores.prepared(subject_id)
     native, grid = in_stored_order(scores.native_scores(subject_id, layers), prepared.native_grid, prepared.axes)
-    path = directory / f"{folder_name(subject_id)}_score.nii.gz"
+    path = stem.with_name(f"{stem.name}_score.nii.gz")
     shown = native if scale is None else scale.display(native)
     write_nifti(path, np.nan_to_num(shown, nan=0.0), grid)
     if threshold is None:
         return [path]
-    segmentation = directory / f"{folder_name(subject_id)}_segmentation.nii.gz"
+    segmentation = stem.with_name(f"{stem.name}_segmentation.nii.gz")
     write_nifti(segmentation, (np.nan_to_num(native, nan=-np.inf) >= threshold).astype(np.uint8), grid)
     return [path, segmentation]
+
+
+def _native_voxels(scores: RunScores, subject_id: str) -> int:
+    try:
+        return int(np.prod(scores.prepared(subject_id).native_grid.shape))
+    except IntegrityError:  # named when its turn comes
+        return 0
 
 
 def _display_scale(scores: RunScores, layers: LayerSet) -> Calibration:

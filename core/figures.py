@@ -4,6 +4,7 @@ Colours mean the same everywhere: blue is deployable, orange needs labels, grey 
 normal tissue is grey-blue.
 """
 
+import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,10 +25,15 @@ PROTOCOLS: tuple[tuple[str, str, str, str], ...] = (
 )
 
 
+def as_text(text: object) -> str:
+    """A name as plotly shows it letter for letter: its labels read tags, links, entities and %{places}."""
+    return html.escape(str(text), quote=False).replace("{", "&#123;")
+
+
 def protocol_dots(rows: Sequence[Mapping[str, Any]], title: str) -> go.Figure:
     """One line per row {label, dice: {protocol: {mean, low, high}}}: mean Dice with 95 % intervals."""
     figure = go.Figure()
-    labels = [row["label"] for row in rows]
+    labels = [as_text(row["label"]) for row in rows]
     told = {key: [row["dice"].get(key) or {} for row in rows] for key, _, _, _ in PROTOCOLS}
     traces = [(*protocol, told[protocol[0]]) for protocol in PROTOCOLS]
     if any(f.get("needs_labels") for f in told["healthy"]):
@@ -72,6 +78,7 @@ def layer_scatter(rows: Sequence[Mapping[str, Any]], chosen: Sequence[str]) -> g
         x=[row["auprc"] for row in rows],
         y=[(row["healthy"] or {}).get("mean") for row in rows],
         mode="markers",
+        hovertext=[as_text(row["layers"]) for row in rows],
         customdata=[[row["layers"], row["ceil_dice"], _span(row["healthy"] or {})] for row in rows],
         marker={
             "size": [16 if p else 10 for p in picked],
@@ -82,7 +89,7 @@ def layer_scatter(rows: Sequence[Mapping[str, Any]], chosen: Sequence[str]) -> g
             "colorbar": {"title": "layers", "tickvals": list(range(1, most + 1)), "thickness": 12},
             "line": {"width": [3 if p else 0 for p in picked], "color": ANOMALOUS},
         },
-        hovertemplate="<b>%{customdata[0]}</b><br>AUPRC %{x:.3f}<br>Dice, label-free threshold %{y:.3f} "
+        hovertemplate="<b>%{hovertext}</b><br>AUPRC %{x:.3f}<br>Dice, label-free threshold %{y:.3f} "
         "%{customdata[2]}<br>⌈Dice⌉ (oracle) %{customdata[1]:.3f}<extra></extra>",
         showlegend=False,
     )
@@ -94,9 +101,9 @@ def layer_scatter(rows: Sequence[Mapping[str, Any]], chosen: Sequence[str]) -> g
 def contribution_bars(rows: Sequence[tuple[str, float, float | None]]) -> go.Figure:
     """What each layer adds: (layer, AUPRC alone, AUPRC of all minus AUPRC without it)."""
     figure = go.Figure()
-    figure.add_bar(x=[r[0] for r in rows], y=[r[1] for r in rows], name="alone", marker_color=NORMAL)
+    figure.add_bar(x=[as_text(r[0]) for r in rows], y=[r[1] for r in rows], name="alone", marker_color=NORMAL)
     figure.add_bar(
-        x=[r[0] for r in rows],
+        x=[as_text(r[0]) for r in rows],
         y=[r[2] for r in rows],
         name="added to all the others",
         marker_color=HEALTHY,
@@ -142,7 +149,7 @@ def score_densities(
     for label, score, colour in drawable:
         line = {"color": colour, "width": 2, "dash": "dash"}
         figure.add_vline(x=score, line=line, name=label, showlegend=True)
-    figure.update_xaxes(title=f"score ({unit})", type="log" if log_x else "linear")
+    figure.update_xaxes(title=f"score ({as_text(unit)})", type="log" if log_x else "linear")
     title = "share at or below" if cumulative else "voxels per bin" if counts else "share of its class per bin"
     figure.update_yaxes(title=title, type="log" if log_y else "linear")
     return finish(figure, height=430)

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import plotly.graph_objects as go
 
-from core.figures import ORACLE, finish
+from core.figures import ORACLE, as_text, finish
 
 Training = Literal["top1", "loss_share"]
 VARIANT_COLOURS: Mapping[str, str] = {
@@ -54,7 +54,7 @@ def training_against_dice(
         if found is None:
             continue
         colour, symbol = VARIANT_COLOURS.get(row["variant"], ORACLE), VIEW_SYMBOLS.get(row["views"], "circle")
-        group = {"legendgroup": row["key"], "name": row["title"]}
+        group = {"legendgroup": row["key"], "name": as_text(row["title"])}
         ends = list(row["contrastive"]["by_seed"].values())
         if len(ends) > 1:
             chart.add_scatter(
@@ -63,7 +63,7 @@ def training_against_dice(
                 mode="markers",
                 marker={"color": colour, "symbol": symbol, "size": 6, "opacity": 0.5},
                 customdata=row["seeds"],
-                hovertemplate=row["title"] + ", seed %{customdata}<br>%{x:.2f} → %{y:.3f}<extra></extra>",
+                hovertemplate=as_text(row["title"]) + ", seed %{customdata}<br>%{x:.2f} → %{y:.3f}<extra></extra>",
                 showlegend=False,
                 **group,
             )
@@ -73,7 +73,7 @@ def training_against_dice(
             mode="markers",
             marker={"color": colour, "symbol": symbol, "size": 13},
             error_y=_error(found, colour),
-            hovertemplate=row["title"] + "<br>%{x:.2f} → %{y:.3f} " + _span(found) + "<extra></extra>",
+            hovertemplate=as_text(row["title"]) + "<br>%{x:.2f} → %{y:.3f} " + _span(found) + "<extra></extra>",
             showlegend=row["key"] not in shown,
             **group,
         )
@@ -85,7 +85,7 @@ def training_against_dice(
         chart.add_hline(
             y=found["mean"],
             line={"color": ORACLE, "dash": dash, "width": 1.5},
-            annotation={"text": f"{row['title']} {found['mean']:.3f}", "font": {"color": ORACLE}},
+            annotation={"text": f"{as_text(row['title'])} {found['mean']:.3f}", "font": {"color": ORACLE}},
             annotation_position="top right" if row["key"] == "untrained" else "bottom right",
         )
     chart.update_xaxes(title=TRAINING_TITLES[training], rangemode="tozero")

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from core.diagnosis_view import SETTING_NAMES, category_title
-from core.figures import HEALTHY, INK, ORACLE, finish
+from core.figures import HEALTHY, INK, ORACLE, as_text, finish
 
 FALSE_POSITIVE, MISSED = "#d9761a", "#bb4fb0"  # the viewer's orange and magenta, dark enough for a white page
 EMPTY = "rgba(0,0,0,0)"
@@ -177,9 +177,9 @@ def ceiling_lines(layers: Sequence[Mapping[str, Any]]) -> go.Figure:
     for k, layer in enumerate(layers):
         rows = layer["by_size"]
         figure.add_scatter(
-            x=[r["bin"] for r in rows],
+            x=[as_text(r["bin"]) for r in rows],
             y=[r["ceiling"] for r in rows],
-            name=f"{layer['layer']}, {layer['spacing_mm']:g} mm",
+            name=f"{as_text(layer['layer'])}, {layer['spacing_mm']:g} mm",
             mode="lines+markers",
             line={"color": LAYER_PALETTE[k % len(LAYER_PALETTE)], "dash": dashes[k % len(dashes)], "width": 2},
             customdata=[[r["n"]] for r in rows],
@@ -304,7 +304,7 @@ def _hover(rung: Mapping[str, Any], cost: float) -> tuple[str, str, str]:
 def _wrapped(text: str, width: int) -> str:
     """The text with line breaks; markup in names stays text."""
     lines, line = [], ""
-    for word in str(text).replace("&", "&amp;").replace("<", "&lt;").split():
+    for word in as_text(text).split():
         if line and len(line) + 1 + len(word) > width:
             lines.append(line)
             line = word

@@ -6,7 +6,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from core.figures import ANOMALOUS, NORMAL, ORACLE, finish
+from core.figures import ANOMALOUS, NORMAL, ORACLE, as_text, finish
 
 FAMILY_TITLES: Mapping[str, str] = {
     "flip": "flip",
@@ -32,7 +32,7 @@ def visibility_dumbbells(network: Mapping[str, Any], untrained: Mapping[str, Any
     for one in network["layers"]:
         ends = [one["view"]["mean"]["mean"], one["lesion"]["mean"]["mean"]]
         figure.add_scatter(
-            x=ends, y=[one["layer"]] * 2, mode="lines", line={"color": _TRACK, "width": 5}, hoverinfo="skip",
+            x=ends, y=[as_text(one["layer"])] * 2, mode="lines", line={"color": _TRACK, "width": 5}, hoverinfo="skip",
             showlegend=False, row=1, col=1,
         )  # fmt: skip
     for name, key, colour in (("under views", "view", NORMAL), ("under lesions", "lesion", ANOMALOUS)):
@@ -72,7 +72,7 @@ def taught_away_lines(compared: Sequence[Mapping[str, Any]], layer: str) -> go.F
         labels = [FAMILY_TITLES.get(row["change"], "lesions") for row in chosen]
         figure.add_trace(_dots([row["ratio"] for row in chosen], labels, name, colour, "times untrained"))
     figure.add_vline(x=1, line={"color": ORACLE, "dash": "dot", "width": 2})
-    figure.update_xaxes(title=f"movement of {layer}, trained / untrained (dotted: unchanged)", zeroline=False)
+    figure.update_xaxes(title=f"movement of {as_text(layer)}, trained / untrained (dotted: unchanged)", zeroline=False)
     figure.update_yaxes(
         autorange="reversed",
         ticklabelstandoff=6,
@@ -91,7 +91,7 @@ def brightness_bars(intensity: Mapping[str, Any]) -> go.Figure:
     for name, colour, rows in groups:
         figure.add_bar(
             x=[100 * one["of_range"]["mean"] for _, one in rows],
-            y=[label for label, _ in rows],
+            y=[as_text(label) for label, _ in rows],
             orientation="h",
             name=name,
             marker_color=colour,
@@ -115,7 +115,7 @@ def _dots(
 ) -> go.Scatter:
     return go.Scatter(
         x=[one["mean"] for one in found],
-        y=list(labels),
+        y=[as_text(text) for text in labels],
         name=name,
         mode="markers",
         showlegend=shown,

@@ -32,12 +32,13 @@ _LOOKED_AT = 2000
 Section = tuple[str, str, Html]
 
 
-def report_html(run: Run, diagnosis: Mapping[str, Any] | None) -> str:
+def report_html(run: Run, diagnosis: Mapping[str, Any] | None, *, share: bool = False) -> str:
     """The report of an evaluated run as one HTML document; with its diagnosis it also says why Dice is what it is.
 
+    `share`: nobody is named in it, nor a folder, machine or person (`core.sharing`).
     BadInput when the run is not evaluated, or when the diagnosis is of another run.
     """
-    source = source_of(run, diagnosis)
+    source = source_of(run, diagnosis, share=share)
     sections = [s for s in (*_explained(source), *_results(source), *_about(source)) if s[2]]
     head = tag(
         "head",
@@ -50,10 +51,13 @@ def report_html(run: Run, diagnosis: Mapping[str, Any] | None) -> str:
         tag("style", Html(STYLE)),
     )
     body = tag("body", hatches(), tag("main", _header(source), *_body(sections), _footer(source)))
-    return "<!doctype html>\n" + tag("html", head, body, attributes={"lang": "en"}).text + "\n"
+    document = "<!doctype html>\n" + tag("html", head, body, attributes={"lang": "en"}).text + "\n"
+    return document if source.veil is None else source.veil.document(document)
 
 
-def write_report(run: Run, diagnosis: Mapping[str, Any] | None, path: Path, *, overwrite: bool = False) -> Path:
+def write_report(
+    run: Run, diagnosis: Mapping[str, Any] | None, path: Path, *, overwrite: bool = False, share: bool = False
+) -> Path:
     """Write the report to `path`, whole or not at all; an older report there is replaced.
 
     BadInput when another file is there already, unless `overwrite`; EnvironmentProblem when it cannot be written.
@@ -64,7 +68,7 @@ def write_report(run: Run, diagnosis: Mapping[str, Any] | None, path: Path, *, o
         raise BadInput(
             f"{path} is there already and is not a report. Give another name, or say that it may be replaced."
         )
-    text = report_html(run, diagnosis)
+    text = report_html(run, diagnosis, share=share)
     clear_litter(path.parent)
     scratch = path.with_name(scratch_name())
     try:

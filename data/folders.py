@@ -1,6 +1,7 @@
 """Walking a data set's folder: links that leave it are not followed silently, names that collide are refused."""
 
 import os
+import unicodedata
 from collections import defaultdict
 from pathlib import Path
 
@@ -39,15 +40,15 @@ def scans_under(root: Path, *, follow_symlinks: bool = False) -> tuple[tuple[Pat
         kept = []
         for name in sorted(folders):
             link = Path(place, name)
-            if link.is_symlink() and not follow_symlinks and not link.resolve().is_relative_to(home):
-                left_out.append(f"{link.relative_to(root)} leads out of the data set and was not followed.")
+            if why := _why_left_out(link, home, follow_symlinks):
+                left_out.append(f"{link.relative_to(root)} {why}.")
             elif not name.startswith("."):
                 kept.append(name)
         folders[:] = kept
         for name in sorted(n for n in names if n.lower().endswith(SCAN_SUFFIXES) and not n.startswith(".")):
             link = Path(place, name)
-            if link.is_symlink() and not follow_symlinks and not link.resolve().is_relative_to(home):
-                left_out.append(f"{link.relative_to(root)} leads out of the data set and was not followed.")
+            if why := _why_left_out(link, home, follow_symlinks):
+                left_out.append(f"{link.relative_to(root)} {why}.")
             else:
                 found.append(link)
     _refuse_twins(found)
@@ -63,13 +64,32 @@ def stem(path: Path) -> str:
     return name
 
 
+def _why_left_out(link: Path, home: Path, follow_symlinks: bool) -> str:
+    """Why a link is not taken; "" when it is none, or one that is taken. A link to nothing is: its scan is missing."""
+    if not link.is_symlink():
+        return ""
+    try:
+        end = link.resolve()
+    except (OSError, RuntimeError):  # RuntimeError: how Python before 3.13 tells of a loop
+        return "is a link that leads back to itself and was left out"
+    if follow_symlinks or end.is_relative_to(home):
+        return ""
+    return "leads out of the data set and was not followed"
+
+
 def _refuse_twins(paths: list[Path]) -> None:
     owners: dict[tuple[str, str], list[Path]] = defaultdict(list)
     for path in paths:
-        owners[str(path.parent).lower(), stem(path).lower()].append(path)
+        owners[_same_name(str(path.parent)), _same_name(stem(path))].append(path)
     for twins in owners.values():
         if len(twins) > 1:
             raise BadDataset(
-                "E-DATA-TWINS", twins[0], f"and {twins[1].name} are the same name but for case or packing.",
+                "E-DATA-TWINS", twins[0], f"and {twins[1].name} are the same name but for case, accents' coding or "
+                "packing.",
                 "Which one is meant is not clear; remove or rename one.",
             )  # fmt: skip
+
+
+def _same_name(name: str) -> str:
+    """Equal for names that some file system takes for one: case, and é as one sign or as two."""
+    return unicodedata.normalize("NFC", name).casefold()

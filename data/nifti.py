@@ -8,14 +8,16 @@ import gzip
 import hashlib
 import math
 import os
+import resource
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 import nibabel as nib
 import numpy as np
+import psutil
 from jaxtyping import Float32, Float64, Int32, Shaped
 
 from data import trouble
@@ -29,6 +31,10 @@ MAX_BYTES = 2 << 30
 """Largest uncompressed file that is read; the float32 copy comes on top."""
 DEFLATE_LIMIT = 1032
 """Deflate cannot expand a byte into more than this (zlib technical notes)."""
+MOST_MASK_VALUES = 8
+"""An image of so few values is a mask."""
+LARGEST_ERROR = 0.01
+"""How far float32 may move a voxel, in standard deviations of the non-zero voxels."""
 _CHUNK = 1 << 20
 _POINTERS = (b"version https://git-lfs", b"/annex/objects", b".git/annex", b"../.git/annex")
 
@@ -65,15 +71,18 @@ def read_scan(path: Path, *, volume_index: int | None = None, max_bytes: int = M
     scaling is applied once. `volume_index` picks a volume of a 4-D file. BadScan for everything that is wrong or
     ambiguous, also for images without information (constant) and for label maps.
     """
-    raw = _read(Path(path), volume_index, max_bytes)
-    notes = list(raw.notes)
-    voxels = _scaled_float32(raw)
-    finite = np.isfinite(voxels)
-    bad = int(voxels.size - np.count_nonzero(finite))
-    if bad:
-        notes.append(f"{bad} of {voxels.size} voxels are NaN or infinite.")
-    _refuse_uninformative(raw.path, voxels[finite] if bad else voxels.ravel(order="K"))
-    canonical, grid = _canonical(voxels, raw.affine, raw.path, notes)
+    path = Path(path)
+    with _memory_named(path):
+        raw = _read(path, volume_index, max_bytes, _bytes_for_scan)
+        notes = list(raw.notes)
+        voxels = _scaled_float32(raw)
+        finite = np.isfinite(voxels)
+        bad = int(voxels.size - np.count_nonzero(finite))
+        if bad:
+            notes.append(f"{bad} of {voxels.size} voxels are NaN or infinite.")
+        _refuse_lost_digits(raw)
+        _refuse_uninformative(raw.path, voxels[finite] if bad else voxels.ravel(order="K"))
+        canonical, grid = _canonical(voxels, raw.affine, raw.path, notes)
     return Scan(frozen(canonical), grid, tuple(notes), raw.sha256, "".join(nib.aff2axcodes(raw.affine)))
 
 
@@ -82,15 +91,17 @@ def read_labels(path: Path, *, max_bytes: int = MAX_BYTES) -> Labels:
 
     Values within 1e-5 of a whole number are rounded, with a note. BadScan E-LAB-SOFT for anything in between.
     """
-    raw = _read(Path(path), None, max_bytes)
-    notes = list(raw.notes)
-    values = raw.voxels
-    if values.dtype.kind == "f" or (raw.slope, raw.inter) != (1.0, 0.0):
-        values = _rounded(raw, notes)
-    limits = np.iinfo(np.int32)
-    if values.min() < limits.min or values.max() > limits.max:
-        refuse("E-LAB-RANGE", raw.path, "labels do not fit into 32 bits.", "A label map is expected; give one.")
-    canonical, grid = _canonical(values.astype(np.int32), raw.affine, raw.path, notes)
+    path = Path(path)
+    with _memory_named(path):
+        raw = _read(path, None, max_bytes, _bytes_for_labels)
+        notes = list(raw.notes)
+        values = raw.voxels
+        if values.dtype.kind == "f" or (raw.slope, raw.inter) != (1.0, 0.0):
+            values = _rounded(raw, notes)
+        limits = np.iinfo(np.int32)
+        if values.min() < limits.min or values.max() > limits.max:
+            refuse("E-LAB-RANGE", raw.path, "labels do not fit into 32 bits.", "A label map is expected; give one.")
+        canonical, grid = _canonical(values.astype(np.int32), raw.affine, raw.path, notes)
     return Labels(frozen(canonical), grid, tuple(notes), raw.sha256)
 
 
@@ -158,21 +169,47 @@ class _Raw:
     sha256: str
 
 
-def _read(path: Path, volume_index: int | None, max_bytes: int) -> _Raw:
-    _check_name(path)
+@contextlib.contextmanager
+def _memory_named(path: Path) -> Iterator[None]:
     try:
-        header, buffer, sha256 = trouble.patiently(lambda: _read_bytes(path, max_bytes))
-    except OSError as error:
-        refuse_unreadable(path, error)
+        yield
     except MemoryError:
         refuse("E-NII-MEMORY", path, "does not fit into memory.", "Resample it to a coarser grid first.")
+
+
+def _bytes_for_scan(header: Header) -> int:
+    """Peak of reading a scan: the file, one float32 copy and the same in RAS+ order, and which voxels are finite."""
+    return header.file_bytes + 9 * math.prod(header.shape[:3])
+
+
+def _bytes_for_labels(header: Header) -> int:
+    """Peak of reading a label map: the file and two int32 copies, or float64 copies where labels must be rounded."""
+    whole = header.dtype.kind != "f" and (header.slope, header.inter) == (1.0, 0.0)
+    return header.file_bytes + (8 if whole else 33) * math.prod(header.shape[:3])
+
+
+def _free_memory() -> int:
+    """Bytes that this process can still take: what the system has left, or less under a limit of its address space."""
+    free = int(psutil.virtual_memory().available)
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY:
+        free = min(free, limit - int(psutil.Process().memory_info().vms))
+    return max(0, free)
+
+
+def _read(path: Path, volume_index: int | None, max_bytes: int, needed: Callable[[Header], int]) -> _Raw:
+    _check_name(path)
+    try:
+        header, buffer, sha256 = trouble.patiently(lambda: _read_bytes(path, max_bytes, needed))
+    except OSError as error:
+        refuse_unreadable(path, error)
     voxels = np.frombuffer(buffer, dtype=header.dtype, offset=header.offset).reshape(header.shape, order="F")
     notes = list(header.notes)
     voxels = _three_axes(path, voxels, volume_index, notes)
     return _Raw(path, voxels, header.slope, header.inter, header.affine, tuple(notes), sha256)
 
 
-def _read_bytes(path: Path, max_bytes: int) -> tuple[Header, bytearray, str]:
+def _read_bytes(path: Path, max_bytes: int, needed: Callable[[Header], int]) -> tuple[Header, bytearray, str]:
     """Header, all bytes of the uncompressed file, and the hash of the file as it lies on the disk."""
     faultpoint(f"read.{path.parent.name}/{path.name}")
     digest = hashlib.sha256()
@@ -183,7 +220,7 @@ def _read_bytes(path: Path, max_bytes: int) -> tuple[Header, bytearray, str]:
         file.seek(0)
         chunks = _chunks(file, digest)
         stream = _inflated(path, chunks) if path.name.lower().endswith(".gz") else chunks
-        header, buffer = _fill(path, stream, size, max_bytes)
+        header, buffer = _fill(path, stream, size, max_bytes, needed)
     return header, buffer, digest.hexdigest()
 
 
@@ -278,7 +315,9 @@ def _inflated(path: Path, chunks: Iterator[bytes]) -> Iterator[bytes]:
         )  # fmt: skip
 
 
-def _fill(path: Path, stream: Iterator[bytes], size: int, max_bytes: int) -> tuple[Header, bytearray]:
+def _fill(
+    path: Path, stream: Iterator[bytes], size: int, max_bytes: int, needed: Callable[[Header], int]
+) -> tuple[Header, bytearray]:
     """Header and all bytes of the uncompressed file; memory is taken after the header was believed."""
     head = bytearray()
     for piece in stream:
@@ -288,6 +327,12 @@ def _fill(path: Path, stream: Iterator[bytes], size: int, max_bytes: int) -> tup
     header = parse_header(path, bytes(head[:544]))
     total = header.file_bytes
     _check_size(path, total, size, max_bytes)
+    free = _free_memory()
+    if needed(header) > free:
+        refuse(
+            "E-NII-MEMORY", path, f"needs {needed(header) / 2**30:.2f} GiB of memory to be read, free are "
+            f"{free / 2**30:.2f} GiB.", "End other work, use fewer workers, or resample it to a coarser grid first.",
+        )  # fmt: skip
     buffer = bytearray(total)
     filled = 0
 
@@ -345,7 +390,7 @@ def _three_axes(path: Path, voxels: np.ndarray, volume_index: int | None, notes:
     if volume_index is None:
         refuse(
             "E-NII-4D", path, f"is a series of {extra[0]} volumes.",
-            f"Export the volume you mean, or give volume_index, 0 to {extra[0] - 1}.",
+            f"Which one is meant is not guessed: export it (0 to {extra[0] - 1}) to a file of its own.",
         )  # fmt: skip
     if not 0 <= volume_index < extra[0]:
         refuse("E-NII-VOLUME", path, f"has volumes 0 to {extra[0] - 1}, not {volume_index}.", "Choose one of them.")
@@ -366,6 +411,26 @@ def _scaled_float32(raw: _Raw) -> Float32[np.ndarray, "x y z"]:
                     "Its scaling is wrong; save it again from the original.",
                 )  # fmt: skip
     return out
+
+
+def _refuse_lost_digits(raw: _Raw) -> None:
+    """Refuse a scan whose contrast is lost in float32: values of many digits under a large offset, or near zero."""
+    if raw.voxels.dtype.itemsize < 4 and raw.inter == 0.0:
+        return
+    step = max(1, raw.voxels.size >> 20)
+    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+        exact = raw.voxels.ravel(order="K")[::step].astype(np.float64) * raw.slope + raw.inter
+        exact = exact[np.isfinite(exact) & (exact != 0)]
+        if exact.size < 2 or exact.min() == exact.max():
+            return
+        unit = float(np.abs(exact).max())
+        moved = float(np.abs(exact.astype(np.float32).astype(np.float64) / unit - exact / unit).max())
+        spread = float((exact / unit).std())
+    if moved > LARGEST_ERROR * spread:
+        refuse(
+            "E-NII-DIGITS", raw.path, f"holds values around {float(np.median(exact)):.4g} whose differences do not "
+            "survive in float32.", "Subtract the offset or rescale it, in float64, and save it again.",
+        )  # fmt: skip
 
 
 def _rounded(raw: _Raw, notes: list[str]) -> np.ndarray:
@@ -396,12 +461,12 @@ def _refuse_uninformative(path: Path, values: np.ndarray) -> None:
             "Get the scan again.",
         )  # fmt: skip
     few = np.unique(values[:: max(1, values.size // 4096)])
-    if few.size > 8:
+    if few.size > MOST_MASK_VALUES:
         return
     few = np.unique(values)
-    if few.size <= 8 and (few == np.rint(few)).all():
+    if few.size <= MOST_MASK_VALUES:
         refuse(
-            "E-SCAN-LABELS", path, f"holds only the values {[int(v) for v in few]}: this looks like a mask.",
+            "E-SCAN-LABELS", path, f"holds only the values {', '.join(f'{v:g}' for v in few)}: this looks like a mask.",
             "Give the scan, and this file as brain_mask or lesion_mask.",
         )  # fmt: skip
 

@@ -136,12 +136,18 @@ def prepare_subject(subject: Subject, settings: Preprocessing, cache: Path) -> P
 def prepare_reading(subject: Subject, settings: Preprocessing, key: str = "") -> Prepared:
     """What `prepare_subject` computes, without a cache.
 
+    A `key` names files by their bytes: BadScan when other bytes were read, the files having changed meanwhile.
     Voxels: interpolated linearly among brain voxels only, so what lies beyond the brain mask (skull or zeros) does
     not leak in. A scan finer than the working grid is smoothed first by a Gaussian of sigma = 0.5 √(r² - 1) scan
     voxels along each axis, r being the working step in scan voxels: the area average of the finer samples.
     Masks: the same smoothing, linear, at least one half. Intensities: normalised on the working grid in the brain.
     """
     reading = read_subject(subject, settings.contrasts, resample_masks=settings.resample_masks)
+    if key and key != _key(subject, settings, reading.file_hashes):
+        raise BadScan(
+            "E-SCAN-CHANGED", subject.scans[settings.contrasts[0]], "or one of its masks or other contrasts changed "
+            "while it was prepared.", "Run again when nothing writes to them any more.",
+        )  # fmt: skip
     native, grid = reading.volume, working_grid(settings.spacing_mm)
     world_to_native = register(native, settings.registration)
     weight = pull(native.brain_mask.astype(np.float32), native.grid, grid, world_to_native)
@@ -414,7 +420,8 @@ def _belongs(made_from: Mapping[str, Any], subject_id: str, key: str) -> bool:
 
 
 def _cohort_keys(cohort: Cohort, settings: Preprocessing, cache: Path) -> tuple[dict[str, str], dict[str, SetAside]]:
-    # Hashes of files that have kept path, size and time of change are taken from the index, the others computed.
+    # Hashes of files that kept path, identity, size and times are taken from the index, the others computed. The
+    # time of the last change of the inode is among them: a program can set the time of writing back, but not this one.
     known = _read_index(cache / _INDEX)
     seen = dict(known)
     keys: dict[str, str] = {}
@@ -434,7 +441,8 @@ def _cohort_keys(cohort: Cohort, settings: Preprocessing, cache: Path) -> tuple[
 def _known_hash(path: Path, seen: dict[str, str]) -> str:
     try:
         state = path.stat()
-        name = f"{path.resolve()}|{state.st_ino}|{state.st_size}|{state.st_mtime_ns}|{state.st_ctime_ns}"
+        times = f"{state.st_mtime_ns}|{state.st_ctime_ns}"
+        name = f"{path.resolve()}|{state.st_dev}|{state.st_ino}|{state.st_size}|{times}"
         if name not in seen:
             seen[name] = _file_hash(path)
     except OSError as error:

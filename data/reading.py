@@ -7,6 +7,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float32
@@ -27,6 +28,8 @@ BRAIN_ML = (900.0, 2000.0)
 """Brain volumes outside of this are noted."""
 SMALLEST_BRAIN_FRACTION = 1e-3
 """A brain in fewer of the voxels than this is an empty scan or a broken mask."""
+MOST_LABELS = 1000
+"""More different values than the finest atlas has regions: a scan given as a mask."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +39,8 @@ class Reading:
     volume: Volume
     lesion: Mask | None
     notes: tuple[str, ...]
-    files_sha256: str
+    file_hashes: Mapping[str, str]
+    """SHA-256 of the bytes that were read, by role: "scan T1", "brain", "lesion"."""
     voxel_sha256: str
     axes: str = "RAS"
     """Axis codes in which the first contrast's file stores its voxels."""
@@ -100,16 +104,15 @@ def read_subject(subject: Subject, contrasts: tuple[str, ...], *, resample_masks
     scans = _read_contrasts(subject, contrasts)
     grid = scans[0].grid
     notes = [f"{name}: {note}" for name, scan in zip(contrasts, scans, strict=True) for note in scan.notes]
-    shas = [f"scan {scan.sha256}" for scan in scans]
-    brain = _brain(subject, scans[0], contrasts[0], resample_masks, notes, shas)
-    lesion = _lesion(subject, grid, resample_masks, notes, shas)
+    hashes = {f"scan {name}": scan.sha256 for name, scan in zip(contrasts, scans, strict=True)}
+    brain = _brain(subject, scans[0], contrasts[0], resample_masks, notes, hashes)
+    lesion = _lesion(subject, grid, resample_masks, notes, hashes)
     if lesion is not None:
         _note_lesion(subject, lesion, brain, notes)
     stack = [_on_grid(scan, grid, name, notes) for name, scan in zip(contrasts, scans, strict=True)]
     voxels = np.stack([_clean(subject, name, one, brain) for name, one in zip(contrasts, stack, strict=True)])
     volume = Volume(voxels, grid, brain.voxels, subject.subject_id, contrasts)
-    files = hashlib.sha256("\n".join(shas).encode()).hexdigest()
-    return Reading(volume, lesion, tuple(notes), files, _voxel_sha256(scans[0].voxels), scans[0].axes)
+    return Reading(volume, lesion, tuple(notes), hashes, _voxel_sha256(scans[0].voxels), scans[0].axes)
 
 
 def check_cohort(
@@ -199,13 +202,14 @@ def _on_grid(scan: Scan, grid: Grid, name: str, notes: list[str]) -> Float32[np.
 
 
 def _brain(
-    subject: Subject, scan: Scan, contrast: str, resample_masks: bool, notes: list[str], shas: list[str]
+    subject: Subject, scan: Scan, contrast: str, resample_masks: bool, notes: list[str], hashes: dict[str, str]
 ) -> Mask:
     path = subject.brain_mask
     if path is not None:
         labels = read_labels(path)
-        shas.append(f"brain {labels.sha256}")
+        hashes["brain"] = labels.sha256
         notes += [f"brain mask: {note}" for note in labels.notes]
+        _refuse_no_brain_mask(path, labels)
         mask = _mask_on_grid(subject, labels, labels.voxels > 0, scan.grid, "brain mask", resample_masks, notes)
     else:
         mask = Mask(_stripped_brain(subject, scan, contrast), scan.grid)
@@ -238,14 +242,29 @@ def _stripped_brain(subject: Subject, scan: Scan, contrast: str) -> Bool[np.ndar
     return brain
 
 
-def _lesion(subject: Subject, grid: Grid, resample_masks: bool, notes: list[str], shas: list[str]) -> Mask | None:
+def _refuse_no_brain_mask(path: Path, labels: Labels) -> None:
+    """Regions of an atlas make a brain mask, a scan's intensities or negative numbers do not."""
+    if int(labels.voxels.min()) < 0:
+        raise BadScan("E-MASK-NEGATIVE", path, "holds negative labels.", "Save brain as 1, rest 0.")
+    step = max(1, labels.voxels.size >> 20)
+    different = np.unique(labels.voxels.ravel()[::step]).size
+    if different > MOST_LABELS:
+        raise BadScan(
+            "E-MASK-SCAN", path, f"holds {different} different values or more: this looks like a scan, not a mask.",
+            "Name the brain mask as brain_mask.",
+        )  # fmt: skip
+
+
+def _lesion(
+    subject: Subject, grid: Grid, resample_masks: bool, notes: list[str], hashes: dict[str, str]
+) -> Mask | None:
     path = subject.lesion_mask
     if path is None:
         if not subject.healthy:
             notes.append("lesion mask: none given; overlap cannot be measured.")
         return None
     labels = read_labels(path)
-    shas.append(f"lesion {labels.sha256}")
+    hashes["lesion"] = labels.sha256
     notes += [f"lesion mask: {note}" for note in labels.notes]
     positive = _positive(subject, labels, notes)
     return _mask_on_grid(subject, labels, positive, grid, "lesion mask", resample_masks, notes)
@@ -291,7 +310,7 @@ def _mask_on_grid(
         assert path is not None
         raise BadScan(
             "E-MASK-GRID", path, f"the {what} is on another grid than the scan: {apart} (both in RAS+ order).",
-            "Check that it belongs to this scan, then give --preprocessing.resample-masks; it will be noted.",
+            "Check that it belongs to this scan, then prepare with --preprocessing.resample-masks; it will be noted.",
         )  # fmt: skip
     moved = resample_mask(mask, grid)
     notes.append(

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import pandas as pd
 import streamlit as st
 
 from core.cohort_view import check_result, facts_rows, set_aside_rows
@@ -12,6 +11,7 @@ from core.training_view import read_log
 from data.errors import BadInput, EnvironmentProblem
 from data.layout import LAYOUTS
 from pages._shared import runs_directory
+from pages._text import cells, code, plain
 
 
 def check_form() -> None:
@@ -27,7 +27,7 @@ def check_form() -> None:
         right.text_input("Contrasts", key="check-contrasts", placeholder="all of the first subject")
         st.form_submit_button("Check", icon=":material/fact_check:", type="primary", on_click=_begin)
     if "check-problem" in st.session_state:
-        st.error(st.session_state.pop("check-problem"))
+        st.error(plain(st.session_state.pop("check-problem")))
     checks = [job for job in list_jobs(runs_directory()) if job.argv[:1] == ("check",)]
     if not checks:
         st.caption("Nothing is changed or copied: every file is read once and what is wrong is named with its remedy.")
@@ -61,13 +61,13 @@ def _watch(job_id: str, active: bool) -> None:
 def _show(job: Job) -> None:
     path = job.argv[1] if len(job.argv) > 1 else ""
     if job.active:
-        st.info(f"Checking `{path}`", icon=":material/hourglass_top:")
+        st.info(f"Checking {code(path)}", icon=":material/hourglass_top:")
         st.code(log_tail(job, 5) or "Starting.", language="log", wrap_lines=True)
         st.button("Stop", key="check-stop", on_click=lambda: stop_job(read_job(runs_directory(), job.job_id)))
         return
     found = check_result(read_log(job.log))
     if found is None:
-        st.error(job.diagnosis, icon=":material/error:")
+        st.error(plain(job.diagnosis), icon=":material/error:")
         with st.expander("What the check printed", icon=":material/terminal:"):
             st.code(log_tail(job, 40), language="log", wrap_lines=True)
         return
@@ -76,18 +76,21 @@ def _show(job: Job) -> None:
 
 def _show_found(path: str, found: dict[str, Any]) -> None:
     facts, aside, twice = found["facts"], found["set_aside"], found["duplicates"]
-    text = f"`{path}`: {len(facts)} of {len(facts) + len(aside)} subjects can be used."
+    text = f"{code(path)}: {len(facts)} of {len(facts) + len(aside)} subjects can be used."
     if aside or twice:
         st.warning(text, icon=":material/warning:")
     else:
         st.success(f"{text} No scan is there twice.", icon=":material/verified:")
     for first, second in twice:
-        st.error(f"`{first}` and `{second}` hold the same voxels. Remove one of them.", icon=":material/content_copy:")
+        st.error(
+            f"{code(first)} and {code(second)} hold the same voxels. Remove one of them.",
+            icon=":material/content_copy:",
+        )
     if aside:
-        st.dataframe(pd.DataFrame(set_aside_rows(aside)), hide_index=True, row_height=52, alt="Subjects set aside")
+        st.dataframe(cells(set_aside_rows(aside)), hide_index=True, row_height=52, alt="Subjects set aside")
     if facts:
         st.dataframe(
-            pd.DataFrame(facts_rows(facts)),
+            cells(facts_rows(facts)),
             hide_index=True,
             height=min(38 * (len(facts) + 1), 360),
             column_config={

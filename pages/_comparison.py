@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-import pandas as pd
 import streamlit as st
 
 from core.commands import compare_again_argv, in_shell
@@ -12,6 +11,7 @@ from core.pretraining_comparison import list_comparisons, read_comparison
 from core.pretraining_table import CHOICE_TITLES, CHOICES, FIGURE_TITLES, FIGURES
 from core.two_level import number_text, span_text
 from pages._shared import in_words, runs_directory
+from pages._text import cells, plain, prose
 
 AXES = {"top1": "top-1", "loss_share": "loss / chance"}
 
@@ -45,23 +45,24 @@ def show_comparison() -> None:
         key="comparison-figure",
     )
     said = [c["text"] for c in found["correlation"] if c["training"] == training and c["figure"] == figure]
-    st.caption(f"{TRAINING_TITLES[training]}. {' '.join(said)}")
-    st.dataframe(pd.DataFrame(_rows(found, choice)), hide_index=True, key="comparison-table")
-    st.caption(_legend(found, choice))
+    st.caption(f"{TRAINING_TITLES[training]}. {prose(' '.join(said))}")
+    st.dataframe(cells(_rows(found, choice)), hide_index=True, key="comparison-table")
+    st.caption(prose(_legend(found, choice)))
     with st.expander("Make it again"), in_words():
         st.code(in_shell(compare_again_argv(runs_directory(), found)), language="bash", wrap_lines=True)
     if not found["controls"][0]["layers"]:
         return
     with st.expander("One layer at a time"):
-        st.dataframe(pd.DataFrame(_layer_rows(found)), hide_index=True, key="comparison-layers")
+        st.dataframe(cells(_layer_rows(found)), hide_index=True, key="comparison-layers")
         st.caption("⌈Dice⌉ (pooled oracle) of a single layer; in brackets the difference to the untrained encoder.")
 
 
 def _verdict(found: Mapping[str, Any]) -> None:
     say = st.success if found["verdict"]["won"] else st.info
-    say(found["verdict"]["text"], icon=":material/balance:")
+    say(prose(found["verdict"]["text"]), icon=":material/balance:")
     for failure in found["failed"]:
-        st.warning(f"{failure['variant']}, views {failure['views']}, seed {failure['seed']}: {failure['error']}")
+        told = f"{failure['variant']}, views {failure['views']}, seed {failure['seed']}: {failure['error']}"
+        st.warning(plain(told))
 
 
 def _pickers(found: Mapping[str, Any]) -> tuple[str, str, str]:

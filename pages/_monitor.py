@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import streamlit as st
 
 from core.commands import in_shell, next_step, resume_argv, start_once
@@ -41,6 +40,7 @@ from core.verdict import share_text
 from data.errors import BadInput, EnvironmentProblem
 from pages._shared import runs_directory
 from pages._take_over import show_take_over
+from pages._text import cells, plain, prose
 
 COLOURS: dict[str, Any] = {
     "preparing": "blue", "running": "blue", "waiting": "blue", "finished": "green", "interrupted": "orange",
@@ -101,8 +101,8 @@ def show_head(run: Run | None, job: Job | None, run_id: str) -> None:
     """Name, state, and the buttons that fit the state."""
     state = state_of(run, job)
     with st.container(horizontal=True, vertical_alignment="center"):
-        st.subheader(run.name if run is not None else run_id, width="content", anchor=False)
-        st.badge(state, icon=ICONS.get(state), color=COLOURS.get(state, "gray"))
+        st.subheader(plain(run.name if run is not None else run_id), width="content", anchor=False)
+        st.badge(plain(state), icon=ICONS.get(state), color=COLOURS.get(state, "gray"))
         st.space("stretch")
         if job is not None and job.active:
             asked = (job.log.parent / "stop.json").exists()
@@ -128,11 +128,11 @@ def show_head(run: Run | None, job: Job | None, run_id: str) -> None:
                 "when it computes with the same number of threads.",
             )
     if run is not None and unequal_bits(run):
-        st.caption(unequal_bits(run))
+        st.caption(plain(unequal_bits(run)))
     if job is not None and not job.active and job.status != "finished" and state != "finished":
-        st.warning(job.diagnosis, icon=ICONS.get(state))
+        st.warning(plain(job.diagnosis), icon=ICONS.get(state))
     elif run is not None and state == "failed" and run.record.get("error"):
-        st.warning(str(run.record["error"]), icon=ICONS["failed"])
+        st.warning(plain(run.record["error"]), icon=ICONS["failed"])
 
 
 def show_numbers(view: TrainingView, state: str) -> None:
@@ -150,8 +150,8 @@ def show_numbers(view: TrainingView, state: str) -> None:
         ("Effective rank", "effective_rank", _with("z.1f"), f"at most {most}" if most else "below 2 collapsed"),
     ]
     for column, (label, name, form, beside) in zip(columns, texts, strict=True):
-        column.metric(label, form(latest[name]) if name in latest else "–")
-        column.caption(beside)
+        column.metric(label, plain(form(latest[name])) if name in latest else "–")
+        column.caption(plain(beside))
 
 
 def show_curves(view: TrainingView) -> None:
@@ -285,7 +285,7 @@ def _show_similarities(view: TrainingView) -> None:
 def _draw_row(view: TrainingView, charts: Sequence[Chart]) -> None:
     drawn = [chart for chart in charts if any(view.curves.has(name) for name in chart.series)]
     for column, chart in zip(st.columns(max(len(drawn), 1)), drawn, strict=False):
-        column.markdown(f"**{chart.title}**", help=chart.words)
+        column.markdown(f"**{plain(chart.title)}**", help=None if chart.words is None else plain(chart.words))
         column.plotly_chart(
             monitor_curves(
                 view.curves.steps,
@@ -334,7 +334,8 @@ def show_run(run_id: str) -> None:
         draw, icon = VERDICTS[view.verdict.state]
         fitted = state == "finished" and next_step(runs, run) is None
         draw(
-            f"**{headline(view, state)}.** {view.verdict.reason}\n\n**Next:** {next_advice(view, state, fitted)}",
+            f"**{plain(headline(view, state))}.** {prose(view.verdict.reason)}\n\n"
+            f"**Next:** {prose(next_advice(view, state, fitted))}",
             icon=icon,
         )
         if view.step:
@@ -376,9 +377,9 @@ def show_settings(run: Run) -> None:
         st.columns(4), (("Scans",), ("Encoder",), ("Negatives", "Views"), ("Training",)), strict=True
     ):
         for title in titles:
-            column.markdown(f"**{title}**")
+            column.markdown(f"**{plain(title)}**")
             column.dataframe(
-                pd.DataFrame(groups[title], columns=["setting", "value"]),
+                cells({"setting": name, "value": value} for name, value in groups[title]),
                 hide_index=True,
                 row_height=28,
                 alt=f"{title} settings of the run",
@@ -398,7 +399,7 @@ def show_next(run: Run) -> None:
     job = next((j for j in list_jobs(runs_directory()) if list(j.argv) == list(step.argv)), None)
     left, right = st.columns([1, 2], vertical_alignment="center")
     left.button(
-        step.label,
+        plain(step.label),
         icon=":material/play_arrow:",
         type="primary",
         key="next-step",
@@ -415,11 +416,13 @@ def show_next(run: Run) -> None:
 def show_jobs() -> None:
     """Every command started from a browser, newest first; the same list in every browser."""
     for job in list_jobs(runs_directory())[:12]:
+        begun = job.created[:16].replace("T", " ")
         title = f"{job.argv[0] if job.argv else 'damaged'} · {asked_run_id(job) or job.run_id or job.job_id}"
         with st.expander(
-            f"{title} · **{job.status}** · {job.created[:16].replace('T', ' ')} UTC", icon=ICONS[job.status]
+            f"{plain(title)} · **{plain(job.status)}** · {plain(begun)} UTC",
+            icon=ICONS[job.status],
         ):
-            st.markdown(job.diagnosis)
+            st.markdown(plain(job.diagnosis))
             st.code(log_tail(job, 15) or "Nothing printed yet.", language="log", wrap_lines=True)
             if job.active:
                 st.button("Stop this job", key=f"stop-{job.job_id}", on_click=stop, args=(job.job_id,))

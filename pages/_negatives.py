@@ -9,6 +9,7 @@ import streamlit as st
 from core.simclr import NegativesSettings
 from core.simclr.settings import Kind
 from core.training_view import NEGATIVES_READ
+from pages._text import plain
 
 KINDS: Mapping[str, tuple[str, str]] = {
     "in-batch": (
@@ -150,11 +151,13 @@ def _ask(name: str, key: str, given: NegativesSettings, architecture: str, batch
     if name in PAIRS:
         asked = PAIRS[name]
         low, high = getattr(given, name)
-        return st.slider(asked.label, asked.low, asked.high, (low, high), asked.step, key=key, help=asked.words)
+        return st.slider(
+            plain(asked.label), asked.low, asked.high, (low, high), asked.step, key=key, help=plain(asked.words)
+        )
     asked, start = NUMBERS[name], getattr(given, name)
     least = 2 * batch if name == "bank_size" else int(asked.low)
-    words: dict[str, Any] = {"key": key, "help": asked.words}
+    words: dict[str, Any] = {"key": key, "help": plain(asked.words)}
     if isinstance(start, int):
-        whole = st.number_input(asked.label, least, int(asked.high), max(start, least), int(asked.step), **words)
+        whole = st.number_input(plain(asked.label), least, int(asked.high), max(start, least), int(asked.step), **words)
         return int(whole)
-    return float(st.number_input(asked.label, asked.low, asked.high, start, asked.step, format="%.4g", **words))
+    return float(st.number_input(plain(asked.label), asked.low, asked.high, start, asked.step, format="%.4g", **words))

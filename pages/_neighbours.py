@@ -1,6 +1,5 @@
 """What stands behind one score of a memory bank: the nearest healthy patches, whose they are and how they look."""
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from core.run_scores import RunScores
 from core.store import Run, open_run
 from core.thumbnails import data_uri
 from pages._shared import in_words, runs_directory
+from pages._text import plain, prose
 
 Voxel = tuple[int, int, int]
 WIDTH = 272
@@ -47,27 +47,23 @@ def show_neighbours(
     st.markdown(" ".join(sentences(view, plain)))
     here, *pictures = _pictures(run.run_id, content, subject_id, layers, (x, y, z), convention)
     with st.container(horizontal=True, gap="small"):
-        _card(here, f"**Here** · {plain(subject_id)} · {mm_text(view.position_mm)}", subject_id)
+        _card(here, subject_id).caption(f"**Here** · {plain(subject_id)} · {mm_text(view.position_mm)}")
         for number, (one, picture) in enumerate(zip(_shown(view), pictures, strict=True)):
-            _card(picture, _caption(_title(view, number), one), one.subject_id)
-    st.caption(_notes(scores, view))
+            _card(picture, one.subject_id).caption(_caption(_title(view, number), one))
+    st.caption(prose(_notes(scores, view)))
 
 
-def plain(text: str) -> str:
-    """Text from data, shown as it stands: nothing in it is markup."""
-    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", text)
-
-
-def _card(picture: str, caption: str, subject_id: str) -> None:
-    with st.container(width=WIDTH, gap="xsmall"):
-        st.image(picture, width="stretch", alt=f"Axial, coronal and sagittal cut-out of {subject_id}")
-        st.caption(caption)
+def _card(picture: str, subject_id: str) -> Any:
+    """A picture, and room for its caption."""
+    card = st.container(width=WIDTH, gap="xsmall")
+    card.image(picture, width="stretch", alt=f"Axial, coronal and sagittal cut-out of {subject_id}")
+    return card
 
 
 def _caption(title: str, one: Neighbour) -> str:
     made = f" · {share_text(one.shares)}" if len(one.shares) > 1 else ""
     return (
-        f"**{title}** · {plain(one.subject_id)} · distance **{distance_text(one.distance)}** · "
+        f"**{plain(title)}** · {plain(one.subject_id)} · distance **{distance_text(one.distance)}** · "
         f"{apart_text(one.apart_mm)}, {mm_text(one.position_mm)}{made}"
     )
 

@@ -17,6 +17,7 @@ from data.preprocessing import Preprocessing
 from pages._monitor import start
 from pages._negatives import ask_negatives
 from pages._shared import in_words, runs_directory
+from pages._text import plain
 from pages._visibility import show_views_before
 
 OTHER = "another cohort"
@@ -87,11 +88,11 @@ def _begin(base: str, settings: SimclrSettings) -> None:
         scans = _scans() if base == OTHER else scans_of(runs, open_run(runs, base))
         argv = pretrain_argv(runs, scans, settings, str(_value(base, "name")).strip() or "simclr")
     except BadInput as problem:
-        st.error(str(problem), icon=":material/error:")
+        st.error(plain(problem), icon=":material/error:")
         return
     start(argv)
     if "training_problem" in st.session_state:
-        st.error(st.session_state.pop("training_problem"), icon=":material/error:")
+        st.error(plain(st.session_state.pop("training_problem")), icon=":material/error:")
         return
     st.session_state["encoder_begun"] = argv[argv.index("--run-id") + 1]
     st.rerun()

@@ -1,7 +1,6 @@
 """What every page needs: where the runs are, pickers whose choice is in the address, cached loaders keyed by ids."""
 
 import os
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ from core.store import Run, open_run
 from core.summary import layer_table, leading, run_rows, run_summary
 from core.versions import noted, notes_by_text
 from data.errors import BadInput, EnvironmentProblem, IntegrityError
+from pages._text import plain, prose
 
 PROTOCOL_LABELS = {
     "healthy": LABEL_FREE,
@@ -32,8 +32,6 @@ def protocol_label(protocol: str, row: Mapping[str, Any]) -> str:
     return BEHIND_GATE if protocol == "healthy" and row.get("needs_labels") else PROTOCOL_LABELS[protocol]
 
 
-_MARKDOWN = re.compile(r"([^\w\s,])")
-"""What could be a sign of Markdown: in a text that a file brought, all of it is escaped."""
 FITS = 27.0
 """Wide characters that the sidebar's boxes show of a choice; narrow ones count half."""
 
@@ -44,7 +42,7 @@ def in_words() -> Iterator[None]:
     try:
         yield
     except (BadInput, EnvironmentProblem, IntegrityError) as problem:
-        st.error(str(problem), icon=":material/error:")
+        st.error(plain(problem), icon=":material/error:")
         st.stop()
 
 
@@ -61,7 +59,7 @@ def every_row(kind: str | None = None) -> list[dict[str, Any]]:
     rows, apart = run_rows(runs_directory())
     lost = [row["problem"] for row in rows if row["status"] == "damaged"]
     for problem in (*lost, *apart):
-        st.warning(problem)
+        st.warning(plain(problem))
     return [row for row in rows if row["status"] != "damaged" and kind in (None, row["kind"])]
 
 
@@ -91,7 +89,7 @@ def show_versions(notes: Mapping[str, list[str]], *, named: bool, within: Any = 
     """In the sidebar (or `within`), what a reader of some runs' numbers has to know of versions, a line each."""
     for note, ids in notes.items():
         text = noted(note, ids) if named else note
-        (within or st.sidebar).caption(_MARKDOWN.sub(r"\\\1", text))
+        (within or st.sidebar).caption(plain(text))
 
 
 def layered_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -122,6 +120,7 @@ def pick_layers(scores: RunScores, headline: str) -> tuple[str, ...]:
         "Layers",
         options,
         selection_mode="multi",
+        format_func=plain,
         default=wanted,
         key="layers",
         persist_state="session",
@@ -144,6 +143,7 @@ def pick_protocol(protocols: Mapping[str, Any]) -> str:
         options,
         default=wanted,
         required=True,
+        format_func=plain,
         key="protocol",
         persist_state="session",
         on_change=_clicked,
@@ -161,9 +161,9 @@ def metrics_or_stop(run: Run) -> dict[str, Any]:
         _check_summary(run.run_id, content)
         return metrics_of(run.run_id, content)
     except BadInput as nothing:
-        st.info(str(nothing))
+        st.info(plain(nothing))
     except IntegrityError as problem:
-        st.error(str(problem), icon=":material/error:")
+        st.error(plain(problem), icon=":material/error:")
     st.stop()
 
 
@@ -182,7 +182,7 @@ def voxels_of(run: Run, subject_id: str, layers: tuple[str, ...]) -> SubjectScor
 def tell_in_full(label: str) -> None:
     """Below a box of the sidebar, what the box would cut without a hint; nothing when it fits."""
     if sum(0.5 if c in " .,·|-ijlt" else 1.0 for c in label) > FITS:
-        st.sidebar.caption(label)
+        st.sidebar.caption(plain(label))
 
 
 def dice_text(found: Mapping[str, Any] | None) -> str:
@@ -207,7 +207,7 @@ def pick_by_id(title: str, key: str, labels: dict[str, str], default: str, help_
     state, told, options = st.session_state, f"{key}-told", list(labels)
     linked = st.query_params.get(key)
     if linked is not None and linked not in labels and linked != state.get(told):
-        st.warning(f"The link names a {title.lower()} that is not here: {linked}. Another one is shown.")
+        st.warning(f"The link names a {plain(title.lower())} that is not here: {plain(linked)}. Another one is shown.")
     asked = linked in labels and linked != state.get(told)  # by the address, since this page last wrote it
     known = [state.get(name) for name in (key, told)]  # a first page opened by a link leaves only the second
     wanted = linked if asked else next((name for name in known if name in labels), default)
@@ -215,7 +215,7 @@ def pick_by_id(title: str, key: str, labels: dict[str, str], default: str, help_
     if key in state and state[key] != wanted:
         state[key], index = wanted, 0
     chosen = st.sidebar.selectbox(
-        title, options, index, labels.__getitem__, key=key, persist_state="session", help=help_text
+        plain(title), options, index, labels.__getitem__, key=key, persist_state="session", help=prose(help_text)
     )
     tell_in_full(labels[str(chosen)])
     st.query_params[key] = state[told] = str(chosen)
@@ -232,7 +232,8 @@ def _wanted(key: str, options: list[str], start: list[str], title: str) -> list[
     asked = linked if linked != told else []
     if strange := [name for name in asked if name not in options]:
         st.warning(
-            f"The link names a {title} that is not here: {', '.join(strange)}. Here are: {', '.join(options)}. "
+            f"The link names a {plain(title)} that is not here: {plain(', '.join(strange))}. "
+            f"Here are: {plain(', '.join(options))}. "
             "Without the others, the usual choice is shown."
         )
     if held == [] and not asked:

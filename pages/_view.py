@@ -13,6 +13,7 @@ from core.run_scores import RunScores, set_id
 from core.store import Run
 from data.errors import BadInput
 from data.names import folder_name
+from pages._door import base_path
 from pages._shared import in_words
 
 PROTOCOLS = (("healthy", "healthy", False), ("validation", "validation", False), ("oracle_set", "oracle", True))
@@ -60,7 +61,8 @@ def view_data(
 
     def address(name: str) -> str:
         content = volume_content(scores, subject_id, name)
-        return f"/api/volume/{quote(run.run_id)}/{quote(folder_name(subject_id))}/{quote(name)}/{content}"
+        place = f"{quote(run.run_id)}/{quote(folder_name(subject_id))}/{quote(name)}/{content}"
+        return f"{base_path()}/api/volume/{place}"
 
     lesion_voxels = 0 if prepared.lesion is None else int(prepared.lesion.voxels.sum())
     reachable = 0 if prepared.lesion is None else int((prepared.lesion.voxels & prepared.volume.brain_mask).sum())

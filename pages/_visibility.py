@@ -17,6 +17,7 @@ from core.visibility.runs import stored_visibility, visibility_before_of_run
 from data.errors import BadInput, EnvironmentProblem, IntegrityError
 from pages._monitor import start
 from pages._shared import runs_directory
+from pages._text import cells, plain, prose
 
 _ABOUT = (
     "Every augmentation is an invariance: training asks the encoder not to react to it. A lesion is often a change of "
@@ -33,7 +34,7 @@ def show_visibility(run: Run) -> None:
     if found is None:
         _offer(run)
         return
-    st.markdown("\n".join(f"- {sentence}" for sentence in found["sentences"]))
+    st.markdown("\n".join(f"- {prose(sentence)}" for sentence in found["sentences"]))
     st.plotly_chart(
         visibility_dumbbells(found["trained"], found["untrained"]),
         key=f"visibility-{run.run_id}",
@@ -41,7 +42,11 @@ def show_visibility(run: Run) -> None:
     )
     layers = [one["layer"] for one in found["trained"]["layers"] if one["layer"] != "input"]
     chosen = st.segmented_control(
-        "What training changed at layer", layers, default=layers[-1], key=f"visibility-layer-{run.run_id}"
+        "What training changed at layer",
+        layers,
+        default=layers[-1],
+        format_func=plain,
+        key=f"visibility-layer-{run.run_id}",
     )
     st.plotly_chart(
         taught_away_lines(found["compared"], str(chosen or layers[-1])),
@@ -74,11 +79,11 @@ def show_views_before(run: Run, settings: SimclrSettings, key: str = "views-befo
         with st.spinner("Looking at views and lesions in healthy scans"):
             found = _measured(run_id, scans_content(open_run(runs_directory(), run_id)), shown)
     except (BadInput, EnvironmentProblem, IntegrityError, OSError) as problem:
-        st.error(str(problem), icon=":material/error:")
+        st.error(plain(problem), icon=":material/error:")
         return
     if shown != asked or run_id != run.run_id:
         st.info("The settings have changed since this was measured. Press the button again.", icon=":material/update:")
-    st.markdown("\n".join(f"- {sentence}" for sentence in found["sentences"]))
+    st.markdown("\n".join(f"- {prose(sentence)}" for sentence in found["sentences"]))
     left, right = st.columns(2)
     left.markdown("**Brightness, no network**")
     left.plotly_chart(
@@ -122,11 +127,13 @@ def _measured(run_id: str, content: str, asked: str) -> dict[str, Any]:
 
 
 def _lesion_table(network: dict[str, Any]) -> pd.DataFrame:
-    names = [lesion["name"] for lesion in network["layers"][0]["lesions"]]
-    columns: dict[str, list[Any]] = {"lesion": names}
-    for one in network["layers"]:
-        columns[one["layer"]] = [_ratio(lesion["visibility"]["mean"]) for lesion in one["lesions"]]
-    return pd.DataFrame(columns)
+    layers = network["layers"]
+    rows = [
+        {"lesion": lesion["name"]}
+        | {one["layer"]: _ratio(one["lesions"][number]["visibility"]["mean"]) for one in layers}
+        for number, lesion in enumerate(layers[0]["lesions"])
+    ]
+    return cells(rows)
 
 
 def _ratio(value: float | None) -> str:

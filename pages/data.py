@@ -1,8 +1,8 @@
 """Which scans, which splits, what is wrong with which file, and whether anything leaks."""
 
+import shlex
 from typing import Any
 
-import pandas as pd
 import streamlit as st
 
 from core.cohort_view import (
@@ -22,6 +22,7 @@ from data.cohort import ROLES
 from data.errors import BadInput, IntegrityError
 from pages._check import check_form
 from pages._shared import pick_run, runs_directory
+from pages._text import cells, code, plain
 
 PER_PAGE = 12
 
@@ -55,24 +56,26 @@ def show_head(run: Run) -> None:
     cohort = run.record["cohort"]
     subjects = cohort["subjects"]
     ill = sum(not s["healthy"] for s in subjects)
-    st.subheader("Cohort" if cohort["name"] == "cohort" else f"Cohort {cohort['name']}", anchor=False)
+    st.subheader("Cohort" if cohort["name"] == "cohort" else f"Cohort {plain(cohort['name'])}", anchor=False)
     columns = st.columns(4)
-    columns[0].metric("Subjects used", f"{len(subjects)} of {cohort['n_total']}")
+    columns[0].metric("Subjects used", f"{len(subjects)} of {cohort['n_total']:d}")
     columns[1].metric("Healthy", len(subjects) - ill)
-    columns[2].metric("With lesions", ill)
+    columns[2].metric("With lesions", f"{ill:d}")
     columns[3].metric("Set aside", len(cohort["set_aside"]))
     st.code(cohort["path"], language=None)
     if cohort["citation"]:
-        st.caption(f"Cite: {cohort['citation']}")
+        st.caption(f"Cite: {plain(cohort['citation'])}")
     for note in cohort["notes"]:
-        st.info(note, icon=":material/info:")
+        st.info(plain(note), icon=":material/info:")
 
 
 def show_leakage(run: Run) -> None:
     """One sentence on whether the same scan stands in two places."""
     found = leakage_of(run.run_id, scans_content(run))
     if found.pairs:
-        named = "; ".join(f"`{a}` ({role_a}) and `{b}` ({role_b})" for a, role_a, b, role_b in found.pairs)
+        named = "; ".join(
+            f"{code(a)} ({plain(role_a)}) and {code(b)} ({plain(role_b)})" for a, role_a, b, role_b in found.pairs
+        )
         st.error(
             f"**The same scan under two names:** {named}. Numbers on them are too good or counted twice. Remove one "
             "id of each pair and make the run anew.",
@@ -80,15 +83,15 @@ def show_leakage(run: Run) -> None:
         )
     else:
         st.success(
-            f"**No leakage found.** The voxels of all {found.compared} scans were compared by hash, whatever their "
+            f"**No leakage found.** The voxels of all {found.compared:d} scans were compared by hash, whatever their "
             "names and headers: none is there twice. Every subject is in one split only.",
             icon=":material/verified:",
         )
     if found.missing:
         st.warning(
             f"{len(found.missing)} prepared scan(s) are no longer in the cache and were not compared: "
-            f"{', '.join(found.missing[:5])}. "
-            f"Prepare them again: `python cli.py prepare {run.record['cohort']['path']}`",
+            f"{plain(', '.join(found.missing[:5]))}. "
+            f"Prepare them again: {code('python cli.py prepare ' + shlex.quote(run.record['cohort']['path']))}",
             icon=":material/warning:",
         )
 
@@ -97,11 +100,11 @@ def show_splits(run: Run) -> None:
     """Who is where, and how the scans were prepared."""
     left, right = st.columns(2)
     left.markdown("**Splits**")
-    left.dataframe(pd.DataFrame(split_table(run)), hide_index=True, alt="Subjects per split, healthy and with lesions")
+    left.dataframe(cells(split_table(run)), hide_index=True, alt="Subjects per split, healthy and with lesions")
     left.caption("Train and calibration are healthy: nothing is learnt from a lesion, nor the label-free threshold.")
     right.markdown("**Preparation**")
     right.dataframe(
-        pd.DataFrame(preprocessing_rows(run), columns=["setting", "value"]),
+        cells({"setting": name, "value": value} for name, value in preprocessing_rows(run)),
         hide_index=True,
         alt="Preprocessing settings",
     )
@@ -115,7 +118,7 @@ def show_set_aside(run: Run) -> None:
     if not rows:
         st.caption("None: every scan of the cohort could be read and prepared.")
         return
-    st.dataframe(pd.DataFrame(rows), hide_index=True, row_height=52, alt="Subjects set aside with cause and remedy")
+    st.dataframe(cells(rows), hide_index=True, row_height=52, alt="Subjects set aside with cause and remedy")
     st.caption("They are in no split and in no number. Repair them and make a new run.")
 
 
@@ -123,7 +126,7 @@ def show_subjects(run: Run, roles: list[str]) -> None:
     """The subjects of the chosen splits."""
     rows = [row_of(run.run_id, subject_content(run, i), i) for s in subjects_in(run, roles) for i in [s["subject_id"]]]
     st.dataframe(
-        pd.DataFrame(rows).dropna(axis=1, how="all"),
+        cells(rows).dropna(axis=1, how="all"),
         hide_index=True,
         height=min(38 * (len(rows) + 1), 420),
         column_config={
@@ -158,10 +161,10 @@ def show_pictures(run: Run, roles: list[str]) -> None:
                 alt=f"Axial, coronal and sagittal slice of {subject_id}",
             )
         except (OSError, BadInput, IntegrityError) as problem:
-            column.warning(str(problem))
+            column.warning(plain(problem))
         lesion = row.get("lesion mL")
         known = "healthy" if subject["healthy"] else "no lesion mask" if lesion is None else f"lesion {lesion:.2f} mL"
-        column.caption(f"**{subject_id}** · {subject['role']} · {known}")
+        column.caption(f"**{plain(subject_id)}** · {plain(subject['role'])} · {known}")
     st.caption(
         "Prepared scans on the working grid, as detectors see them: axial, coronal, sagittal; the subject's left is on "
         "the right. Cut where there is most lesion (outlined in magenta), else through the middle of the brain."
@@ -182,6 +185,7 @@ role = st.segmented_control(
     ["all", *filled],
     default="all",
     required=True,
+    format_func=plain,
     key="split",
     bind="query-params",
     persist_state="session",

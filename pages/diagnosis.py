@@ -11,6 +11,7 @@ from pages._diagnosis.limits import show_limits
 from pages._diagnosis.load import diagnosis_of, limits_of
 from pages._diagnosis.post_processing import show_post_processing
 from pages._shared import dice_text, metrics_or_stop, pick_layers, pick_protocol, pick_run, protocol_label, scores_of
+from pages._text import plain, prose
 
 SECTIONS = ("Where it is lost", "Causes and what-ifs", "Decision rules", "Detection limits", "Lesions and groups")
 
@@ -33,14 +34,14 @@ head, verdict = st.columns([1, 4], vertical_alignment="center")
 head.metric(
     "Dice, native space",
     dice_text(found["dice"]).split(" ")[0],
-    help=f"Mean over {found['n']} test subjects with lesions, threshold from {from_where}.",
+    help=f"Mean over {found['n']:d} test subjects with lesions, threshold from {plain(from_where)}.",
 )
-head.caption(f"{dice_text(found['dice']).partition(' ')[2]}, n = {found['n']}")
+head.caption(f"{dice_text(found['dice']).partition(' ')[2]}, n = {found['n']:d}")
 sure = (found["verdict"]["low"] or 0.0) > 0
-(verdict.success if sure else verdict.info)(f"**{found['verdict']['sentence']}**", icon=":material/lightbulb:")
+(verdict.success if sure else verdict.info)(f"**{prose(found['verdict']['sentence'])}**", icon=":material/lightbulb:")
 
 for problem in found["damaged"]:
-    st.error(problem, icon=":material/error:")
+    st.error(plain(problem), icon=":material/error:")
 
 tabs = st.tabs(SECTIONS, key="section", on_change="rerun", bind="query-params")
 for tab, section in zip(tabs, SECTIONS, strict=True):
@@ -62,7 +63,7 @@ for tab, section in zip(tabs, SECTIONS, strict=True):
             show_ceilings(found)
 
 st.caption(
-    f"{found['name']}, layers {name}. Threshold from {from_where}. The ladder goes step by step, the "
-    "error map shares one loss out, each cause is one change at a time: three views that are not added up. "
-    + " ".join(found["notes"])
+    f"{plain(found['name'])}, layers {plain(name)}. Threshold from {plain(from_where)}. The ladder goes step by step, "
+    "the error map shares one loss out, each cause is one change at a time: three views that are not added up. "
+    + prose(" ".join(found["notes"]))
 )

@@ -24,6 +24,7 @@ from pages._shared import (
     scores_of,
     voxels_of,
 )
+from pages._text import plain, prose
 
 COLOURS = {"healthy": HEALTHY, "validation": VALIDATION, "oracle_set": ORACLE}
 HERE = "#2a9d8f"
@@ -95,7 +96,13 @@ def threshold_section(run: Run, subjects: list[SubjectScores]) -> None:
     low, high = float(bins.edges[0]), float(bins.edges[-1])
     start = min(max(protocols["healthy"]["threshold"], low), high)
     threshold = st.slider(
-        f"Threshold ({scores.unit})", low, high, start, (high - low) / 1000, format="%.4g", key=f"cut-{set_id(layers)}"
+        f"Threshold ({plain(scores.unit)})",
+        low,
+        high,
+        start,
+        (high - low) / 1000,
+        format="%.4g",
+        key=f"cut-{set_id(layers)}",
     )
     lines = [(f"{LABELS[k]} {p['threshold']:.3g}", p["threshold"], COLOURS[k]) for k, p in protocols.items()]
     figure = score_densities(
@@ -177,7 +184,7 @@ densities = densities_of(run.run_id, whole_content(run), layers, kind, prior)
 decided = two_density_confusion(subjects, densities)
 st.markdown(
     f"Fitted on log1p of the validation scores ({KINDS[kind]}, prior {100 * densities.prior:.2f} %). "
-    + densities.explain()
+    + prose(densities.explain())
     + (" The ratio rises with the score: no prior can do more than move one threshold." if densities.monotone else "")
 )
 show_counts(decided)

@@ -1,6 +1,5 @@
 """Compare every combination of the fitted layers in numbers and in maps, without refitting."""
 
-import pandas as pd
 import streamlit as st
 
 from core.content import content_of
@@ -18,6 +17,7 @@ from pages._shared import (
     scores_of,
     table_of,
 )
+from pages._text import cells, plain, prose
 from pages._view import opening_subject, remember, subject_order, view_data
 from pages._viewer import viewer
 
@@ -61,7 +61,7 @@ rows = sorted(table_of(run.run_id, content), key=lambda r: -(r["auprc"] or 0.0))
 
 if len(rows) == 1:
     st.info(
-        f"{run.name} scores voxels directly, without an encoder: it has no layers to compare. "
+        f"{plain(run.name)} scores voxels directly, without an encoder: it has no layers to compare. "
         "Layers belong to runs that model the features of an encoder."
     )
     others = layered_rows(every_row("detector"))
@@ -69,7 +69,7 @@ if len(rows) == 1:
         st.markdown("Runs with layers, best on validation first:")
         for other in others[:5]:
             st.button(
-                f"{other['name']} · {other['run_id']}",
+                plain(f"{other['name']} · {other['run_id']}"),
                 key=f"open-{other['run_id']}",
                 on_click=show,
                 args=(other["run_id"],),
@@ -93,8 +93,8 @@ chosen = st.multiselect(
 
 best = rows[0]
 st.markdown(
-    f"{len(rows)} layer sets from one fit. Highest AUPRC: **{best['layers']}** ({best['auprc']:.3f}). "
-    f"Headline, {metrics['headline_rule']}: **{metrics['headline']}**."
+    f"{len(rows)} layer sets from one fit. Highest AUPRC: **{plain(best['layers'])}** ({best['auprc']:.3f}). "
+    f"Headline, {prose(metrics['headline_rule'])}: **{plain(metrics['headline'])}**."
 )
 left, right = st.columns([3, 2])
 with left:
@@ -113,14 +113,14 @@ with right:
     st.caption("A layer that scores well alone and adds nothing says what others say too; below zero it costs.")
 
 if isinstance(scores.detector, PatchCore):
-    st.caption(scores.detector.exactness(run.record["settings"]))
+    st.caption(prose(scores.detector.exactness(run.record["settings"])))
 
 st.subheader("Maps side by side")
 if chosen:
     remember(viewer(view_data(run, scores, metrics, subject_id, chosen), key="layer-maps"))
     strides = {layer: scores.layer_spacing_mm(layer) for layer in scores.layers}
     st.caption(
-        "Native resolution: " + " · ".join(f"{layer} {mm:g} mm" for layer, mm in strides.items()) + ". "
+        "Native resolution: " + " · ".join(f"{plain(layer)} {mm:g} mm" for layer, mm in strides.items()) + ". "
         "Every map is shown at its own threshold of the chosen protocol."
     )
 else:
@@ -128,7 +128,7 @@ else:
 
 st.subheader("Every layer set")
 st.dataframe(
-    pd.DataFrame(
+    cells(
         [
             {
                 "layers": row["layers"],

@@ -3,7 +3,6 @@
 from collections import Counter
 from typing import Any
 
-import pandas as pd
 import streamlit as st
 
 from core.figures import protocol_dots
@@ -13,6 +12,7 @@ from core.summary import leading, of_comparison
 from core.versions import notes_of
 from pages._shared import dice_text, every_row, runs_directory, show_versions
 from pages._take_over import show_take_over
+from pages._text import cells, code, plain
 
 MOST = 24  # runs of one cohort in the figure
 TOLD = (
@@ -58,7 +58,7 @@ def show_scan_scores(evaluated: list[dict[str, Any]]) -> None:
         return
     with st.expander("Ill or healthy: one score per scan", icon=":material/rule:"):
         st.dataframe(
-            pd.DataFrame(
+            cells(
                 [
                     {
                         "run": row["name"],
@@ -91,7 +91,7 @@ if compared and len(compared) < len(rows):
         rows = [row for row in rows if not of_comparison(row["run_id"])]
 for row in rows:
     if "problem" in row:
-        st.warning(row["problem"])
+        st.warning(plain(row["problem"]))
 evaluated = [row for row in rows if row["evaluated"]]
 if not evaluated:
     st.info("No run is evaluated yet. Finish one: `python cli.py score latest`, then `python cli.py evaluate latest`.")
@@ -103,13 +103,13 @@ for (cohort, _), members in groups.items():
     best = leading(members)
     found = best["dice"].get("validation") or best["dice"]["healthy"]
     oracle = best["dice"].get("oracle_subject")
-    st.subheader(f"Cohort {cohort}")
+    st.subheader(f"Cohort {plain(cohort)}")
     left, middle, right, last = st.columns(4)
     rule = "validation" if best["dice"].get("validation") else "healthy"
     left.metric(
         f"Dice, {rule} threshold",
         dice_text(found).split(" ")[0],
-        help=f"Test Dice of {best['name']}, the run that does best on validation: {dice_text(found)}.",
+        help=f"Test Dice of {plain(best['name'])}, the run that does best on validation: {dice_text(found)}.",
     )
     if best["dice"].get("oracle_set"):
         middle.metric(
@@ -118,11 +118,11 @@ for (cohort, _), members in groups.items():
             help="The same maps. One threshold for all test subjects, chosen on their own labels. Not a result.",
         )
     right.metric("Lesion share of brain", f"{100 * (best['prevalence'] or 0):.2f} %")
-    last.metric("Test scans, ill / healthy", f"{best['n_lesion_subjects']} / {best['n_healthy_subjects']}")
+    last.metric("Test scans, ill / healthy", f"{best['n_lesion_subjects']:d} / {best['n_healthy_subjects']:d}")
     if found["mean"] is not None and oracle and oracle["mean"] is not None:
         gap = best["dice"]["oracle_set"]["mean"] - found["mean"]
         st.markdown(
-            f"**What to do first.** `{best['name']}` does best on validation; its test Dice is {dice_text(found)}. "
+            f"**What to do first.** {code(best['name'])} does best on validation; its test Dice is {dice_text(found)}. "
             f"The best single threshold would add {gap:.3f}, one per subject {oracle['mean'] - found['mean']:.3f} "
             f"(both oracles); the remaining {1 - oracle['mean']:.3f} to a Dice of 1 is in the maps themselves: "
             "**Diagnosis** says which errors cost it, **Slices** shows them, **Layers** compares the maps there are."
@@ -146,7 +146,7 @@ for (cohort, _), members in groups.items():
 if evaluated:
     st.subheader("Evaluated runs")
     st.dataframe(
-        pd.DataFrame(
+        cells(
             [
                 {
                     "run": row["name"],
@@ -179,7 +179,7 @@ others = [row for row in rows if not row["evaluated"]]
 if others:
     st.subheader("Encoders and unfinished runs")
     st.dataframe(
-        pd.DataFrame(
+        cells(
             [
                 {
                     "run": row["name"],

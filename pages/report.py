@@ -18,21 +18,22 @@ from pages._shared import (
     runs_directory,
     scores_of,
 )
+from pages._text import plain
 
 HEIGHT = 900
 
 
 @in_words()
-def report_of(run: Run, layer_set: str, protocol: str) -> tuple[str, bool]:
+def report_of(run: Run, layer_set: str, protocol: str, share: bool) -> tuple[str, bool]:
     """The document, and whether a diagnosis is in it."""
-    return _report(run.run_id, whole_content(run), layer_set, protocol)
+    return _report(run.run_id, whole_content(run), layer_set, protocol, share)
 
 
 @st.cache_resource(max_entries=4, show_spinner="Writing the report")
-def _report(run_id: str, content: str, layer_set: str, protocol: str) -> tuple[str, bool]:
+def _report(run_id: str, content: str, layer_set: str, protocol: str, share: bool) -> tuple[str, bool]:
     run = open_run(runs_directory(), run_id)
     found = stored_diagnosis(run, layer_set, protocol)
-    return report_html(run, found), found is not None
+    return report_html(run, found, share=share), found is not None
 
 
 st.title("Report")
@@ -43,11 +44,17 @@ protocols = metrics["sets"][layers]["working"]["protocols"]
 protocol = pick_protocol(protocols)
 
 actions = st.container(horizontal=True, vertical_alignment="center")
-document, diagnosed = report_of(run, layers, protocol)
+share = st.sidebar.toggle(
+    "To share",
+    key="share",
+    bind="query-params",
+    help="Subjects by pseudonyms, sites by letters, ages in steps of five years; no path, machine or person.",
+)
+document, diagnosed = report_of(run, layers, protocol, share)
 if not diagnosed and protocols["healthy"]["subjects"]:
     st.info(
-        f"Layer set {layers} is not diagnosed at this threshold, so the report tells of the headline's results only: "
-        "no ladder, no error map, no causes.",
+        f"Layer set {plain(layers)} is not diagnosed at this threshold, so the report tells of the headline's results "
+        "only: no ladder, no error map, no causes.",
         icon=":material/info:",
     )
     if actions.button("Diagnose it first", icon=":material/search_insights:", type="primary"):
@@ -69,5 +76,6 @@ actions.caption(
 # Streamlit lets a page in this frame run scripts; the report's own policy forbids every script and every request.
 st.container(border=True).iframe(framed(document), height=HEIGHT, alt=f"Report of {run.name}")
 words = ["report", run.run_id, "--runs", str(runs_directory()), "--layers", layers, "--protocol", protocol]
+words += ["--share"] if share else []
 st.markdown("The same in a terminal:")
 st.code(in_shell(words), language="bash", wrap_lines=True)

@@ -16,6 +16,7 @@ from pages._shared import (
     protocol_text,
     scores_of,
 )
+from pages._text import plain
 from pages._view import opening_subject, remember, subject_order, view_data
 from pages._viewer import viewer
 
@@ -44,15 +45,15 @@ rows = {
 }
 if rows:
     numbers = [
-        f"{protocol_label(protocol, figures['protocols'][protocol])} **{row['dice']:.3f}**"
+        f"{plain(protocol_label(protocol, figures['protocols'][protocol]))} **{row['dice']:.3f}**"
         for protocol, row in rows.items()
     ]
     st.markdown("Exact Dice of this subject on the working grid: " + " · ".join(numbers))
 elif scores.is_healthy(subject_id):
     st.markdown("This scan is healthy: Dice is undefined, and every segmented voxel is a false positive.")
 st.caption(
-    f"{f'Layer set {name}. ' if len(scores.layers) > 1 else ''}All test subjects at the threshold from "
-    f"{protocol_label('healthy', figures['protocols']['healthy'])}, working grid: mean Dice "
+    f"{f'Layer set {plain(name)}. ' if len(scores.layers) > 1 else ''}All test subjects at the threshold from "
+    f"{plain(protocol_label('healthy', figures['protocols']['healthy']))}, working grid: mean Dice "
     f"{protocol_text(figures['protocols']['healthy'])}. How to read it: drag the threshold and watch where false "
     "positives appear first. Edges of the brain and ventricles speak of alignment, whole slices of intensity, "
     "scattered dots of noise."

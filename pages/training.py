@@ -13,6 +13,7 @@ from pages._monitor import show_next, show_settings, watch_jobs, watch_run
 from pages._pretrain import pretrain_form
 from pages._shared import every_row, in_words, pick_by_id, runs_directory
 from pages._take_over import show_take_over
+from pages._text import plain
 from pages._visibility import show_visibility
 
 
@@ -35,7 +36,7 @@ def pick_encoder(encoders: dict[str, dict[str, Any]], jobs: list[Job]) -> str | 
 
 st.title("Training")
 if "training_problem" in st.session_state:
-    st.error(st.session_state.pop("training_problem"), icon=":material/error:")
+    st.error(plain(st.session_state.pop("training_problem")), icon=":material/error:")
 jobs = list_jobs(runs_directory())
 encoders = {row["run_id"]: row for row in every_row("encoder")}
 run_id = pick_encoder(encoders, jobs)

@@ -60,20 +60,23 @@ def ensure_chromium() -> str:
 
 
 @contextmanager
-def serve(script: Path, **environment: str) -> Iterator[str]:
-    """Run a Streamlit app on a free local port; yields its address, and stops that one process at the end."""
+def serve(script: Path, *, log: Path | None = None, **environment: str) -> Iterator[str]:
+    """Run a Streamlit app on a free local port; yields its address, and stops that one process at the end.
+
+    Without a token, unless DICESCOPE_NO_TOKEN="" is given; `log` keeps what the server prints.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "streamlit", "run", str(script)]
     options = ["--server.address", "127.0.0.1", "--server.port", str(port), "--server.fileWatcherType", "none"]
-    paths = {"PYTHONPATH": str(_ROOT), "OMP_NUM_THREADS": "1"}
-    with tempfile.TemporaryFile() as log:
+    paths = {"PYTHONPATH": str(_ROOT), "OMP_NUM_THREADS": "1", "DICESCOPE_NO_TOKEN": "1"}
+    with tempfile.TemporaryFile() if log is None else log.open("w+b") as printed:
         server = subprocess.Popen(
-            command + options, cwd=_ROOT, env=os.environ | paths | environment, stdout=log, stderr=subprocess.STDOUT
+            command + options, cwd=_ROOT, env=os.environ | paths | environment, stdout=printed, stderr=subprocess.STDOUT
         )
         try:
-            _await_health(server, port, log)
+            _await_health(server, port, printed)
             yield f"http://127.0.0.1:{port}"
         finally:
             server.terminate()

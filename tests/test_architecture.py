@@ -28,8 +28,8 @@ NEVER = {
     "cli": {"streamlit", "plotly"},
 }
 ORDER: list[str] = """
-types distributed randomness memory_plan shrinkage recipes progress provenance journal lock record_shape remembered
-store versions evaluated
+types door distributed randomness memory_plan shrinkage recipes progress provenance journal lock record_shape remembered
+store sharing versions evaluated
 bootstrap curves calibration decision lesions metrics distributions verdict_advice verdict
 view_settings views contrastive disk_plan training simclr_settings
 simclr.settings simclr.scans simclr.parts simclr.banks simclr.whole simclr.ccd simclr.blobs simclr.dense

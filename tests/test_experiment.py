@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import itertools
 import json
 import shutil
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from core.run_scores import RunScores, open_scores, set_id
 from core.simclr import NegativesSettings, SimclrSettings
 from core.store import Run, open_run, update_run
 from core.summary import layer_contributions, layer_table, run_summary
-from data.cohort import ROLES, Cohort, Subject
+from data.cohort import ROLES, Cohort, Split, Subject
 from data.errors import BadInput, EnvironmentProblem, IntegrityError
 from data.files import write_json
 from data.nifti import write_nifti
@@ -273,6 +274,16 @@ def test_a_split_file_decides_who_is_where_and_unknown_ids_are_named(own_study: 
         experiment.prepare(own_study.runs, chosen, quiet())
 
 
+@pytest.mark.parametrize("roles", list(itertools.combinations(ROLES, 2)))
+def test_a_subject_stands_in_one_split_or_the_split_is_refused(roles: tuple[str, str]) -> None:
+    lists: dict[str, tuple[str, ...]] = {role: (f"of {role}",) for role in ROLES}
+    Split(**lists)
+    with pytest.raises(BadInput, match=f"'of {roles[0]}' is in two splits: {roles[0]} and {roles[1]}"):
+        Split(**{**lists, roles[1]: lists[roles[0]]})
+    with pytest.raises(BadInput, match="stands twice"):
+        Cohort("c", (Subject("a", {}), Subject("a", {})))
+
+
 def test_a_drawn_split_is_seeded_disjoint_and_trains_on_the_healthy_only() -> None:
     subjects = [Subject(f"s{n:02d}", {}, healthy=n % 3 != 0) for n in range(60)]
     split = draw_split(subjects, seed=1)
@@ -338,6 +349,33 @@ def test_the_headline_is_chosen_without_test_labels(study: TinyStudy, relabelled
     assert "validation" in before["headline_rule"]
     scores = [before["sets"][n]["working"]["validation_mean_dice"] for n in before["sets"]]
     assert before["sets"][before["headline"]]["working"]["validation_mean_dice"] == max(scores)
+
+
+@pytest.mark.parametrize("name", ["zscore", "gaussian"])
+def test_scans_of_validation_and_test_change_nothing_that_is_fitted(
+    own_study: TinyStudy, tmp_path: Path, name: str
+) -> None:
+    detector = GAUSSIAN if name == "gaussian" else make(name)
+    before = fitted_files(fit(own_study, detector, "before"))
+    for number, subject in enumerate(read_table(own_study.table).subjects):
+        if subject.role in ("validation", "test"):
+            image = nib.load(subject.scans["FLAIR"])
+            voxels = np.asarray(image.dataobj)
+            noise = np.random.Generator(np.random.Philox(number)).uniform(0.5, 3, voxels.shape)
+            write_nifti(subject.scans["FLAIR"], (voxels * noise).astype(np.float32), SCAN_GRID)
+    assert fitted_files(fit(own_study, detector, "after")) == before
+    for subject in read_table(own_study.table).subjects:
+        if subject.role == "train":
+            voxels = np.asarray(nib.load(subject.scans["FLAIR"]).dataobj)
+            write_nifti(subject.scans["FLAIR"], np.where(voxels > 0, voxels + 100 * (voxels > 500), 0), SCAN_GRID)
+            break
+    assert fitted_files(fit(own_study, detector, "other")) != before
+
+
+def fitted_files(run: Run) -> dict[str, bytes]:
+    """Arrays and tensors of the detector."""
+    directory = run.directory / "detector"
+    return {p.name: p.read_bytes() for p in directory.rglob("*") if p.suffix in (".npy", ".npz", ".safetensors")}
 
 
 def test_an_ill_scan_without_a_mask_counts_neither_as_healthy_nor_as_missed(

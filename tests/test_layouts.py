@@ -1,5 +1,6 @@
 """Layouts on disk become cohorts: names decide, nothing is opened, what is left out is said."""
 
+import unicodedata
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from data.bids import read_bids
 from data.brats import read_brats
 from data.cohort import Subject
 from data.errors import BadInput
-from data.folders import BadDataset
+from data.folders import BadDataset, scans_under
 from data.ixi import read_ixi
 from data.layout import LAYOUTS, read_cohort
 from data.table import read_table, write_table
@@ -181,6 +182,19 @@ def test_bids_joins_raw_scans_derived_masks_and_participants(tmp_path: Path) -> 
         assert word in text
 
 
+@pytest.mark.parametrize("start", ["", "\ufeff"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_participants_with_bom_windows_lines_and_gaps_are_read(tmp_path: Path, start: str, end: str) -> None:
+    touch(tmp_path, *[f"sub-{n}/anat/sub-{n}_T1w.nii.gz" for n in ("01", "02", "03")])
+    lines = ["participant_id\tage\tsex\tgroup", "sub-01\tn/a\tn/a\tControl", "02\t89+\tF\tn/a", "", ""]
+    table(tmp_path, start + end.join(lines), "participants.tsv")
+    cohort = read_bids(tmp_path)
+    assert [(s.subject_id, s.age, s.sex, s.healthy) for s in cohort.subjects] == [
+        ("sub-01", None, None, True), ("sub-02", 89.0, "F", True), ("sub-03", None, None, True),
+    ]  # fmt: skip
+    assert "sub-03 is not in participants.tsv." in cohort.notes
+
+
 def test_bids_groups_roles_and_repeats_in_participants(tmp_path: Path) -> None:
     touch(tmp_path, "sub-1/anat/sub-1_T1w.nii.gz", "sub-2/anat/sub-2_T1w.nii.gz")
     table(tmp_path, "participant_id\tgroup\nsub-1\tControl\nsub-2\tstroke\n", "participants.tsv")
@@ -200,6 +214,54 @@ def test_names_that_collide_are_refused_naming_both(tmp_path: Path, twin: str) -
         read_ixi(tmp_path)
     assert twin in str(caught.value)
     assert "IXI012-HH-1211-T1.nii.gz" in str(caught.value)
+
+
+TWINS = {
+    "ixi": (read_ixi, "IXI012-HH-1211-T1.nii.gz"),
+    "bids": (read_bids, "sub-Zoë/anat/sub-Zoë_T1w.nii.gz"),
+    "brats": (read_brats, "BraTS2021_00000/BraTS2021_00000_flair.nii.gz"),
+}
+
+
+@pytest.mark.parametrize("layout", TWINS)
+def test_twins_of_a_name_are_refused_in_every_layout_whatever_makes_them_twins(tmp_path: Path, layout: str) -> None:
+    read, name = TWINS[layout]
+    folder, _, file = unicodedata.normalize("NFC", name).rpartition("/")
+    twins = [f"{folder}/{file.removesuffix('.gz')}", f"{folder}/{file.upper()}", f"{folder.upper()}/{file}"]
+    twins += [unicodedata.normalize("NFD", f"{folder}/{file}")]
+    for number, twin in enumerate(twin for twin in twins if twin.lstrip("/") != name):
+        root = touch(tmp_path / str(number), name, twin.lstrip("/"))
+        with pytest.raises(BadDataset, match="E-DATA-TWINS"):
+            read(root)
+
+
+def test_links_that_lead_nowhere_or_in_circles_are_told_and_stop_nothing(tmp_path: Path) -> None:
+    touch(tmp_path, "IXI012-HH-1211-T1.nii.gz", "store/deep/x.nii.gz")
+    links = {
+        "IXI021-HH-1-T1.nii.gz": "IXI021-HH-1-T1.nii.gz",
+        "IXI022-HH-1-T1.nii.gz": "IXI023-HH-1-T1.nii.gz",
+        "IXI023-HH-1-T1.nii.gz": "IXI022-HH-1-T1.nii.gz",
+        "IXI024-HH-1-T1.nii.gz": ".git/annex/objects/none.nii.gz",
+        "round": "round",
+        "store/deep/up": "../..",
+        "etc": "/etc",
+        "IXI025-HH-1-T1.nii.gz": "/etc/hostname",
+    }
+    for name, target in links.items():
+        (tmp_path / name).symlink_to(target)
+    files, notes = scans_under(tmp_path)
+    assert [f.name for f in files] == ["IXI012-HH-1211-T1.nii.gz", "IXI024-HH-1-T1.nii.gz", "x.nii.gz"]
+    assert [n for n in notes if "back to itself" in n] == [
+        f"IXI0{number}-HH-1-T1.nii.gz is a link that leads back to itself and was left out." for number in (21, 22, 23)
+    ]
+    assert sorted(n.split(" ")[0] for n in notes if "leads out of the data set" in n) == [
+        "IXI025-HH-1-T1.nii.gz",
+        "etc",
+    ]
+    assert [s.subject_id for s in read_ixi(tmp_path).subjects] == ["IXI012-HH-1211", "IXI024-HH-1"]
+    followed, _ = scans_under(tmp_path, follow_symlinks=True)
+    assert "IXI025-HH-1-T1.nii.gz" in [f.name for f in followed]
+    assert "IXI021-HH-1-T1.nii.gz" not in [f.name for f in followed]
 
 
 def test_links_out_of_the_folder_are_noted_not_followed_unless_asked(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Onto the working grid and back: places, intensities, and a cache that tells what is in it."""
 
+import gzip
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -237,6 +239,74 @@ def test_a_damaged_cache_is_named_and_computed_anew(tmp_path: Path) -> None:
     prepare_cohort(Cohort("one", (subject,)), COARSE, cache, workers=1)
     assert sha256_file(file) == digest
     assert load_prepared(cache, key).key == key
+
+
+@pytest.mark.parametrize("what", ["T1", "brain", "lesion"])
+def test_a_file_that_changes_between_hash_and_reading_sets_its_subject_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    from data import preprocessing
+
+    good, bad = head(tmp_path, "good"), head(tmp_path, "bad", seed=1)
+    other = head(tmp_path, "other", seed=2)
+    read = preprocessing.read_subject
+
+    def late(subject: Subject, *args: object, **keywords: bool):  # type: ignore[no-untyped-def]
+        if subject is bad:
+            (tmp_path / f"bad_{what}.nii.gz").write_bytes(source[what])
+        return read(subject, *args, **keywords)  # type: ignore[arg-type]
+
+    # The other scan's own bytes, and masks that say the same in other bytes.
+    source = {"T1": other.scans["T1"].read_bytes()}
+    for mask in ("brain", "lesion"):
+        plain = gzip.decompress((tmp_path / f"bad_{mask}.nii.gz").read_bytes())
+        source[mask] = gzip.compress(plain, 1, mtime=7)
+    monkeypatch.setattr(preprocessing, "read_subject", late)
+    cache = tmp_path / "cache"
+    prepared = prepare_cohort(Cohort("c", (bad, good)), COARSE, cache, workers=1)
+    assert list(prepared.keys) == ["good"]
+    assert [(one.subject_id, one.code) for one in prepared.set_aside] == [("bad", "E-SCAN-CHANGED")]
+    assert "Run again" in prepared.set_aside[0].reason
+    assert [entry.name for entry in cache.iterdir() if entry.is_dir()] == [prepared.keys["good"]]
+    again = prepare_cohort(Cohort("c", (bad, good)), COARSE, cache, workers=1)
+    assert set(again.keys) == {"bad", "good"}
+
+
+def test_a_file_that_vanishes_between_hash_and_reading_sets_its_subject_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from data import preprocessing
+
+    good, bad = head(tmp_path, "good"), head(tmp_path, "bad", seed=1)
+    read = preprocessing.read_subject
+
+    def late(subject: Subject, *args: object, **keywords: bool):  # type: ignore[no-untyped-def]
+        if subject is bad:
+            subject.scans["T1"].unlink()
+        return read(subject, *args, **keywords)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(preprocessing, "read_subject", late)
+    prepared = prepare_cohort(Cohort("c", (bad, good)), COARSE, tmp_path / "cache", workers=1)
+    assert [(one.subject_id, one.code) for one in prepared.set_aside] == [("bad", "E-NII-READ")]
+    assert list(prepared.keys) == ["good"]
+
+
+def test_a_scan_that_kept_size_and_time_of_writing_is_still_seen_to_have_changed(tmp_path: Path) -> None:
+    subject, cache = head(tmp_path), tmp_path / "cache"
+    path = subject.scans["T1"]
+    path.write_bytes(gzip.decompress(path.read_bytes()))
+    path = path.rename(tmp_path / "plain.nii")
+    subject = replace(subject, scans={"T1": path})
+    keys = [prepare_cohort(Cohort("c", (subject,)), COARSE, cache, workers=1).keys["sub"]]
+    state, content = path.stat(), path.read_bytes()
+    voxels = np.frombuffer(content[352:], "<f4")
+    for factor, over in ((2, path), (3, tmp_path / "new.nii")):
+        over.write_bytes(content[:352] + (factor * voxels).tobytes())
+        over.replace(path)
+        os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+        assert (path.stat().st_size, path.stat().st_mtime_ns) == (state.st_size, state.st_mtime_ns)
+        keys.append(prepare_cohort(Cohort("c", (subject,)), COARSE, cache, workers=1).keys["sub"])
+    assert len(set(keys)) == 3
 
 
 def test_a_cache_that_lacks_a_subject_says_so(tmp_path: Path) -> None:

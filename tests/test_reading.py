@@ -173,6 +173,21 @@ def test_empty_outside_and_surprising_lesions_are_kept_and_noted(tmp_path: Path)
     assert any("none given" in note for note in read_subject(missing, ("T1",)).notes)
 
 
+def test_lesions_that_cannot_be_found_or_fill_the_brain_are_told(tmp_path: Path) -> None:
+    outside = np.zeros(GRID.shape, dtype=np.uint8)
+    outside[:2, :2, :2] = 1
+    notes = read_subject(subject(tmp_path, "out", lesion_mask=outside), ("T1",)).notes
+    assert "lesion mask: 100.0 % lies outside the brain mask and cannot be found." in notes
+    half = (brain() & (np.indices(GRID.shape)[0] < 12)).astype(np.uint8)
+    assert half.sum() > 0.5 * brain().sum()
+    assert (
+        "lesion mask: larger than half of the brain."
+        in read_subject(subject(tmp_path, "half", lesion_mask=half), ("T1",)).notes
+    )
+    fewer = (brain() & (np.indices(GRID.shape)[0] < 8)).astype(np.uint8)
+    assert not any("half" in n for n in read_subject(subject(tmp_path, "few", lesion_mask=fewer), ("T1",)).notes)
+
+
 def test_one_bad_subject_never_stops_the_rest(tmp_path: Path) -> None:
     good = [subject(tmp_path, "a", 1), subject(tmp_path, "z", 2, lesion_mask=lesion())]
     cut = subject(tmp_path, "cut", 3)
@@ -215,8 +230,9 @@ def test_hashes_follow_files_and_voxels(tmp_path: Path) -> None:
     first = read_subject(subject(tmp_path, "a", 1), ("T1",))
     again = read_subject(subject(tmp_path, "b", 1), ("T1",))
     other = read_subject(subject(tmp_path, "c", 2), ("T1",))
-    assert (first.files_sha256, first.voxel_sha256) == (again.files_sha256, again.voxel_sha256)
-    assert first.files_sha256 != other.files_sha256
+    assert (first.file_hashes, first.voxel_sha256) == (again.file_hashes, again.voxel_sha256)
+    assert set(first.file_hashes) == {"scan T1"}
+    assert first.file_hashes != other.file_hashes
     assert first.voxel_sha256 != other.voxel_sha256
 
 

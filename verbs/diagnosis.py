@@ -145,6 +145,8 @@ class ReportVerb(OneRun):
     """Which deployable threshold the diagnosis explains."""
     overwrite: bool = False
     """Replace a file that is not a report."""
+    share: bool = False
+    """For other eyes: subjects by pseudonyms, sites by letters, no path, machine or person."""
     take_over: TakeOver = False
 
 
@@ -408,7 +410,7 @@ def _report(arguments: ReportVerb) -> int:
         print(f"note: without a diagnosis. {reason}", file=sys.stderr)
         found = None
     out = arguments.out or Path(f"report-{run.run_id}.html")
-    path = write_report(run, found, out, overwrite=arguments.overwrite)
+    path = write_report(run, found, out, overwrite=arguments.overwrite, share=arguments.share)
     if arguments.json:
         print_json({"run_id": run.run_id, "report": str(path)})
     else:

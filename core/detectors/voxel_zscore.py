@@ -16,6 +16,9 @@ from data.errors import BadInput
 from data.files import read_json, write_json
 from data.volume import Volume
 
+_LEAST_FLOOR = 1e-6
+"""Even with a floor of 0 no deviation is 0: nothing is divided by nothing."""
+
 
 @dataclass(eq=False)
 class VoxelZScore:
@@ -52,9 +55,9 @@ class VoxelZScore:
         deviation = np.sqrt(square / np.maximum(count - 1, 1))
         for contrast in deviation:
             reliable = contrast[count >= max(2, len(train) // 2)]
-            usual = float(np.median(reliable)) if reliable.size else 1.0
+            usual = _usual(reliable) if reliable.size else 1.0
             contrast[count < 2] = usual
-            np.maximum(contrast, self.floor * usual, out=contrast)
+            np.maximum(contrast, max(self.floor, _LEAST_FLOOR) * usual, out=contrast)
         self.mean_, self.deviation_ = mean.astype(np.float32), deviation.astype(np.float32)
         return self
 
@@ -97,3 +100,17 @@ class VoxelZScore:
         smoothed = [gaussian_filter(c * volume.brain_mask, sigma) / weight for c in volume.voxels]
         stacked: np.ndarray = np.stack(smoothed) * volume.brain_mask
         return stacked
+
+
+def _usual(deviations: np.ndarray) -> float:
+    """Median deviation; of those above 0 when most places have none. BadInput when none has any."""
+    median = float(np.median(deviations))
+    if median > 0:
+        return median
+    above = deviations[deviations > 0]
+    if not above.size:
+        raise BadInput(
+            "The training scans do not differ anywhere in the brain, so there is no deviation to measure by. "
+            "Check that they are different scans, each once."
+        )
+    return float(np.median(above))

@@ -10,6 +10,7 @@ from core.report_parts.commands import in_words, typed, without_machine
 from core.report_parts.markup import Column, Html, bullets, facts, join, table, tag
 from core.report_parts.source import Source
 from core.report_parts.words import NOTHING, capital, number, percent, plural
+from core.sharing import age_span
 from core.summary import cohort_title
 from core.versions import version_notes
 
@@ -32,7 +33,15 @@ def data(source: Source) -> Html:
         members = [s for s in subjects if s["subject_id"] in ids]
         healthy = sum(bool(s["healthy"]) for s in members)
         rows.append(
-            [role, str(len(ids)), str(healthy), str(len(ids) - healthy), _ages(members), _sexes(members), purpose]
+            [
+                role,
+                str(len(ids)),
+                str(healthy),
+                str(len(ids) - healthy),
+                _ages(members, source),
+                _sexes(members),
+                purpose,
+            ]
         )
     columns = [
         Column("Split"),
@@ -43,7 +52,8 @@ def data(source: Source) -> Html:
         Column("Sex"),
         Column("What it does"),
     ]
-    sites = Counter(str(s["site"]) for s in subjects if s.get("site"))
+    called = str if source.veil is None else source.veil.site
+    sites = Counter(called(str(s["site"])) for s in subjects if s.get("site"))
     told = facts(
         [
             ("Cohort", cohort_title(cohort)),
@@ -51,10 +61,10 @@ def data(source: Source) -> Html:
             ("Sites", ", ".join(f"{name} ({n})" for name, n in sites.most_common(12))),
             ("Prevalence", f"{percent(source.prevalence)} of test brain voxels are lesion"),
             ("Citation", cohort.get("citation")),
-            ("Fingerprint", str(cohort.get("fingerprint") or "")[:16]),
+            ("Fingerprint", str(cohort.get("fingerprint") or "")[:16] if source.veil is None else None),
         ]
     )
-    return join([told, table(columns, rows), _set_aside(cohort), _preparation(record["preprocessing"])])
+    return join([told, table(columns, rows), _set_aside(cohort, source), _preparation(record["preprocessing"])])
 
 
 def method(source: Source) -> Html:
@@ -130,6 +140,8 @@ def notes(source: Source) -> Html:
         told += source.diagnosis.get("notes") or []
     told += [n for n in figures.get("notes") or [] if "rough" not in n]
     told += source.run.record["cohort"].get("notes") or []
+    if source.veil is not None:
+        told = [*source.veil.notes(map(str, told)), _SHARED]
     return bullets(list(dict.fromkeys(map(str, told))))
 
 
@@ -139,6 +151,10 @@ def glossary(source: Source) -> Html:
     return tag("dl", *(tag("div", tag("dt", term), tag("dd", text)) for term, text in words), kind="glossary")
 
 
+_SHARED = (
+    "Made to be shared: subjects have pseudonyms, sites letters, ages steps of five years; paths, names of machines "
+    "and people, and reasons of scans that were set aside are left out. Slices of the scans are shown as they are."
+)
 _WORDS: Sequence[tuple[str, str]] = (
     ("Dice", "2 |found ∩ lesion| / (|found| + |lesion|) in voxels: 1 is the reference itself, 0 finds nothing of it."),
     (
@@ -191,11 +207,14 @@ def _stale(source: Source) -> list[str]:
     ]
 
 
-def _set_aside(cohort: Mapping[str, Any]) -> Html:
+def _set_aside(cohort: Mapping[str, Any], source: Source) -> Html:
     aside = cohort.get("set_aside") or []
     if not aside:
         return tag("p", "No subject was set aside.", kind="caption")
-    rows = [[one["subject_id"], one["code"], _without_path(one)] for one in aside]
+    rows = [
+        [source.called(one["subject_id"]), one["code"], _without_path(one) if source.veil is None else NOTHING]
+        for one in aside
+    ]
     columns = [Column("Set aside"), Column("Code"), Column("Reason", wide=True)]
     return join([tag("h3", f"Set aside: {plural(len(aside), 'subject')}"), table(columns, rows)])
 
@@ -248,8 +267,10 @@ def _name(key: str) -> str:
     return capital(words)
 
 
-def _ages(members: Sequence[Mapping[str, Any]]) -> str:
+def _ages(members: Sequence[Mapping[str, Any]], source: Source) -> str:
     ages = [float(s["age"]) for s in members if s.get("age") is not None]
+    if source.veil is not None:
+        return age_span(ages) or NOTHING
     return f"{min(ages):.0f} to {max(ages):.0f}" if ages else NOTHING
 
 

@@ -68,14 +68,15 @@ def chosen_cases(source: Source) -> list[Chosen]:
 
 def _case(source: Source, scores: RunScores, chosen: Chosen, score_map: ScoreMap, brightest: float) -> Html:
     pictures = case_pictures(scores.prepared(chosen.subject_id), score_map.scores, source.working_threshold, brightest)
-    name = f"{chosen.subject_id}, {chosen.title}"
+    called = source.called(chosen.subject_id)
+    name = f"{called}, {chosen.title}"
     pair = tag(
         "div",
         tag("img", attributes={"src": pictures.scan, "alt": f"Scan of {name}: lesion and segmentation outlined"}),
         tag("img", attributes={"src": pictures.scores, "alt": f"Score map of {name}: lesion outlined"}),
         kind="pair",
     )
-    words = [tag("b", chosen.subject_id), tag("span", chosen.title), *map(_span, _figures(chosen.figures))]
+    words = [tag("b", called), tag("span", chosen.title), *map(_span, _figures(chosen.figures))]
     words.append(_span(f"voxel {', '.join(map(str, pictures.centre))}"))
     return tag("figure", pair, tag("figcaption", *words), kind="case")
 

@@ -126,7 +126,7 @@ def subjects(source: Source) -> Html:
     reach = {row["subject_id"]: row["dice"] for row in best}
     rows = [
         {
-            "subject_id": row["subject_id"],
+            "subject_id": source.called(row["subject_id"]),
             "dice": row["dice"],
             "lesion_ml": row["lesion_ml"],
             "best": reach.get(row["subject_id"]),

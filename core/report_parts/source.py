@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from core.evaluated import looks_at_test, read_metrics
+from core.sharing import Veil, veil_of
 from core.store import Run
 from data.errors import BadInput
 
@@ -16,6 +17,12 @@ class Source:
     run: Run
     metrics: Mapping[str, Any]
     diagnosis: Mapping[str, Any] | None
+    veil: Veil | None = None
+    """How names are said when the document is to be shared."""
+
+    def called(self, subject_id: str) -> str:
+        """A subject as this document names it."""
+        return subject_id if self.veil is None else self.veil.called(subject_id)
 
     @property
     def layer_set(self) -> str:
@@ -74,8 +81,11 @@ class Source:
         return f"{self.space} space · layer set {self.layer_set} · {self.metrics['unit']}"
 
 
-def source_of(run: Run, diagnosis: Mapping[str, Any] | None) -> Source:
-    """The run's evaluation beside its diagnosis. BadInput when it is not evaluated, or when they do not fit."""
+def source_of(run: Run, diagnosis: Mapping[str, Any] | None, *, share: bool = False) -> Source:
+    """The run's evaluation beside its diagnosis, under a veil when it is to be shared.
+
+    BadInput when it is not evaluated, or when they do not fit.
+    """
     if run.kind != "detector":
         raise BadInput(
             f"Run {run.run_id} is of kind {run.kind!r}. A report tells of an evaluated detector: python cli.py runs"
@@ -94,4 +104,7 @@ def source_of(run: Run, diagnosis: Mapping[str, Any] | None) -> Source:
                 f"{diagnosis['protocol']!r}, which the evaluation of run {run.run_id} does not have. "
                 f"Diagnose it anew: python cli.py diagnose {run.run_id}"
             )
-    return Source(run, metrics, diagnosis)
+    if not share:
+        return Source(run, metrics, diagnosis)
+    veil = veil_of(run)
+    return Source(run, metrics, None if diagnosis is None else veil.diagnosis(diagnosis), veil)

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-import pandas as pd
 import streamlit as st
 
 from core.again import what_if_argv
@@ -14,6 +13,7 @@ from core.store import Run
 from pages._diagnosis.jobs import job_panel, show_problem
 from pages._diagnosis.load import what_ifs_for
 from pages._shared import dice_text, runs_directory
+from pages._text import cells, code, plain, prose
 
 
 def show_causes(run: Run, found: Mapping[str, Any]) -> None:
@@ -21,7 +21,7 @@ def show_causes(run: Run, found: Mapping[str, Any]) -> None:
     stored = {w["name"]: w for w in found["what_ifs"]}
     causes = [c for c in found["causes"] if c["id"] not in NO_COSTS]
     rows = cause_rows(causes, list(stored))
-    table = pd.DataFrame(
+    table = cells(
         [
             {
                 "cause": row["cause"],
@@ -64,17 +64,18 @@ def show_causes(run: Run, found: Mapping[str, Any]) -> None:
         st.markdown("**Not a cost, but how to read the Dice**")
     for cause in others:
         value = "" if cause["cost"] is None else f" ({cause['cost']:.3f})".replace("-", "−")
-        st.markdown(f"{cause['id']} {cause['title']}{value}: {cause['text'] or cause['missing']} `{cause['formula']}`")
+        told = f"{cause['id']} {cause['title']}{value}: {cause['text'] or cause['missing']}"
+        st.markdown(f"{prose(told)} {code(cause['formula'])}")
     _show_what_ifs(run, found, stored)
 
 
 def _show_cause(cause: Mapping[str, Any]) -> None:
     count = f", n = {cause['n']}" if cause["cost"] is not None and cause["n"] else ""
     with st.container(border=True):
-        st.markdown(f"**{cause['id']} {cause['title']}**{count}. {cause['text']}")
+        st.markdown(f"**{plain(cause['id'])} {plain(cause['title'])}**{plain(count)}. {prose(cause['text'])}")
         st.code(cause["formula"], language=None, wrap_lines=True)
         if cause["missing"]:
-            st.info(f"Missing: {cause['missing']}", icon=":material/search_off:")
+            st.info(f"Missing: {prose(cause['missing'])}", icon=":material/search_off:")
 
 
 def _show_what_ifs(run: Run, found: Mapping[str, Any], stored: Mapping[str, Mapping[str, Any]]) -> None:
@@ -92,14 +93,14 @@ def _show_what_ifs(run: Run, found: Mapping[str, Any], stored: Mapping[str, Mapp
         for what_if in (w for w in known if w["applies"]):
             _show_what_if(run, found, what_if, stored.get(what_if["name"]))
     for result in stored.values():
-        with st.expander(f"{result['title']}: every variant, formula and command"):
+        with st.expander(f"{plain(result['title'])}: every variant, formula and command"):
             _show_variants(result, found["protocol"])
             st.code(
                 in_shell([*_again(run, found, result), "--runs", str(runs_directory().absolute())]),
                 language="bash",
                 wrap_lines=True,
             )
-    lacking = [f"**{w['title']}** needs {w['missing']}" for w in known if not w["applies"]]
+    lacking = [f"**{plain(w['title'])}** needs {prose(w['missing'])}" for w in known if not w["applies"]]
     if lacking:
         st.caption("Not for this run: " + "; ".join(lacking) + ".")
 
@@ -128,10 +129,11 @@ def _show_what_if(
 ) -> None:
     name = what_if["name"]
     left, right = st.columns([4, 5], vertical_alignment="center")
-    left.markdown(f"**{what_if['title']}** · {', '.join(what_if['causes'])}", help=what_if["formula"])
+    about = ", ".join(what_if["causes"])
+    left.markdown(f"**{plain(what_if['title'])}** · {plain(about)}", help=prose(what_if["formula"]))
     with right:
         if result is not None:
-            st.markdown(gain_words(result, found["protocol"]))
+            st.markdown(gain_words(result, found["protocol"], plain))
             return
         argv = job_argv("what-if", runs_directory(), run.run_id, found["layer_set"], name)
         job_panel(argv, label="Run it", key=name, beside=what_if["cost_text"].partition(":")[0])
@@ -140,7 +142,7 @@ def _show_what_if(
 def _show_variants(result: Mapping[str, Any], protocol: str) -> None:
     number = st.column_config.NumberColumn(format="%.3f")
     st.dataframe(
-        pd.DataFrame(variant_rows(result, protocol)).dropna(axis="columns", how="all"),
+        cells(variant_rows(result, protocol)).dropna(axis="columns", how="all"),
         hide_index=True,
         column_config=dict.fromkeys(
             ("validation gain", "test gain", "low", "high", "Dice before", "Dice after"), number
@@ -151,4 +153,4 @@ def _show_variants(result: Mapping[str, Any], protocol: str) -> None:
     )
     st.code(result["formula"], language=None, wrap_lines=True)
     for note in result["notes"]:
-        st.caption(note)
+        st.caption(prose(note))

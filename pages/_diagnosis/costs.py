@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-import pandas as pd
 import streamlit as st
 
 from core.diagnosis_view import Bar, bars, concentration, drivers, largest, slices_address, slices_query
 from core.figures_diagnosis import error_bars, ladder
 from pages._shared import dice_text
+from pages._text import cells, plain, prose
 
 
 @st.fragment
@@ -72,13 +72,14 @@ def _show_drivers(found: Mapping[str, Any], choices: Mapping[str, Bar]) -> None:
     bar, rows = choices[key], drivers(found, key)
     few = concentration(rows)
     about = {"mean": bar.cost, "low": bar.low, "high": bar.high}
-    half = f" Half of it comes from **{few} of {len(rows)}** subjects." if few is not None else ""
+    half = f" Half of it comes from **{few:d} of {len(rows)}** subjects." if few is not None else ""
     pair = ""
     if bar.only is not None and bar.all_but is not None:
         pair = f" Put right alone it gives {bar.only:+.3f}; with all else put right it still costs {bar.all_but:.3f}."
-    st.markdown(f"**{bar.title}** costs **{dice_text(about)}**.{half}{pair} {bar.definition} {bar.advice}")
+    meaning = prose(f"{bar.definition} {bar.advice}")
+    st.markdown(f"**{plain(bar.title)}** costs **{dice_text(about)}**.{half}{pair} {meaning}")
     in_map = key.startswith("errors.")
-    table = pd.DataFrame(
+    table = cells(
         [row | {"look": slices_address(slices_query(found, row["subject"], bar=key))} for row in rows]
     ).dropna(axis="columns", how="all")
     st.dataframe(
@@ -103,7 +104,7 @@ def _show_drivers(found: Mapping[str, Any], choices: Mapping[str, Bar]) -> None:
         worst = rows[0]["subject"]
         st.page_link(
             "pages/slices.py",
-            label=f"Show {'these voxels' if in_map else 'the map'} on Slices, beginning with {worst}",
+            label=f"Show {'these voxels' if in_map else 'the map'} on Slices, beginning with {plain(worst)}",
             icon=":material/view_in_ar:",
             query_params=slices_query(found, worst, bar=key),
         )

@@ -3,18 +3,18 @@
 from collections.abc import Mapping
 from typing import Any
 
-import pandas as pd
 import streamlit as st
 
 from core.diagnosis_view import decision_rows
 from pages._shared import dice_text
+from pages._text import cells, plain, prose
 
 
 def show_decisions(found: Mapping[str, Any], protocols: Mapping[str, Any]) -> None:
     """Every rule that turns scores into a segmentation, and which labels it needs."""
     rows = decision_rows(found, protocols)
     st.dataframe(
-        pd.DataFrame(
+        cells(
             [
                 {
                     "decision": row["decision"],
@@ -50,9 +50,9 @@ def show_decisions(found: Mapping[str, Any], protocols: Mapping[str, Any]) -> No
         alt="Threshold protocols and two-distribution decisions",
     )
     for k in st.session_state["decisions"]["selection"]["rows"]:
-        st.info(f"**{rows[k]['decision']}.** {rows[k]['explain']}")
+        st.info(f"**{plain(rows[k]['decision'])}.** {prose(rows[k]['explain'])}")
     st.caption(
-        f"Mean Dice of {found['n']} test subjects on the working grid. “test” labels make an oracle, not a result. Two "
-        "densities of one score can differ from a threshold only where they cross more than once; over the layers' "
+        f"Mean Dice of {found['n']:d} test subjects on the working grid. “test” labels make an oracle, not a result. "
+        "Two densities of one score can differ from a threshold only where they cross more than once; over the layers' "
         "distances they draw a boundary that no single threshold has. Tick a row for the whole rule."
     )

@@ -8,6 +8,7 @@ from core.commands import in_shell, start_once
 from core.jobs import Job, list_jobs, log_tail, read_job, stop_job
 from data.errors import BadInput, EnvironmentProblem
 from pages._shared import runs_directory
+from pages._text import code, plain
 
 PROBLEM = "diagnosis-problem"
 
@@ -38,24 +39,24 @@ def newest_job(argv: Sequence[str]) -> Job | None:
 def show_problem() -> None:
     """What stood in the way of the last start, told once."""
     if PROBLEM in st.session_state:
-        st.error(st.session_state.pop(PROBLEM), icon=":material/error:")
+        st.error(plain(st.session_state.pop(PROBLEM)), icon=":material/error:")
 
 
 def _offer(argv: Sequence[str], job: Job | None, label: str, key: str, primary: bool, beside: str) -> None:
     with st.container(horizontal=True, vertical_alignment="center"):
         st.button(
-            label,
+            plain(label),
             key=f"start-{key}",
             icon=":material/play_arrow:",
             type="primary" if primary else "secondary",
             on_click=_begin,
             args=(list(argv),),
-            help=f"A process of its own. In a terminal: `{in_shell(argv)}`",
+            help=f"A process of its own. In a terminal: {code(in_shell(argv))}",
         )
         if beside:
-            st.caption(beside, width="content")
+            st.caption(plain(beside), width="content")
     if job is not None and job.status != "finished":
-        st.warning(job.diagnosis, icon=":material/error:")
+        st.warning(plain(job.diagnosis), icon=":material/error:")
         with st.expander("What the job printed", icon=":material/terminal:"):
             st.code(log_tail(job, 20) or "Nothing.", language="log", wrap_lines=True)
 
@@ -63,8 +64,8 @@ def _offer(argv: Sequence[str], job: Job | None, label: str, key: str, primary: 
 def _follow(job: Job, key: str) -> None:
     lines = [line for line in log_tail(job, 4).splitlines() if line.strip()]
     with st.container(horizontal=True, vertical_alignment="center"):
-        st.badge(job.status, icon=":material/hourglass_top:", color="blue")
-        st.caption(lines[-1][-160:] if lines else "Starting.")
+        st.badge(plain(job.status), icon=":material/hourglass_top:", color="blue")
+        st.caption(plain(lines[-1][-160:]) if lines else "Starting.")
         st.button("Stop", key=f"stop-{key}", icon=":material/stop:", on_click=_stop, args=(job.job_id,))
 
 

@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-import pandas as pd
 import streamlit as st
 
 from core.diagnosis.strata import strata
 from core.diagnosis_view import slices_query, unlisted
 from core.figures_diagnosis import ceiling_lines, strata_bars
+from pages._text import cells, plain
 
 TITLES = {
     "size": "Lesions by size",
@@ -26,8 +26,8 @@ def show_lesions(found: Mapping[str, Any]) -> None:
     rows = found["lesions"]
     if missing := unlisted(found):
         st.caption(
-            f"In no list below: {', '.join(missing)}. A component under 27 mm³ is too small to be told from noise and "
-            "does not count as a lesion; its voxels count in the Dice all the same."
+            f"In no list below: {plain(', '.join(missing))}. A component under 27 mm³ is too small to be told from "
+            "noise and does not count as a lesion; its voxels count in the Dice all the same."
         )
     if not rows:
         st.info("No lesion mask has a component large enough to count as a lesion.")
@@ -39,7 +39,7 @@ def show_lesions(found: Mapping[str, Any]) -> None:
     shown = [row for row in rows if only == "all" or row["found"] is (only == "found")]
     shown.sort(key=lambda row: (row["found"], -row["volume_ml"]))
     st.markdown(f"**{len(rows) - len(missed)} of {len(rows)}** lesions are found at the deployed threshold.")
-    table = pd.DataFrame(
+    table = cells(
         [
             {
                 "lesion": f"{row['subject_id']} · {row['lesion']}",
@@ -78,10 +78,10 @@ def show_lesions(found: Mapping[str, Any]) -> None:
     picked = [shown[k] for k in st.session_state[f"lesions-{only}"]["selection"]["rows"] if k < len(shown)]
     if picked:
         lesion = picked[0]
-        st.markdown(f"Lesion {lesion['lesion']} of {lesion['subject_id']}: {lesion['why']}.")
+        st.markdown(plain(f"Lesion {lesion['lesion']} of {lesion['subject_id']}: {lesion['why']}."))
         st.page_link(
             "pages/slices.py",
-            label=f"Stand on lesion {lesion['lesion']} of {lesion['subject_id']} in Slices",
+            label=plain(f"Stand on lesion {lesion['lesion']} of {lesion['subject_id']} in Slices"),
             icon=":material/my_location:",
             query_params=slices_query(found, lesion["subject_id"], voxel=lesion["voxel"]),
         )
@@ -99,7 +99,7 @@ def show_groups(found: Mapping[str, Any]) -> None:
     for start in range(0, len(shown), 3):
         for column, (name, title) in zip(st.columns(3), shown[start : start + 3], strict=False):
             value = "recall" if "recall" in groups[name][0] else "dice"
-            column.markdown(f"**{title}**")
+            column.markdown(f"**{plain(title)}**")
             column.plotly_chart(
                 strata_bars(groups[name][:8], value), key=f"group-{name}", alt=f"{title}: {value} in each group"
             )
@@ -119,7 +119,7 @@ def show_ceilings(found: Mapping[str, Any]) -> None:
     left, right = st.columns([1, 1])
     left.plotly_chart(ceiling_lines(layers), key="ceilings", alt="Best possible Dice of each layer by lesion size")
     right.dataframe(
-        pd.DataFrame(layers)[["layer", "spacing_mm", "union", "band_limited", "ceiling"]].rename(
+        cells(layers)[["layer", "spacing_mm", "union", "band_limited", "ceiling"]].rename(
             columns={"spacing_mm": "spacing, mm", "union": "whole cells", "band_limited": "upsampled"}
         ),
         hide_index=True,

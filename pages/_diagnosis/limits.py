@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-import pandas as pd
 import streamlit as st
 
 from core.again import limits_argv
@@ -14,6 +13,7 @@ from core.figures_limits import sensitivity_curves, sensitivity_map
 from core.store import Run
 from pages._diagnosis.jobs import job_panel, show_problem
 from pages._shared import runs_directory
+from pages._text import cells, plain, prose
 
 
 def show_limits(run: Run, result: Mapping[str, Any] | None, layer_set: str) -> None:
@@ -46,12 +46,12 @@ def _explore(result: Mapping[str, Any]) -> None:
         key="limit-level",
         bind="query-params",
     )
-    site = right.segmented_control("Site", sites, default=sites[0], required=True, key="limit-site")
+    site = right.segmented_control("Site", sites, default=sites[0], required=True, format_func=plain, key="limit-site")
     chosen = levels[level]
     st.markdown(
         f"At this threshold healthy scans carry **{chosen['false_positive_ml_per_scan']:.2f} mL** of false positives "
-        f"each, in {chosen['false_positive_components_per_scan']:.1f} components. {result['n_lesions']} lesions in "
-        f"{result['n_scans']} scans."
+        f"each, in {chosen['false_positive_components_per_scan']:.1f} components. {result['n_lesions']:d} lesions in "
+        f"{result['n_scans']:d} scans."
     )
     first, second = st.columns(2, gap="medium")
     for column, figure, key, alt in (
@@ -64,10 +64,10 @@ def _explore(result: Mapping[str, Any]) -> None:
         "Left: how many of the lesions of a size and contrast are found, in percent; negative contrast is darker. "
         "Right: the same as curves with 95 % bands; at contrast 0 stands what is found without a lesion: false."
     )
-    st.dataframe(pd.DataFrame(limit_rows(chosen, site)), hide_index=True, alt="Contrast needed for each size")
+    st.dataframe(cells(limit_rows(chosen, site)), hide_index=True, alt="Contrast needed for each size")
     st.caption(
         "The contrast, in healthy standard deviations, at which 50 % and 80 % are found. never: not up to the "
         "strongest that was planted. false positives: so many places are called a lesion without one."
     )
     with st.expander("How it was measured"):
-        st.markdown("\n".join(f"- {note}" for note in result["notes"]))
+        st.markdown("\n".join(f"- {prose(note)}" for note in result["notes"]))

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-import pandas as pd
 import streamlit as st
 
 from core.diagnosis.verdict import settings_text
@@ -12,6 +11,7 @@ from core.figures_diagnosis import setting_lines
 from core.store import Run
 from pages._diagnosis.jobs import job_panel, show_problem
 from pages._shared import dice_text, runs_directory
+from pages._text import cells, plain, prose
 
 
 def show_post_processing(run: Run, result: Mapping[str, Any] | None, layer_set: str, protocol: str) -> None:
@@ -60,12 +60,12 @@ def _explore(result: Mapping[str, Any], protocol: str) -> None:
     for column, (label, value, before, form, colour) in zip(st.columns([3, 3, 3, 5]), texts, strict=False):
         digits = form.strip("{:}")
         delta = None if value is None or before is None else f"{value - before:+{digits}}"
-        column.metric(label, "–" if value is None else form.format(value), delta, delta_color=colour)  # type: ignore[arg-type]
+        column.metric(label, "–" if value is None else plain(form.format(value)), delta, delta_color=colour)  # type: ignore[arg-type]
     interval = dice_text({"mean": here["dice"], "low": here["low"], "high": here["high"]}).partition(" ")[2]
     gain = dice_text({"mean": here["gain"], "low": here["gain_low"], "high": here["gain_high"]})
     st.markdown(
-        f"**{_capital(settings_text(chosen))}**: test Dice {here['dice']:.3f} {interval}, n = {here['n']}; paired "
-        f"gain over the run's own setting {gain}. Threshold {here['threshold']:.3g}, derived anew."
+        f"**{plain(_capital(settings_text(chosen)))}**: test Dice {here['dice']:.3f} {interval}, n = {here['n']:d}; "
+        f"paired gain over the run's own setting {gain}. Threshold {here['threshold']:.3g}, derived anew."
     )
     st.plotly_chart(
         setting_lines(result, chosen, protocol), key="setting-lines", alt="Dice along each setting, the others held"
@@ -77,7 +77,7 @@ def _explore(result: Mapping[str, Any], protocol: str) -> None:
     )
     number = st.column_config.NumberColumn(format="%.3f")
     st.dataframe(
-        pd.DataFrame(post_processing_rows(result, protocol)),
+        cells(post_processing_rows(result, protocol)),
         hide_index=True,
         column_config=dict.fromkeys(("Dice on validation", "Dice on test"), number)
         | {"setting": st.column_config.TextColumn(width="large")},
@@ -85,7 +85,7 @@ def _explore(result: Mapping[str, Any], protocol: str) -> None:
         alt="The run's own setting, the best on validation, the best on test",
     )
     for note in result["notes"]:
-        st.caption(note)
+        st.caption(prose(note))
 
 
 def _capital(text: str) -> str:

@@ -10,18 +10,19 @@ from typing import Any
 
 import streamlit as st
 
+from pages._door import base_path
 from pages._viewer.assets import stylesheet, version
 
 _LOADER = """
 export default function (component) {
   const root = component.parentElement;
   const waiting = { component, cleanup: null, gone: false };
-  import(new URL("/api/viewer/VERSION/viewer.js", window.location.origin).href).then(
+  import(new URL("BASE/api/viewer/VERSION/viewer.js", window.location.origin).href).then(
     (module) => { if (!waiting.gone) waiting.cleanup = module.default(waiting.component); },
     () => {
       const message = document.createElement("p");
       message.setAttribute("role", "alert");
-      message.textContent = "The viewer could not be loaded. Start the dashboard with: streamlit run asgi.py";
+      message.textContent = "The viewer could not be loaded. Start the dashboard with: python cli.py app";
       root.replaceChildren(message);
     },
   );
@@ -49,5 +50,5 @@ def viewer(data: dict[str, Any], key: str, on_view: Callable[[], None] = lambda:
 
 @functools.cache
 def _component() -> Callable[..., Any]:
-    loader = _LOADER.replace("VERSION", version())
+    loader = _LOADER.replace("VERSION", version()).replace("BASE", base_path())
     return st.components.v2.component("dicescope_viewer", js=loader, css=stylesheet())

@@ -24,9 +24,9 @@ def stylesheet() -> str:
     return (_FOLDER / "viewer.css").read_text(encoding="utf-8")
 
 
-def viewer_route() -> Route:
-    """Serve the modules; other names and stale versions are 404."""
-    return Route("/api/viewer/{version}/{name}", _module)
+def viewer_route(base: str = "") -> Route:
+    """Serve the modules below `base`; other names and stale versions are 404."""
+    return Route(f"{base}/api/viewer/{{version}}/{{name}}", _module)
 
 
 async def _module(request: Request) -> Response:
