@@ -22,6 +22,7 @@ from rich.table import Table
 
 from core.door import LOCAL_HOSTS, Door, addresses, base_path, host_name, new_token, told
 from core.evaluated import read_metrics
+from core.lock import taking_over
 from core.memory_bank.settings import BankSettings, idle_settings
 from core.progress import open_progress
 from core.recipes import as_json
@@ -33,6 +34,7 @@ from data.errors import BadInput, EnvironmentProblem, IntegrityError, Interrupte
 from data.permissions import doors_open
 from data.preprocessing import Preprocessing
 from data.ranges import refuse_out_of_range
+from data.trouble import is_trouble, remedy
 from verbs.diagnosis import DIAGNOSIS_VERBS
 from verbs.gate import GATE_VERBS
 from verbs.neighbours import NEIGHBOUR_VERBS
@@ -46,6 +48,7 @@ from verbs.shared import (
     EXIT_OK,
     RUNS,
     OneRun,
+    TakeOver,
     columns_text,
     console,
     interval_text,
@@ -76,6 +79,7 @@ class DemoVerb:
 
     runs: Path = RUNS
     """Directory that holds the runs."""
+    take_over: TakeOver = False
 
 
 @dataclass(frozen=True)
@@ -154,6 +158,7 @@ class PretrainVerb(_Scans):
     run_id: str | None = None
     """Folder of the run; an existing one with the same settings is resumed."""
     simclr: SimclrSettings = field(default_factory=SimclrSettings)
+    take_over: TakeOver = False
 
 
 @dataclass(frozen=True)
@@ -247,6 +252,7 @@ class FitVerb(_Scans):
     """ResNets: whether the grid is halved once more after the first convolution."""
     seed: int | None = None
     """Of a random encoder's weights."""
+    take_over: TakeOver = False
 
 
 @dataclass(frozen=True)
@@ -267,6 +273,7 @@ class ScoreVerb(OneRun):
     """Export under the pseudonyms that a shared report uses."""
     display: bool = False
     """Export scores on a 0 to 1 display scale: sigmoid of log1p(score) between healthy calibration quantiles."""
+    take_over: TakeOver = False
 
 
 @dataclass(frozen=True)
@@ -282,6 +289,7 @@ class EvaluateVerb(OneRun):
     """Instead: false-positive millilitres per healthy scan that the label-free threshold may cost."""
     workers: int = 2
     """Processes."""
+    take_over: TakeOver = False
 
 
 @dataclass(frozen=True)
@@ -365,19 +373,26 @@ def main(argv: Sequence[str]) -> int:
     for warning in doors_open(getattr(arguments, "runs", None)):
         print(f"warning: {warning}", file=sys.stderr)
     try:
-        return action(arguments)
+        with taking_over(vars(arguments).get("take_over", False)):
+            return action(arguments)
     except BadInput as error:
         return _complain(error, EXIT_BAD_INPUT)
     except EnvironmentProblem as error:
         return _complain(error, EXIT_ENVIRONMENT)
-    except (MemoryError, PermissionError) as error:
-        return _complain(f"{type(error).__name__}: {error}. Give less memory, other rights or another directory.", 3)
+    except MemoryError as error:
+        return _complain(f"MemoryError: {error}. Make memory free, or give the command less to hold.", EXIT_ENVIRONMENT)
     except IntegrityError as error:
         return _complain(error, EXIT_INTEGRITY)
     except (Interrupted, KeyboardInterrupt) as error:
         return _complain(str(error) or "Interrupted. Repeat the command to go on.", EXIT_INTERRUPTED)
     except BrokenPipeError:
         return EXIT_OK
+    except OSError as error:
+        if not is_trouble(error):
+            traceback.print_exc()
+            return _complain("This is a bug of Dicescope. Please report the lines above.", EXIT_BUG)
+        place = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else Path.cwd()
+        return _complain(f"{place}: {error.strerror}. {remedy(error, place)}", EXIT_ENVIRONMENT)
     except Exception:
         traceback.print_exc()
         return _complain("This is a bug of Dicescope. Please report the lines above.", EXIT_BUG)
@@ -528,9 +543,14 @@ def _fit(arguments: FitVerb) -> int:
 def _score(arguments: ScoreVerb) -> int:
     from core import experiment
 
-    run = experiment.score(
-        open_run(arguments.runs, arguments.run, "detector"), open_progress(), memory_gb=arguments.memory
-    )
+    run = open_run(arguments.runs, arguments.run, "detector")
+    damaged: IntegrityError | None = None
+    try:
+        run = experiment.score(run, open_progress(), memory_gb=arguments.memory)
+    except IntegrityError as error:
+        if arguments.export is None:
+            raise
+        damaged = error  # the maps of the others are exported all the same
     tell_versions(run)
     if arguments.export is not None:
         from core.export import export_maps
@@ -539,6 +559,8 @@ def _score(arguments: ScoreVerb) -> int:
             run, arguments.export, arguments.layers, open_progress(), display=arguments.display, share=arguments.share
         )
         print(f"{len(paths)} NIfTI files in {arguments.export}", file=sys.stderr)
+    if damaged is not None:
+        raise damaged
     where = runs_flag(arguments.runs)
     next_step = f"Evaluate it: python cli.py evaluate {run.run_id}{where}"
     if stage_done(run, "evaluation"):

@@ -23,6 +23,8 @@ from data.files import write_json
 from data.names import folder_name
 from data.preprocessing import Preprocessing
 
+TAKE_OVER = "--take-over"
+
 
 @dataclass(frozen=True)
 class Scans:
@@ -98,7 +100,7 @@ def pretrain_id(scans: Scans, settings: SimclrSettings, name: str) -> str:
 def resume_argv(runs: Path, run: Run | None, job: Job | None) -> list[str]:
     """What continues a training: its job's own words again, or the same said from the run's record."""
     if job is not None and asked_run_id(job) is not None:
-        return list(job.argv)
+        return [word for word in job.argv if word != TAKE_OVER]
     assert run is not None
     recipe = {key: value for key, value in run.record["recipe"].items() if key != "kind"}
     return pretrain_argv(runs, scans_of(runs, run), from_json(SimclrSettings, recipe), run.name, run.run_id)
@@ -111,6 +113,17 @@ def next_step(runs: Path, encoder: Run) -> Step | None:
             return _step_of_detector(runs, encoder, read_run(runs / row["run_id"]))
     run_id = f"{encoder.run_id[:88]}-gaussian"
     return Step("Fit a Gaussian on this encoder", tuple(_fit_argv(runs, encoder, run_id)), run_id)
+
+
+def take_over_argv(runs: Path, run: Run, job: Job | None = None) -> list[str] | None:
+    """What goes on with a run in place of a writer that does not answer; None when its record does not say what."""
+    if run.kind == "encoder" and not stage_done(run, "encoder"):
+        words = resume_argv(runs, run, job)
+    elif run.kind == "detector" and (step := _step_of_detector(runs, run, run)) is not None:
+        words = list(step.argv)
+    else:
+        return None
+    return words if TAKE_OVER in words else [*words, TAKE_OVER]
 
 
 def again_argv(runs: Path, run: Run) -> list[str]:

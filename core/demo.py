@@ -15,6 +15,7 @@ from core.simclr import SimclrSettings
 from core.store import Run, fingerprint, open_run, stage_done
 from core.summary import leading, run_summary
 from core.views import ViewSettings
+from data.errors import FORESEEN, BadInput, EnvironmentProblem, IntegrityError, together
 from data.files import is_committed, read_json, write_json
 from data.preprocessing import Preprocessing
 from data.synthetic import RECIPE, DemoSettings, write_demo_cohort
@@ -56,9 +57,16 @@ def build_demo(runs: Path, progress: Progress, settings: DemoSettings | None = N
         ("demo-bank-position", "memory bank by position", PatchCore(features=PATCHES, bank=BANK_POSITION), encoder),
     ]
     made = []
+    problems: dict[str, BadInput | EnvironmentProblem | IntegrityError] = {}
     for number, recipe in enumerate(detectors, 1):
         progress.say(f"[{number} of {len(detectors)}] {recipe[1]}")
-        made.append(_finished(runs, source, progress, *recipe))
+        try:
+            made.append(_finished(runs, source, progress, *recipe))
+        except FORESEEN as problem:
+            progress.say(f"failed: {problem}")
+            problems[recipe[0]] = problem
+    if problems:
+        raise together(problems, f"{len(made)} of {len(detectors)} detectors are there. Repeat the command to go on.")
     leads = leading([run_summary(run) for run in made])["run_id"]
     for run in made:
         if run.run_id == leads:

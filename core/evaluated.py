@@ -1,9 +1,14 @@
 """What the evaluation of a run has committed. Apart from the evaluation, so that reading a number needs no torch."""
 
+import contextlib
 from typing import Any
 
-from core.store import Run, stage_done, stage_json
+from core.store import Run, read_events, stage_directory, stage_done, stage_json
 from data.errors import BadInput
+from data.files import MANIFEST, sha256_file
+
+EVALUATED = "evaluated"
+"""Kind of the event that counts a look at the test set."""
 
 
 def read_metrics(run: Run) -> dict[str, Any]:
@@ -18,3 +23,29 @@ def read_levels(run: Run) -> dict[str, list[float]]:
     """The byte levels of every layer set's maps, as `evaluate_run` committed them."""
     levels: dict[str, list[float]] = stage_json(run, "evaluation", "levels.json")
     return levels
+
+
+def looks_at_test(run: Run) -> int:
+    """How often this run has looked at its test set: evaluations that differ, not how often one was repeated.
+
+    The committed evaluation counts even when its process was killed before the journal could say so. Evaluations of
+    versions that wrote down no name count one each.
+    """
+    told = looks_told(run)
+    present = evaluation_name(run)
+    only_unnamed = bool(told) and not any(told)
+    if present is not None and not only_unnamed:
+        told = [*told, present]
+    return len(set(filter(None, told))) + told.count("")
+
+
+def looks_told(run: Run) -> list[str]:
+    """The evaluations in the journal by name; empty for those of versions that wrote none."""
+    return [str(event.get("evaluation") or "") for event in read_events(run) if event.get("kind") == EVALUATED]
+
+
+def evaluation_name(run: Run) -> str | None:
+    """What tells the committed evaluation from every other: the hash of its manifest."""
+    with contextlib.suppress(OSError):
+        return sha256_file(stage_directory(run, "evaluation") / MANIFEST)
+    return None

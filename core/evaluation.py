@@ -1,10 +1,8 @@
 """Judging a run: every layer set under every threshold protocol, the headline in the scans' own space."""
 
-import multiprocessing
-import os
+import functools
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ import numpy as np
 from core.calibration import QUANTILE, segment
 from core.detectors import LayerSet
 from core.disk_plan import evaluation_bytes
+from core.evaluated import EVALUATED, evaluation_name, looks_told
 from core.evaluated import read_levels as read_levels
 from core.evaluated import read_metrics as read_metrics
 from core.lesions import healthy_false_positives, lesion_report, summarise
@@ -36,11 +35,12 @@ from core.store import (
 from core.subject_level import subject_level
 from core.summary import HEADLINE, headline_of
 from core.types import ScoreMap
-from data.errors import BadInput
-from data.files import clear_litter, hashed_files, tell_hashed
+from data.errors import BadInput, EnvironmentProblem
+from data.files import clear_litter, faultpoint, hashed_files, tell_hashed
 from data.ranges import check_range
 from data.room import require_room
 from data.volume import Mask
+from data.workers import Died, shared_out
 
 N_BOOTSTRAP = 10_000
 BEHIND_LABELS = "behind a gate cut on validation labels"
@@ -69,6 +69,8 @@ def evaluate_run(
     began = time.perf_counter()
     reset_peak_memory()
     with lock(run) as run:
+        if not (told := looks_told(run)) or any(told):
+            _note_look(run)  # a predecessor may have been killed before it could
         working = _many(run, scores.layer_sets, "working", quantile, fp_ml_per_scan, workers, progress)
         headline, rule = _headline(scores, working)
         quoted = _quoted(scores, headline)
@@ -93,7 +95,7 @@ def evaluate_run(
             _write(scratch / "metrics.json", metrics)
             _write(scratch / HEADLINE, headline_of(metrics))
         _forget_packed(run.directory)
-        append_event(run, "evaluated", {"test_subjects": len(scores.subjects("test"))})  # looking is counted
+        _note_look(run)
         record_duration(run, "evaluation", began)
     return metrics
 
@@ -200,32 +202,38 @@ def _many(
 ) -> dict[str, Any]:
     """Figures of several layer sets, in processes of their own; the order is that of `layer_sets`."""
     jobs = [(str(run.directory), layers, space, quantile, fp_ml) for layers in layer_sets]
-    results: dict[str, Any] = {}
+    found: dict[int, Any] = {}
+    dead: dict[int, Died] = {}
     with progress.task(f"Evaluating, {space} space", len(jobs)) as advance:
-        for layers, result in zip(layer_sets, _mapped(jobs, workers), strict=True):
-            results[set_id(layers)] = result
-            advance(1, set_id(layers))
-    return results
+        for number, outcome in _mapped(jobs, workers):
+            if isinstance(outcome, Died):
+                dead[number] = outcome
+            else:
+                found[number] = outcome
+            advance(1, set_id(layer_sets[number]))
+    if dead:
+        names = ", ".join(set_id(layer_sets[number]) for number in sorted(dead))
+        raise EnvironmentProblem(
+            f"Layer set {names} could not be evaluated, {len(found)} of {len(jobs)} could: {dead[min(dead)].cause}, "
+            "then run again. Nothing is committed without it; the scores are intact."
+        )
+    return {set_id(layers): found[number] for number, layers in enumerate(layer_sets)}
 
 
-def _mapped(jobs: Sequence[tuple[str, LayerSet, Space, float, float | None]], workers: int) -> Iterable[dict[str, Any]]:
+def _mapped(
+    jobs: Sequence[tuple[str, LayerSet, Space, float, float | None]], workers: int
+) -> Iterator[tuple[int, dict[str, Any] | Died]]:
+    """Results by the number of the job, as they are done; one worker, or few jobs: here."""
     if workers < 2 or len(jobs) < 4:
-        yield from map(_evaluate_job, jobs)
+        yield from enumerate(map(_evaluate_job, jobs))
         return
-    previous = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"
-    try:
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, context, initializer=tell_hashed, initargs=(hashed_files(),)) as pool:
-            yield from pool.map(_evaluate_job, jobs)
-    finally:
-        os.environ.pop("OMP_NUM_THREADS")
-        if previous is not None:
-            os.environ["OMP_NUM_THREADS"] = previous
+    told = functools.partial(tell_hashed, hashed_files())
+    yield from shared_out(_evaluate_job, [(job,) for job in jobs], workers, threads=1, first=told)
 
 
 def _evaluate_job(job: tuple[str, LayerSet, Space, float, float | None]) -> dict[str, Any]:
     directory, layers, space, quantile, fp_ml = job
+    faultpoint(f"evaluate.{set_id(layers)}")
     path = Path(directory)
     scores = open_scores(open_run(path.parent, path.name))
     return evaluate_layer_set(scores, layers, space, quantile=quantile, fp_ml_per_scan=fp_ml)
@@ -250,6 +258,13 @@ def _lesion_figures(scores: RunScores, layers: LayerSet, figures: Mapping[str, A
                 reports.append(lesion_report(score_map, segmentation, prepared.native_lesion))
         result[name] = {"lesions": summarise(reports), "healthy_scans": healthy_false_positives(alarms)}
     return result
+
+
+def _note_look(run: Run) -> None:
+    """Write the committed evaluation into the journal, once; it is named by its content."""
+    name, told = evaluation_name(run), looks_told(run)
+    if name is not None and name not in told:
+        append_event(run, EVALUATED, {"test_subjects": len(run.record["split"]["test"]), "evaluation": name})
 
 
 def _require_scores(scores: RunScores) -> None:

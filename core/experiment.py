@@ -54,7 +54,7 @@ from core.training import checkpoint_history, checkpoint_step
 from core.versions import note_resumed, version_notes
 from core.views import check_crop
 from data.cohort import ROLES, Cohort, Split, Subject, check_healthy, split_by_roles
-from data.errors import BadInput, EnvironmentProblem, IntegrityError, Interrupted
+from data.errors import BadInput, EnvironmentProblem, IntegrityError, Interrupted, together
 from data.files import committed_directory, is_committed, read_committed_json, sha256_file, write_json
 from data.layout import read_cohort
 from data.preprocessing import Prepared, PreparedCohort, Preprocessing, load_prepared, load_voxel_hash, prepare_cohort
@@ -282,31 +282,60 @@ def score(run: Run, progress: Progress, *, memory_gb: float | None = None) -> Ru
         check_range("memory_gb", memory_gb)
     detector = None
     subjects = scored_subjects(run)
-    if run.status == "finished" and all(_is_scored(run, subject) for subject in subjects):
-        return run  # nothing to write: the run may be one that can only be read
     began = time.perf_counter()
     reset_peak_memory()
+    problems: dict[str, BadInput | EnvironmentProblem | IntegrityError] = {}
+    missing = _unscored(run, subjects, problems)
+    if problems and not missing:
+        raise together(problems, "All others are scored.")
+    if run.status == "finished" and not missing:
+        return run  # nothing to write: the run may be one that can only be read
     with lock(run) as run, _outcome(run), progress.task("Scoring", len(subjects)) as advance:
-        if not all(_is_scored(run, subject) for subject in subjects):
+        if missing:
             run = update_run(run, status="running")
-            if any(_is_scored(run, subject) for subject in subjects):
+            if len(missing) < len(subjects):
                 run = note_resumed(run, "scoring")
             detector = load_detector(run)
             _room_for_scores(run, detector, subjects)
-            if any(_is_scored(run, subject) for subject in subjects):
+            if len(missing) < len(subjects):
                 before = run.record["stages"].get("scores", {}).get("computed_by")
                 run = _compare_threads(run, (before,) if before else (), "scored", progress)
             run = update_run(run, stages={"scores": {"computed_by": computed_by()}})
             run = _scored_together(run, detector, memory_gb)
-        together = run.record["settings"].get("scored_together", CHUNK)
-        for start in range(0, len(subjects), together):
-            chunk = subjects[start : start + together]
-            if detector is not None and not all(_is_scored(run, subject) for subject in chunk):
-                _score_chunk(run, detector, chunk)
+        together_n = run.record["settings"].get("scored_together", CHUNK)
+        for start in range(0, len(subjects), together_n):
+            chunk = subjects[start : start + together_n]
+            todo = [s for s in chunk if s["subject_id"] in missing and _has_scan(run, s, problems)]
+            if detector is not None and todo:
+                _score_chunk(run, detector, todo)
             advance(len(chunk), chunk[-1]["subject_id"])
         if detector is not None:
             record_duration(run, "scores", began)
+        if problems:
+            raise together(problems, "All others are scored.")
     return run
+
+
+def _has_scan(run: Run, subject: Mapping[str, Any], problems: dict[str, Any]) -> bool:
+    """Whether the prepared scan of a subject is what it should be; one that is not is put among the problems."""
+    try:
+        prepared_of(run, subject["subject_id"])
+    except IntegrityError as problem:
+        problems[str(subject["subject_id"])] = problem
+        return False
+    return True
+
+
+def _unscored(run: Run, subjects: Sequence[Mapping[str, Any]], problems: dict[str, Any]) -> set[str]:
+    """Ids of those who have no scores yet; those whose scores are damaged are put among the problems."""
+    missing = set()
+    for subject in subjects:
+        try:
+            if not _is_scored(run, subject):
+                missing.add(str(subject["subject_id"]))
+        except IntegrityError as problem:
+            problems[str(subject["subject_id"])] = problem
+    return missing
 
 
 def _tell_versions(run: Run, progress: Progress) -> None:

@@ -25,13 +25,16 @@ import psutil
 from core.lock import is_alive, this_process
 from core.store import claim_sequence
 from data.errors import BadInput, EnvironmentProblem, IntegrityError
-from data.files import read_json, write_json
+from data.files import clear_litter, read_json, scratch_name, write_json
 from data.processes import process_started
 
 PROJECT = Path(__file__).resolve().parent.parent
 CLI = PROJECT / "cli.py"
 NICENESS = 10
 """The dashboard stays quick while a job computes on the same cores."""
+_LOOK_SECONDS = 0.05
+_NEARLY_ALL = 0.8
+"""A process that held more of the memory than this was probably killed for it, where the kernel does not say."""
 _ENDINGS = {
     0: "Finished.",
     2: "Bad input: something that was given cannot be used.",
@@ -81,7 +84,8 @@ def start_job(runs: Path, argv: Sequence[str], *, token: str | None = None) -> J
     directory = root / f"job-{key[:12]}"
     if directory.is_dir():
         return _read(directory)
-    scratch = root / f".tmp-{uuid.uuid4().hex}"
+    clear_litter(root)
+    scratch = root / scratch_name()
     write_json(
         scratch / "job.json",
         {
@@ -168,20 +172,21 @@ def stop_job(job: Job) -> Job:
 
 
 def _read(directory: Path) -> Job:
-    ended = _json(directory / "returncode.json")  # first: files only appear, so later reads are never older
-    record = _json(directory / "job.json")
-    child = _json(directory / "child.json")
+    ended = _ended(directory)  # first: files only appear, so later reads are never older
+    record = _asked(directory)
+    child = _process(_json(directory / "child.json"))
     if not ended:
-        ended = _json(directory / "returncode.json")
+        ended = _ended(directory)
     status, diagnosis = _judge(directory, record, child, ended)
+    run_id = _json(directory / "run.json").get("run_id")
     return Job(
         job_id=directory.name,
-        argv=tuple(str(part) for part in record.get("argv", ())),
+        argv=tuple(record.get("argv", ())),
         pid=child.get("pid"),
         process_started=child.get("process_started"),
         created=str(record.get("created", "")),
-        sequence=int(record.get("sequence", 0)),
-        run_id=_json(directory / "run.json").get("run_id"),
+        sequence=_whole(record.get("sequence")) or 0,
+        run_id=str(run_id) if run_id else None,
         log=directory / "log.txt",
         status=status,
         returncode=ended.get("returncode"),
@@ -192,14 +197,14 @@ def _read(directory: Path) -> Job:
 def _judge(directory: Path, record: dict[str, Any], child: dict[str, Any], ended: dict[str, Any]) -> tuple[str, str]:
     if not record:
         return "failed", f"{directory / 'job.json'} is missing or damaged. Delete {directory} and start again."
-    if "returncode" in ended:
+    if ended:
         return _ending(directory, ended)
     if child and is_alive(child):
         return "running", "Running."
-    guardian = _json(directory / "supervisor.json") or record["starter"]
-    if is_alive(guardian):
+    guardian = _process(_json(directory / "supervisor.json")) or _process(record.get("starter"))
+    if guardian and is_alive(guardian):
         return ("running", "Ending.") if child else ("waiting", "Starting.")
-    if (ended := _json(directory / "returncode.json")) and "returncode" in ended:
+    if ended := _ended(directory):
         return _ending(directory, ended)
     if child:
         return "killed", (
@@ -210,7 +215,7 @@ def _judge(directory: Path, record: dict[str, Any], child: dict[str, Any], ended
 
 
 def _ending(directory: Path, ended: dict[str, Any]) -> tuple[str, str]:
-    code = int(ended["returncode"])
+    code: int = ended["returncode"]
     stopped = (directory / "stop.json").exists()
     if code == 0:
         return "finished", _ENDINGS[0]
@@ -218,21 +223,97 @@ def _ending(directory: Path, ended: dict[str, Any]) -> tuple[str, str]:
         return "stopped", "Stopped on request. The same command resumes it; finished stages are used again."
     last = _last_line(directory / "log.txt")
     if code == -signal.SIGKILL:
-        total = psutil.virtual_memory().total / 1e6
-        return "killed", (
-            f"Killed by the system, probably memory: peak RSS {ended.get('peak_mb', 0):.0f} MB of {total:.0f} MB on "
-            "this machine. Use a coarser spacing, fewer layers or fewer subjects, then run the same command again; "
-            "finished stages are used again."
-        )
+        return "killed", _killed(ended)
     if code < 0:
         return "killed", f"Ended by signal {-code} ({_signal_name(-code)}) from outside. Last line: {last}"
     return "failed", f"{_ENDINGS.get(code, f'Ended with code {code}.')} Last line: {last}"
 
 
+def _killed(ended: dict[str, Any]) -> str:
+    """Who killed it, as far as there are signs: the kernel counts those whom it kills for want of memory."""
+    peak, limit = ended["peak_mb"], _memory_limit_mb()
+    rss = f"peak RSS {peak:.0f} MB of {limit:.0f} MB on this machine"
+    again = "then run the same command again; finished stages are used again."
+    kills = ended["out_of_memory_kills"]
+    if kills or (kills is None and peak > _NEARLY_ALL * limit):
+        sign = "the system was out of memory while it ran" if kills else "its count of such kills cannot be read"
+        return (
+            f"Killed by the system, probably memory: {rss}, and {sign}. Use a coarser spacing, fewer layers or fewer "
+            f"subjects, {again}"
+        )
+    return (
+        f"Killed by signal 9 (SIGKILL): by hand, or by a scheduler whose time or memory limit was reached; the system "
+        f"shows no lack of memory ({rss}). Find out who ended it, {again}"
+    )
+
+
+def _asked(directory: Path) -> dict[str, Any]:
+    """What was asked for; empty when the record is missing or not one of ours."""
+    record = _json(directory / "job.json")
+    argv = record.get("argv")
+    return record if isinstance(argv, list) and all(isinstance(part, str) for part in argv) else {}
+
+
+def _ended(directory: Path) -> dict[str, Any]:
+    """How it ended; empty when it has not, or when nothing says how."""
+    told = _json(directory / "returncode.json")
+    if _whole(told.get("returncode")) is None:
+        return {}
+    peak = told.get("peak_mb")
+    return {
+        "returncode": told["returncode"],
+        "peak_mb": float(peak) if isinstance(peak, int | float) and 0 <= peak < 1e12 else 0.0,
+        "out_of_memory_kills": _whole(told.get("out_of_memory_kills")),
+    }
+
+
+def _process(value: Any) -> dict[str, Any]:
+    """A description of a process by `this_process`; empty when it is none."""
+    number = _whole(value.get("pid")) if isinstance(value, dict) else None
+    started = value.get("process_started") if isinstance(value, dict) else None
+    return dict(value) if number is not None and number > 0 and isinstance(started, str | None) else {}
+
+
+def _whole(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**62 else None
+
+
+def _memory_limit_mb() -> float:
+    """Memory of this machine, or of this group of processes where that is less, in MB."""
+    total = float(psutil.virtual_memory().total)
+    for path in _group_files("memory.max", "memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):
+            total = min(total, float(path.read_text()))
+    return total / 1e6
+
+
+def _out_of_memory_kills() -> int | None:
+    """How many processes the kernel has killed so far for want of memory, here or anywhere; None where it says not."""
+    counts = []
+    for path in (Path("/proc/vmstat"), *_group_files("memory.events", "memory.oom_control")):
+        with contextlib.suppress(OSError, ValueError):
+            words = (line.split() for line in path.read_text().splitlines())
+            counts += [int(word[1]) for word in words if len(word) == 2 and word[0] == "oom_kill"]
+    return sum(counts) if counts else None
+
+
+def _group_files(of_version_2: str, of_version_1: str) -> list[Path]:
+    """Where Linux keeps a figure of the memory group of this process (cgroup, versions 2 and 1)."""
+    found = []
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, controllers, group = line.split(":", 2)
+            if controllers == "":
+                found.append(Path("/sys/fs/cgroup", group.strip("/"), of_version_2))
+            elif "memory" in controllers.split(","):
+                found.append(Path("/sys/fs/cgroup/memory", group.strip("/"), of_version_1))
+    return found
+
+
 def _json(path: Path) -> dict[str, Any]:
     try:
         value = read_json(path)
-    except (OSError, IntegrityError):
+    except (OSError, IntegrityError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 
@@ -277,6 +358,7 @@ def _supervise(directory: Path) -> None:
         write_json(directory / "returncode.json", {"returncode": 5, "peak_mb": 0.0})
         return
     os.nice(NICENESS)
+    kills = _out_of_memory_kills()
     with (directory / "log.txt").open("ab") as log:
         child = subprocess.Popen(
             record["command"],
@@ -293,14 +375,21 @@ def _supervise(directory: Path) -> None:
     if (directory / "stop.json").exists():  # asked to stop before the child was known
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGTERM)
-    # The child stays a zombie until its group is cleared, so its number cannot be anyone else's yet.
-    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    # The child stays a zombie until its group is cleared, so its number cannot be anyone else's yet. Looked at, since
+    # waiting without taking the zombie away (waitid) is not to be had on every system.
+    while process_started(child.pid) is not None:
+        time.sleep(_LOOK_SECONDS)
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(child.pid, signal.SIGKILL)
     _, status, usage = os.wait4(child.pid, 0)
     child.returncode = os.waitstatus_to_exitcode(status)
     per_unit = 1 if sys.platform == "darwin" else 1024
-    ended = {"returncode": child.returncode, "peak_mb": round(usage.ru_maxrss * per_unit / 1e6, 1)}
+    kills_after = _out_of_memory_kills()
+    ended = {
+        "returncode": child.returncode,
+        "peak_mb": round(usage.ru_maxrss * per_unit / 1e6, 1),
+        "out_of_memory_kills": None if kills is None or kills_after is None else kills_after - kills,
+    }
     write_json(directory / "returncode.json", ended)
 
 

@@ -7,43 +7,75 @@ that was thought dead and comes back finds a higher one and may no longer commit
 """
 
 import contextlib
+import contextvars
 import datetime
 import os
 import platform
 import shutil
 import threading
 import time
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
+
+from data import trouble
 from data.errors import BadInput, EnvironmentProblem, IntegrityError, Interrupted
-from data.files import read_json, write_json
+from data.files import clear_litter, fenced, read_json, scratch_name, write_json
 from data.processes import boot, pid_namespace, process_started
 
 HEARTBEAT_SECONDS = 5.0
 SILENT_BEATS = 3
 """A holder that cannot be asked is taken for dead after this many missed heartbeats, and only on request."""
+_NEW = ".new-"
+"""So earlier versions called a prepared generation."""
+_taking_over = contextvars.ContextVar("taking_over", default=False)
+_seen: dict[Path, tuple[int, bytes, float]] = {}
 
 
 @contextlib.contextmanager
-def hold_lock(directory: Path, take_over: bool = False, heartbeat_seconds: float = HEARTBEAT_SECONDS) -> Iterator[int]:
+def taking_over(wanted: bool = True) -> Iterator[None]:
+    """Locks that are taken within the block are also taken from holders that cannot be asked and are silent.
+
+    Said once, where a command begins (`--take-over`), and heard by every lock that the command needs.
+    """
+    token = _taking_over.set(wanted)
+    try:
+        yield
+    finally:
+        _taking_over.reset(token)
+
+
+@contextlib.contextmanager
+def hold_lock(
+    directory: Path, take_over: bool | None = None, heartbeat_seconds: float = HEARTBEAT_SECONDS
+) -> Iterator[int]:
     """Be the one writer of `directory` for the length of the block; yields the generation (the fencing token).
 
     The lock of a dead process on this machine is taken over. `take_over` also takes the lock of a process that cannot
-    be asked (another machine, or stopped), after three heartbeats of silence.
+    be asked (another machine, or stopped), after three heartbeats of silence; not given, `taking_over` decides.
+    Whoever loses the lock within the block commits nothing more below `directory`, and is Interrupted.
     BadInput when somebody else is writing; it says since when, which process and where.
     """
     locks = directory / "lock"
-    while (generation := _try_to_take(locks, take_over, heartbeat_seconds)) is None:
+    wanted = _taking_over.get() if take_over is None else take_over
+    while (generation := _try_to_take(locks, wanted, heartbeat_seconds)) is None:
         time.sleep(0.01)
     mine = locks / f"{generation:06d}"
     ended = threading.Event()
     beating = threading.Thread(target=_beat, args=(mine / "heartbeat", heartbeat_seconds, ended), daemon=True)
     beating.start()
     try:
-        yield generation
+        with fenced(directory, lambda: check_fence(directory, generation)):
+            yield generation
+    except Interrupted:
+        raise
+    except Exception as error:
+        # Whoever took over may have cleared what this one was writing: that is the cause, not the missing file.
+        if directory.is_dir() and _highest(locks) != generation:
+            raise _lost(directory, generation) from error
+        raise
     finally:
         ended.set()
         beating.join()
@@ -58,14 +90,35 @@ def lock_holder(directory: Path) -> dict[str, Any] | None:
     return None if owner is None or _certainly_dead(owner) else owner
 
 
+def unasked_holder(directory: Path) -> dict[str, Any] | None:
+    """Who holds the lock and cannot be asked whether it goes on: a process of another machine, or a stopped one."""
+    generation = _highest(directory / "lock")
+    owner = _owner(directory / "lock" / f"{generation:06d}")
+    return None if owner is None or _certainly_dead(owner) or _answers(owner) else owner
+
+
+def silent_holder(directory: Path) -> dict[str, Any] | None:
+    """The `unasked_holder`, once this process has seen it silent for three heartbeats.
+
+    None at the first look: silence is the difference between looks, never a clock of another machine.
+    """
+    owner = unasked_holder(directory)
+    if owner is None:
+        _seen.pop(directory, None)
+        return None
+    generation = _highest(directory / "lock")
+    beat, now = _heartbeat(directory / "lock" / f"{generation:06d}"), time.monotonic()
+    number, before, since = _seen.get(directory, (0, b"", now))
+    if (number, before) != (generation, beat):
+        _seen[directory] = (generation, beat, now)
+        return None
+    return owner if now - since >= SILENT_BEATS * _interval(owner) else None
+
+
 def check_fence(directory: Path, generation: int) -> None:
     """Raise Interrupted when somebody has taken over the lock since `generation` was given."""
-    now = _highest(directory / "lock")
-    if now != generation:
-        raise Interrupted(
-            f"Another process took over {directory} (lock {now}, ours was {generation}). "
-            "Nothing of this one is committed any more. Follow the other one, or start a new run."
-        )
+    if _highest(directory / "lock") != generation:
+        raise _lost(directory, generation)
 
 
 def this_process() -> dict[str, Any]:
@@ -81,10 +134,12 @@ def this_process() -> dict[str, Any]:
 
 def is_alive(process: dict[str, Any]) -> bool:
     """Whether a process described by `this_process` still runs on this machine."""
-    return (
+    started = process.get("process_started")
+    return bool(
         process.get("host") == platform.node()
         and process.get("boot") == boot()
-        and process_started(int(process["pid"])) == process.get("process_started")
+        and started is not None
+        and process_started(int(process["pid"])) == started
     )
 
 
@@ -107,18 +162,26 @@ def _try_to_take(locks: Path, take_over: bool, heartbeat_seconds: float) -> int 
         shutil.rmtree(wanted, ignore_errors=True)
         return None
     _prune(locks, below=current + 1)
+    _clear_prepared(locks)
     return current + 1
 
 
+def _lost(directory: Path, generation: int) -> Interrupted:
+    return Interrupted(
+        f"Another process took over {directory} (lock {_highest(directory / 'lock')}, ours was {generation}). "
+        "Nothing of this one is committed any more. Follow the other one, or start a new run."
+    )
+
+
 def _prepare(locks: Path, heartbeat_seconds: float) -> Path:
-    prepared = locks / f".new-{uuid.uuid4().hex}"
+    prepared = locks / scratch_name("new-")
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     try:
         prepared.mkdir(parents=True)
         (prepared / "heartbeat").write_bytes(b"0".rjust(20))
     except OSError as error:
         raise EnvironmentProblem(
-            f"Cannot write in {locks.parent}: {error.strerror}. Choose another directory, or make this one writable."
+            f"Cannot write in {locks.parent}: {error.strerror}. {trouble.remedy(error, locks.parent)}"
         ) from error
     write_json(prepared / "owner.json", this_process() | {"since": now, "heartbeat_seconds": heartbeat_seconds})
     return prepared
@@ -145,26 +208,46 @@ def _certainly_dead(owner: dict[str, Any]) -> bool:
         return False
     if owner.get("boot") != boot():
         return True
-    return owner.get("pid_namespace") == pid_namespace() and not is_alive(owner)
+    return bool(owner.get("pid_namespace") == pid_namespace()) and not is_alive(owner)
+
+
+def _answers(owner: dict[str, Any]) -> bool:
+    """Whether the holder can be asked and goes on: a process of this machine that is not stopped."""
+    if owner.get("host") != platform.node() or owner.get("pid_namespace") != pid_namespace():
+        return False
+    try:
+        return bool(psutil.Process(owner["pid"]).status() != psutil.STATUS_STOPPED)
+    except psutil.Error:
+        return True
 
 
 def _refusal(directory: Path, owner: dict[str, Any]) -> str:
-    here = owner.get("host") == platform.node()
+    if _answers(owner):
+        otherwise = "."
+    elif owner.get("host") == platform.node():
+        otherwise = "; if that process is stopped or out of sight for good, repeat the command with --take-over."
+    else:
+        otherwise = "; if that machine is gone, repeat the command with --take-over."
     return (
         f"{directory.name} is being written: running since {owner.get('since')}, process {owner['pid']} on "
-        f"{owner.get('host')}. Attach to it (open the run in the dashboard), or start a new run"
-        + ("." if here else "; if that machine is gone, repeat the command with --take-over.")
+        f"{owner.get('host')}. Attach to it (open the run in the dashboard), or start a new run{otherwise}"
     )
 
 
 def _watch_silence(generation: Path, owner: dict[str, Any]) -> None:
     # The change of the counter is watched, not a clock: clocks of two machines differ, and jump.
     before = _heartbeat(generation)
-    deadline = time.monotonic() + SILENT_BEATS * float(owner.get("heartbeat_seconds", HEARTBEAT_SECONDS))
+    deadline = time.monotonic() + SILENT_BEATS * _interval(owner)
     while time.monotonic() < deadline:
         time.sleep(min(0.2, max(deadline - time.monotonic(), 0.0)))
         if _heartbeat(generation) != before:
             raise BadInput(_refusal(generation.parent.parent, owner) + " It gives signs of life: not taken over.")
+
+
+def _interval(owner: dict[str, Any]) -> float:
+    """Seconds between the heartbeats of a holder; the usual ones when its record says something else than a length."""
+    told = owner.get("heartbeat_seconds")
+    return float(told) if isinstance(told, int | float) and 0 < told < 3600 else HEARTBEAT_SECONDS
 
 
 def _heartbeat(generation: Path) -> bytes:
@@ -187,3 +270,12 @@ def _prune(locks: Path, below: int) -> None:
     for name in os.listdir(locks):
         if name.isdecimal() and int(name) < below:
             shutil.rmtree(locks / name, ignore_errors=True)
+
+
+def _clear_prepared(locks: Path) -> None:
+    """Remove what processes that are gone had prepared for taking the lock; whoever still tries keeps its own."""
+    clear_litter(locks)
+    for prepared in [locks / name for name in os.listdir(locks) if name.startswith(_NEW)]:
+        owner = _owner(prepared)
+        if owner is not None and _certainly_dead(owner):
+            shutil.rmtree(prepared, ignore_errors=True)

@@ -222,8 +222,12 @@ def thresholds(
     fp_ml_per_scan: float | None = None,
 ) -> ThresholdProtocols:
     """A threshold by every rule. `healthy` sees calibration scores only, `validation` validation labels only."""
-    oracle, _ = best_common_threshold(test)
-    pooled_oracle, _ = best_common_threshold(test, pooled=True)
+    within_reach = any(len(s.anomalous) for s in test)
+    oracle = best_common_threshold(test)[0] if within_reach else _above_all(test)
+    pooled_oracle = best_common_threshold(test, pooled=True)[0] if within_reach else oracle
+    nothing = (
+        "" if within_reach else "; no lesion voxel is scored, so any has Dice 0, and this one calls nothing lesion"
+    )
     chosen = None
     if any(len(s.anomalous) for s in validation):
         chosen = ThresholdRule(
@@ -237,16 +241,26 @@ def thresholds(
         healthy_rule(calibration, quantile=quantile, fp_ml_per_scan=fp_ml_per_scan),
         chosen,
         ThresholdRule(
-            "oracle_set", oracle, "highest mean Dice over the test subjects themselves", needs_labels=True, oracle=True
+            "oracle_set",
+            oracle,
+            f"highest mean Dice over the test subjects themselves{nothing}",
+            needs_labels=True,
+            oracle=True,
         ),
         ThresholdRule(
             "oracle_pooled",
             pooled_oracle,
-            "highest Dice over the voxels of all lesion-bearing test subjects pooled",
+            f"highest Dice over the voxels of all lesion-bearing test subjects pooled{nothing}",
             needs_labels=True,
             oracle=True,
         ),
     )
+
+
+def _above_all(subjects: Sequence[SubjectScores]) -> float:
+    """The least threshold that no normal voxel reaches."""
+    highest = max((float(s.normal.max()) for s in subjects if len(s.normal)), default=0.0)
+    return float(np.nextafter(np.float32(highest), np.float32(np.inf)))
 
 
 def healthy_rule(
@@ -375,6 +389,11 @@ def _notes(test: Sequence[SubjectScores], bearing: Sequence[SubjectScores]) -> l
     notes = []
     if len(bearing) < 50:
         notes.append(f"Intervals rest on {len(bearing)} subjects with lesions; below 50 they are rough.")
+    if not any(len(s.anomalous) for s in bearing):
+        notes.append(
+            "Every lesion voxel of the test subjects lies outside the scored brain: Dice is 0 at any threshold. Check "
+            "the masks, and how the scans were registered."
+        )
     for s in bearing:
         if s.lesion_unreachable_voxels > 0.5 * s.n_lesion:
             notes.append(f"{s.subject_id}: more than half of the lesion lies outside the scored brain. Check grids.")

@@ -22,8 +22,8 @@ from core.simclr.settings import Kind
 from core.store import Run, open_run, stage_done
 from core.views import VIEW_SETS, ViewSettings
 from core.visibility.runs import stored_visibility, visibility_of_run
-from data.errors import BadInput, IntegrityError
-from data.files import committed_directory, is_committed, read_committed_json, write_json
+from data.errors import FORESEEN, BadInput, IntegrityError
+from data.files import clear_litter, committed_directory, is_committed, read_committed_json, write_json
 from data.ranges import check_range, refuse_out_of_range
 
 FOLDER = ".comparisons"
@@ -99,8 +99,8 @@ def compare_pretraining(
         progress.say(f"[{number} of {len(todo)}] {variant}, views {views}, seed {seed}")
         try:
             made.setdefault((variant, views), {})[seed] = study.trained(variant, views, seed)
-        except BadInput as error:
-            if not study.training_failed(variant, views, seed, error):
+        except FORESEEN as error:
+            if isinstance(error, BadInput) and not study.training_failed(variant, views, seed, error):
                 raise
             progress.say(f"failed: {error}")
             failed.append({"variant": variant, "views": views, "seed": seed, "error": str(error)})
@@ -124,6 +124,7 @@ def compare_pretraining(
         "failed": failed,
         **build_table(trained, untrained, controls),
     }
+    clear_litter(runs / FOLDER)
     about = {"stage": f"{FOLDER}/{plan.name}", "made_by": "compare-pretraining"}
     with committed_directory(runs / FOLDER / plan.name, within=runs, about=about) as scratch:
         write_json(scratch / FILE, found)
@@ -202,13 +203,12 @@ class _Study:
         """The judged run of a detector without an encoder."""
         return self._judged(make(name), f"cmp-{self.plan.name}-{name}", f"{self.plan.name}: {CONTROLS[name]}", None)
 
-    def training_failed(self, variant: str, views: str, seed: int, error: BadInput) -> bool:
-        """Whether the error is what ended this training; else it is about the command."""
-        directory = self.runs / f"{self._run_id(variant, views, seed)}-encoder"
-        if not (directory / "run.json").is_file():
-            return False
-        record = open_run(self.runs, directory.name).record
-        return bool(record["status"] == "failed" and record["error"] == str(error))
+    def training_failed(self, variant: str, views: str, seed: int, error: Exception) -> bool:
+        """Whether the error is what ended this training, or its detector; else it is about the command."""
+        run_id = self._run_id(variant, views, seed)
+        names = [name for name in (f"{run_id}-encoder", run_id) if (self.runs / name / "run.json").is_file()]
+        records = [open_run(self.runs, name).record for name in names]
+        return any(record["status"] == "failed" and record["error"] == str(error) for record in records)
 
     def _run_id(self, variant: str, views: str, seed: int) -> str:
         return f"cmp-{self.plan.name}-{variant}-{views}-s{seed}"

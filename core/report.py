@@ -8,8 +8,6 @@ import contextlib
 import datetime
 import html
 import os
-import shutil
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,8 @@ from core.report_parts.style import STYLE
 from core.store import Run
 from core.summary import cohort_title
 from data.errors import BadInput, EnvironmentProblem
+from data.files import clear_litter, scratch_name
+from data.trouble import remedy
 
 GENERATOR = "Dicescope report"
 _NO_BASE = "; base-uri 'none'"
@@ -69,7 +69,8 @@ def write_report(
             f"{path} is there already and is not a report. Give another name, or say that it may be replaced."
         )
     text = report_html(run, diagnosis, share=share)
-    scratch = path.with_name(f".tmp-{uuid.uuid4().hex}")
+    clear_litter(path.parent)
+    scratch = path.with_name(scratch_name())
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with scratch.open("w", encoding="utf-8") as file:
@@ -81,8 +82,8 @@ def write_report(
         with contextlib.suppress(OSError):
             scratch.unlink()
         raise EnvironmentProblem(
-            f"Could not write {path}: {error.strerror or error}. It needs {len(text.encode())} bytes; "
-            f"{_free(path)}Choose another place; what was there before is intact."
+            f"Could not write {path}: {error.strerror or error}. "
+            f"{remedy(error, path.parent, f'{len(text.encode())} bytes')} What was there before is intact."
         ) from error
     except BaseException:
         scratch.unlink(missing_ok=True)
@@ -198,9 +199,3 @@ def _footer(source: Source) -> Html:
 def _day(moment: str) -> str:
     day = datetime.datetime.fromisoformat(moment)
     return f"{day.day} {day:%B %Y}"
-
-
-def _free(path: Path) -> str:
-    with contextlib.suppress(OSError):
-        return f"free now: {shutil.disk_usage(path.parent).free}. "
-    return ""

@@ -30,6 +30,7 @@ from core.provenance import git_commit as git_commit
 from core.provenance import peak_memory_mb as peak_memory_mb
 from core.record_shape import wrong_fields
 from core.remembered import identity_of, remembered
+from data import trouble
 from data.cohort import ROLES, Split
 from data.errors import BadInput, EnvironmentProblem, IntegrityError
 from data.files import (
@@ -54,6 +55,9 @@ from data.names import folder_name
 
 T = TypeVar("T")
 RUNS_DEFAULT = Path("runs")
+TURN = ".turn"
+"""Within a run: the lock of those who commit beside its writer."""
+_TURN_SECONDS = 20.0
 SCHEMA = 2
 """Of run.json: 2 carries a digest of itself and the identity that its stages name; 1 has neither and is still read."""
 MADE_BY: Mapping[str, str] = {
@@ -333,7 +337,7 @@ def status_now(directory: Path, status: str) -> str:
 
 
 @contextlib.contextmanager
-def lock(run: Run, take_over: bool = False, heartbeat_seconds: float = HEARTBEAT_SECONDS) -> Iterator[Run]:
+def lock(run: Run, take_over: bool | None = None, heartbeat_seconds: float = HEARTBEAT_SECONDS) -> Iterator[Run]:
     """Be the only writer of a run: `with lock(run) as run:`. Repairs what a killed predecessor left unfinished.
 
     BadInput when another process is writing; it says since when, which process, on which machine.
@@ -374,6 +378,36 @@ def about_stage(run: Run, name: str) -> dict[str, Any]:
     """What the manifest of a stage says of itself: which one, of which run, and the verb that makes it."""
     first = name.partition("/")[0]
     return {"stage": name, "run": run.record.get("identity"), "made_by": MADE_BY.get(first, first)}
+
+
+@contextlib.contextmanager
+def stage_beside(run: Run, name: str) -> Iterator[Path]:
+    """A scratch directory that is committed as `run/name` without the run's lock: for what is computed from a run.
+
+    A job that writes the run at the same time is not in its way, and keeps off its scratch. Two processes that commit
+    at once wait for one another: the block is for writing, compute before it.
+    """
+    target = stage_directory(run, name)
+    with _turn(run.directory / TURN):
+        clear_litter(target.parent)
+        with committed_directory(target, within=run.directory, about=about_stage(run, name)) as scratch:
+            yield scratch
+
+
+@contextlib.contextmanager
+def _turn(place: Path) -> Iterator[None]:
+    """Hold the lock of `place`, after those who hold it for a moment. BadInput when it is not given back."""
+    deadline = time.monotonic() + _TURN_SECONDS
+    with contextlib.ExitStack() as held:
+        while True:
+            try:
+                held.enter_context(hold_lock(place))
+                break
+            except BadInput:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
+        yield
 
 
 def record_duration(run: Run, name: str, began: float) -> None:
@@ -527,7 +561,7 @@ def claim_sequence(root: Path) -> int:
                 return number
     except OSError as error:
         raise EnvironmentProblem(
-            f"Cannot write in {_shown(root)}: {error.strerror}. Choose another directory, or make this one writable."
+            f"Cannot write in {_shown(root)}: {error.strerror}. {trouble.remedy(error, root)}"
         ) from error
 
 
@@ -543,7 +577,9 @@ def _claim_directory(runs: Path, stem: str, record: dict[str, Any], exact: bool)
         except OSError as error:
             if not (runs / run_id).exists():
                 shutil.rmtree(scratch, ignore_errors=True)
-                raise EnvironmentProblem(f"Cannot write {runs / run_id}: {error.strerror}.") from error
+                raise EnvironmentProblem(
+                    f"Cannot write {runs / run_id}: {error.strerror}. {trouble.remedy(error, runs)}"
+                ) from error
             if exact:
                 break
             continue

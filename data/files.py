@@ -11,12 +11,13 @@ import signal
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
+from data import trouble
 from data.errors import BadInput, EnvironmentProblem, IntegrityError
 from data.processes import host_tag, process_tag
 
@@ -35,9 +36,11 @@ _ANYONES = re.compile(r"\.DS_Store|\._.*|Thumbs\.db|\.nfs.*")
 """What file browsers and network file systems leave beside files."""
 _CLOCK_STEP_NS = 100_000_000
 """Files changed less long ago are hashed again: two changes within one step of a file system's clock look like one."""
+_FAULTS = {name.lower(): getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EROFS", "EACCES", "EIO", "ESTALE")}
 _fault_hits: Counter[str] = Counter()
 _hashed: dict[str, tuple[Identity, str]] = {}
 _manifests: dict[str, tuple[Identity, dict[str, Any]]] = {}
+_fences: dict[Path, Callable[[], None]] = {}
 
 
 def sha256_file(path: Path) -> str:
@@ -98,15 +101,16 @@ def committed_directory(
         _write_manifest(scratch, about or {})
         faultpoint("commit.after_manifest")
         _refuse_foreign(target, in_our_tree=within is not None)
+        _check_fences(target)
         _swap(scratch, target)
     except OSError as error:
         needed = _bytes_in(scratch) + getattr(error, "needed_bytes", 0)  # tensors say what they take
+        remedy = trouble.remedy(error, target.parent, f"more than {needed} bytes")
         shutil.rmtree(scratch, ignore_errors=True)
         if not _is_about(error, target.parent):
             raise
         raise EnvironmentProblem(
-            f"Could not write {target}: {error.strerror or error}. It needs more than {needed} bytes; free now: "
-            f"{_free(target.parent)}. Make room or choose another directory; what was committed before is intact."
+            f"Could not write {target}: {error.strerror or error}. {remedy} What was committed before is intact."
         ) from error
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -264,14 +268,16 @@ def write_json(path: Path, value: Any) -> None:
             file.flush()
             os.fsync(file.fileno())
         faultpoint("json.before_rename")
+        _check_fences(path)
         scratch.replace(path)
         _sync(path.parent)
     except OSError as error:
         with contextlib.suppress(OSError):
             scratch.unlink()
         raise EnvironmentProblem(
-            f"Could not write {path}: {error.strerror or error}. It needs {len(text)} bytes; free now: "
-            f"{_free(path.parent)}. Make room or choose another directory; the file that was there before is intact."
+            f"Could not write {path}: {error.strerror or error}. "
+            f"{trouble.remedy(error, path.parent, f'{len(text)} bytes')} "
+            "The file that was there before is intact."
         ) from error
     except BaseException:
         scratch.unlink(missing_ok=True)
@@ -310,21 +316,45 @@ def content_digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+@contextlib.contextmanager
+def fenced(directory: Path, check: Callable[[], None]) -> Iterator[None]:
+    """For the length of the block, this process commits below `directory` only while `check` raises nothing."""
+    place = directory.resolve()
+    before = _fences.get(place)
+    _fences[place] = check
+    try:
+        yield
+    finally:
+        if before is None:
+            del _fences[place]
+        else:
+            _fences[place] = before
+
+
 def faultpoint(site: str) -> None:
     """A place where a test can make this process fail; does nothing unless the environment asks for it.
 
-    DICESCOPE_FAULT="site:n:kill" kills the process at the n-th visit of the site, "site:n:enospc" fills its disk.
+    DICESCOPE_FAULT="site:n:kill" kills the process at the n-th visit of the site, "site:n:enospc" fills its disk; so
+    do the other errors of `_FAULTS`. "*" for n means every visit.
     """
     wanted = os.environ.get("DICESCOPE_FAULT")
     if not wanted:
         return
     name, visit, action = wanted.split(":")
     _fault_hits[site] += 1
-    if site != name or _fault_hits[site] != int(visit):
+    if site != name or visit not in ("*", str(_fault_hits[site])):
         return
     if action == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    number = _FAULTS[action]
+    raise OSError(number, os.strerror(number))
+
+
+def _check_fences(target: Path) -> None:
+    place = target.parent.resolve()
+    for fence, check in list(_fences.items()):
+        if place == fence or fence in place.parents:
+            check()
 
 
 def _write_manifest(scratch: Path, about: Mapping[str, Any]) -> None:
@@ -443,12 +473,6 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _free(directory: Path) -> str:
-    while not directory.exists() and directory != directory.parent:
-        directory = directory.parent
-    return f"{shutil.disk_usage(directory).free} bytes at {directory}"
 
 
 def _bytes_in(directory: Path) -> int:

@@ -9,7 +9,6 @@ import hashlib
 import math
 import os
 import resource
-import shutil
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,8 +20,9 @@ import numpy as np
 import psutil
 from jaxtyping import Float32, Float64, Int32, Shaped
 
+from data import trouble
 from data.errors import BadInput, EnvironmentProblem
-from data.files import scratch_name
+from data.files import faultpoint, scratch_name
 from data.nifti_header import FORM_TOLERANCE_MM, Header, parse_header, refuse
 from data.nifti_header import BadScan as BadScan
 from data.volume import Grid, frozen
@@ -149,18 +149,13 @@ def write_nifti(path: Path, values: Shaped[np.ndarray, "x y z"], grid: Grid, *, 
         with contextlib.suppress(OSError):
             scratch.unlink()
         raise EnvironmentProblem(
-            f"Could not write {path}: {error.strerror or error}. It needs at most {len(block) + array.nbytes} bytes; "
-            f"free now: {_free(path)}. Make room or choose another directory; the file that was there before is intact."
+            f"Could not write {path}: {error.strerror or error}. "
+            f"{trouble.remedy(error, path.parent, f'at most {len(block) + array.nbytes} bytes')} "
+            "The file that was there before is intact."
         ) from error
     except BaseException:
         scratch.unlink(missing_ok=True)
         raise
-
-
-def _free(path: Path) -> str:
-    with contextlib.suppress(OSError):
-        return str(shutil.disk_usage(path.parent).free)
-    return "not known"
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,22 +199,29 @@ def _free_memory() -> int:
 
 def _read(path: Path, volume_index: int | None, max_bytes: int, needed: Callable[[Header], int]) -> _Raw:
     _check_name(path)
-    digest = hashlib.sha256()
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            start = file.read(512)
-            _check_start(path, start, size)
-            file.seek(0)
-            chunks = _chunks(file, digest)
-            stream = _inflated(path, chunks) if path.name.lower().endswith(".gz") else chunks
-            header, buffer = _fill(path, stream, size, max_bytes, needed)
+        header, buffer, sha256 = trouble.patiently(lambda: _read_bytes(path, max_bytes, needed))
     except OSError as error:
         refuse_unreadable(path, error)
     voxels = np.frombuffer(buffer, dtype=header.dtype, offset=header.offset).reshape(header.shape, order="F")
     notes = list(header.notes)
     voxels = _three_axes(path, voxels, volume_index, notes)
-    return _Raw(path, voxels, header.slope, header.inter, header.affine, tuple(notes), digest.hexdigest())
+    return _Raw(path, voxels, header.slope, header.inter, header.affine, tuple(notes), sha256)
+
+
+def _read_bytes(path: Path, max_bytes: int, needed: Callable[[Header], int]) -> tuple[Header, bytearray, str]:
+    """Header, all bytes of the uncompressed file, and the hash of the file as it lies on the disk."""
+    faultpoint(f"read.{path.parent.name}/{path.name}")
+    digest = hashlib.sha256()
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(512)
+        _check_start(path, start, size)
+        file.seek(0)
+        chunks = _chunks(file, digest)
+        stream = _inflated(path, chunks) if path.name.lower().endswith(".gz") else chunks
+        header, buffer = _fill(path, stream, size, max_bytes, needed)
+    return header, buffer, digest.hexdigest()
 
 
 def _check_name(path: Path) -> None:
@@ -239,10 +241,15 @@ def _check_name(path: Path) -> None:
 
 def refuse_unreadable(path: Path, error: OSError) -> NoReturn:
     """Raise BadScan for a file that the system does not give; the same words wherever it is noticed."""
-    refuse("E-NII-READ", path, f"cannot be read ({error.strerror or error}).", _remedy_for(path))
+    refuse("E-NII-READ", path, f"cannot be read ({error.strerror or error}).", _remedy_for(path, error))
 
 
-def _remedy_for(path: Path) -> str:
+def _remedy_for(path: Path, error: OSError) -> str:
+    if error.errno in trouble.UNSTEADY:
+        return (
+            "It was tried three times: the disk or the network file system is in trouble. Run again when it is well; "
+            "the other subjects go on without it."
+        )
     with contextlib.suppress(OSError):
         if path.is_symlink() and "annex" in os.readlink(path):
             return "Its content was not downloaded: run datalad get on it."

@@ -4,10 +4,8 @@ A planted lesion has a true shape and place, but its intensities are ours; say s
 """
 
 import hashlib
-import multiprocessing
 import re
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -17,15 +15,16 @@ from jaxtyping import Bool, Float64
 
 from data.cohort import Cohort, Subject
 from data.errors import BadInput
-from data.files import committed_directory, is_committed, read_json, write_json
+from data.files import clear_litter, committed_directory, faultpoint, is_committed, read_json, write_json
 from data.nifti import claimed_voxels, read_labels, write_nifti
 from data.preprocessing import pull
 from data.ranges import check_range
-from data.reading import SetAside, read_subject, set_aside
+from data.reading import SUBJECT_FAULTS, SetAside, ended_twice, read_subject, set_aside
 from data.registration import register
 from data.room import require_room
 from data.table import write_table
 from data.volume import Mask, Volume
+from data.workers import Died, shared_out
 
 Polarity = Literal["hypo", "hyper"]
 TABLE = "cohort.csv"
@@ -138,17 +137,25 @@ def plant_cohort(
     scans = [subject.scans[contrast] for subject in cohort.subjects if contrast in subject.scans]
     require_room(directory, 6 * sum(map(claimed_voxels, scans)), f"Planting in {len(scans)} scans", at_most=True)
     settings = _Settings(contrast, seed, contrast_range, min_volume_ml, edge_mm, polarity)
+    clear_litter(directory.parent)
     cohort = cohort.in_order()
     with committed_directory(directory) as scratch:
-        fits = _each(workers, _fit_one, [(subject, tuple(shapes), settings) for subject in cohort.subjects])
+        subjects = cohort.subjects
+        fits = _each(
+            workers,
+            _fit_one,
+            [(subject, tuple(shapes), settings) for subject in subjects],
+            lambda number, died: _Fit(problem=ended_twice(subjects[number], died)),
+        )
         chosen = _shared_out(cohort.subjects, [fit.shapes for fit in fits], len(shapes))
         results = _each(
             workers,
             _plant_one,
             [
                 (number, subject, None if at is None else shapes[at], fit, settings, scratch)
-                for number, (subject, at, fit) in enumerate(zip(cohort.subjects, chosen, fits, strict=True))
+                for number, (subject, at, fit) in enumerate(zip(subjects, chosen, fits, strict=True))
             ],
+            lambda number, died: (None, None, ended_twice(subjects[number], died)),
         )
         planted = [(subject, record) for subject, record, _ in results if subject is not None and record is not None]
         aside = [problem for _, _, problem in results if problem is not None]
@@ -195,16 +202,21 @@ _Result = tuple[Subject | None, PlantedLesion | None, SetAside | None]
 _T = TypeVar("_T")
 
 
-def _each(workers: int, work: Callable[..., _T], given: Sequence[tuple[Any, ...]]) -> list[_T]:
-    if workers <= 1 or len(given) == 1:
+def _each(
+    workers: int, work: Callable[..., _T], given: Sequence[tuple[Any, ...]], ended: Callable[[int, Died], _T]
+) -> list[_T]:
+    """Results in the order of what was given; `ended` says what stands for a piece whose process was ended twice."""
+    if workers <= 1:
         return [work(*one) for one in given]
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(given)), mp_context=context) as pool:
-        return list(pool.map(work, *zip(*given, strict=True)))
+    found: dict[int, _T] = {}
+    for number, outcome in shared_out(work, given, workers):
+        found[number] = ended(number, outcome) if isinstance(outcome, Died) else outcome
+    return [found[number] for number in range(len(given))]
 
 
 def _fit_one(subject: Subject, shapes: tuple[LesionShape, ...], settings: _Settings) -> _Fit:
     try:
+        faultpoint(f"plant.{subject.subject_id}")
         volume = read_subject(subject, (settings.contrast,)).volume
         world_to_native = register(volume, "affine")
         order = _generator(settings.seed, f"order {subject.subject_id}").permutation(len(shapes))
@@ -214,7 +226,7 @@ def _fit_one(subject: Subject, shapes: tuple[LesionShape, ...], settings: _Setti
                 f"None of {len(shapes)} shapes keeps {settings.min_volume_ml} ml inside the brain of "
                 f"{subject.subject_id!r}. Lower min_volume_ml, or check that the shapes are in MNI space."
             )
-    except (BadInput, OSError, MemoryError) as error:
+    except SUBJECT_FAULTS as error:
         return _Fit(problem=set_aside(subject, error))
     return _Fit(fitting, world_to_native)
 
@@ -248,7 +260,7 @@ def _plant_one(
             texture_seed=int(generator.integers(2**32)),
             polarity=settings.polarity,
         )
-    except (BadInput, OSError, MemoryError) as error:
+    except SUBJECT_FAULTS as error:
         return None, None, set_aside(subject, error)
     centre = np.argwhere(lesion.voxels).mean(axis=0) @ volume.grid.affine[:3, :3].T + volume.grid.affine[:3, 3]
     x, y, z = (round(float(value), 3) for value in centre)

@@ -5,11 +5,8 @@ One matrix per subject carries everything: a scan is pulled onto the working gri
 
 import hashlib
 import json
-import multiprocessing
 import re
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -23,6 +20,7 @@ from data.errors import BadInput, EnvironmentProblem, IntegrityError
 from data.files import (
     clear_litter,
     committed_directory,
+    faultpoint,
     is_committed,
     load_committed_array,
     read_committed_json,
@@ -34,12 +32,14 @@ from data.files import (
 from data.intensity import normalise
 from data.nifti import BadScan, claimed_voxels, refuse_unreadable
 from data.ranges import refuse_out_of_range
-from data.reading import SetAside, read_subject, set_aside
+from data.reading import SUBJECT_FAULTS, SetAside, ended_twice, read_subject, set_aside
 from data.registration import alignment_notes, register
 from data.room import NPY_HEADER, committed_bytes, require_room
 from data.schemas import check_schema
 from data.template import working_grid, working_template
+from data.trouble import patiently
 from data.volume import Grid, Mask, Volume, frozen, resample
+from data.workers import Died, shared_out
 
 SCHEMA = 1
 """Counts up whenever the same files and settings would give other voxels."""
@@ -246,8 +246,9 @@ def prepare_cohort(
 ) -> PreparedCohort:
     """Prepare every subject, `workers` at a time; the result does not depend on who finishes first.
 
-    A subject that cannot be read or used is set aside with its reason. What the cache holds intact is not computed
-    again. `monitor` gets (subjects done, subjects, text). EnvironmentProblem when the cache cannot be written.
+    A subject that cannot be read or used is set aside with its reason, and so is one whose process was ended twice;
+    one worker is this process itself. What the cache holds intact is not computed again. `monitor` gets (subjects done,
+    subjects, text). EnvironmentProblem when the cache cannot be written, or every process was ended.
     """
     total = len(cohort.subjects)
     tell: Callable[[int, int, str], None] = monitor if monitor is not None else lambda done, total, text: None
@@ -443,10 +444,14 @@ def _known_hash(path: Path, seen: dict[str, str]) -> str:
         times = f"{state.st_mtime_ns}|{state.st_ctime_ns}"
         name = f"{path.resolve()}|{state.st_dev}|{state.st_ino}|{state.st_size}|{times}"
         if name not in seen:
-            seen[name] = sha256_file(path)
+            seen[name] = _file_hash(path)
     except OSError as error:
         refuse_unreadable(path, error)
     return seen[name]
+
+
+def _file_hash(path: Path) -> str:
+    return patiently(lambda: sha256_file(path))
 
 
 def _read_index(path: Path) -> dict[str, str]:
@@ -459,33 +464,30 @@ def _read_index(path: Path) -> dict[str, str]:
 def _compute(
     to_do: list[Subject], settings: Preprocessing, cache: Path, keys: Mapping[str, str], workers: int
 ) -> Iterator[tuple[str, SetAside | None]]:
-    if workers <= 1 or len(to_do) <= 1:
+    if workers <= 1:
         for subject in to_do:
             yield _prepare_into(subject, settings, cache, keys[subject.subject_id])
         return
-    # Spawned, not forked: a forked copy of a process that runs torch or ITK threads can hang.
-    pool = ProcessPoolExecutor(min(workers, len(to_do)), mp_context=multiprocessing.get_context("spawn"))
-    try:
-        futures = [pool.submit(_prepare_into, s, settings, cache, keys[s.subject_id]) for s in to_do]
-        for future in as_completed(futures):
-            yield future.result()
-    except BrokenProcessPool as error:
-        raise EnvironmentProblem(
-            "A process that prepared scans was ended from outside, most likely for want of memory. "
-            "Use fewer workers and run again; what was prepared is kept."
-        ) from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    # In processes even when there is one scan: a library that crashes on a damaged file stops that subject only.
+    given = [(s, settings, cache, keys[s.subject_id]) for s in to_do]
+    for number, outcome in shared_out(_prepare_into, given, workers):
+        if isinstance(outcome, Died):
+            yield to_do[number].subject_id, ended_twice(to_do[number], outcome)
+        else:
+            yield outcome
 
 
 def _prepare_into(subject: Subject, settings: Preprocessing, cache: Path, key: str) -> tuple[str, SetAside | None]:
     try:
+        faultpoint(f"prepare.{subject.subject_id}")
         prepared = prepare_reading(subject, settings, key)
-        hashes = {role: sha256_file(path) for role, path in _files(subject, settings).items()}
+        hashes = {role: _file_hash(path) for role, path in _files(subject, settings).items()}
         if _key(subject, settings, hashes) != key:
             raise BadInput(f"A file of subject {subject.subject_id!r} was changed while it was read. Prepare again.")
         _store(prepared, cache, _made_from(subject, settings, hashes))
-    except (BadInput, OSError, MemoryError) as error:
+    except EnvironmentProblem:
+        raise
+    except (*SUBJECT_FAULTS, RuntimeError) as error:  # RuntimeError: the registration library's
         return subject.subject_id, set_aside(subject, error)
     return subject.subject_id, None
 

@@ -16,7 +16,12 @@ from data.cohort import ROLES, Cohort, Split, Subject
 from data.errors import BadInput
 from data.nifti import BadScan, Labels, Scan, read_labels, read_scan
 from data.volume import Grid, Mask, Volume, resample, resample_mask
+from data.workers import Died
 
+ENDED = "E-ENDED"
+"""Code of a subject whose process was ended twice."""
+SUBJECT_FAULTS = (BadInput, OSError, MemoryError, ArithmeticError, ValueError, IndexError)
+"""What a subject's files can make the code that reads, registers or plants raise; it concerns no other subject."""
 LARGEST_STRIPPED_ML = 2500.0
 """Non-zero tissue above this is a head, not a brain (whole heads at hand: over 6000 ml, brains: 1100 to 1600)."""
 BRAIN_ML = (900.0, 2000.0)
@@ -136,6 +141,12 @@ def set_aside(subject: Subject, error: Exception) -> SetAside:
         return SetAside(subject.subject_id, str(error.path), error.code, str(error))
     code = "E-SUBJECT" if isinstance(error, BadInput) else "E-READ"
     return SetAside(subject.subject_id, "", code, str(error) or type(error).__name__)
+
+
+def ended_twice(subject: Subject, died: Died) -> SetAside:
+    """The record of a subject whose process was ended twice."""
+    reason = f"{ENDED}: {subject.subject_id}: {died.cause}, then run again."
+    return SetAside(subject.subject_id, "", ENDED, reason)
 
 
 def facts_of(subject: Subject, reading: Reading) -> SubjectFacts:

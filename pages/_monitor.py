@@ -39,6 +39,7 @@ from core.training_view import (
 from core.verdict import share_text
 from data.errors import BadInput, EnvironmentProblem
 from pages._shared import runs_directory
+from pages._take_over import show_take_over
 from pages._text import cells, plain, prose
 
 COLOURS: dict[str, Any] = {
@@ -389,6 +390,8 @@ def show_next(run: Run) -> None:
     """From a trained encoder to its Dice: one button at a time."""
     st.subheader("From here to a Dice", anchor=False)
     step = next_step(runs_directory(), run)
+    if step is not None and (runs_directory() / step.run_id / "run.json").is_file():
+        show_take_over(open_run(runs_directory(), step.run_id))
     if step is None:
         st.success("A detector on this encoder is fitted, scored and evaluated.", icon=":material/check_circle:")
         st.page_link("pages/overview.py", label="See its Dice", icon=":material/dashboard:")

@@ -6,10 +6,12 @@ from typing import Any
 import streamlit as st
 
 from core.figures import protocol_dots
+from core.store import open_run
 from core.subject_level import subject_level_text
 from core.summary import leading, of_comparison
 from core.versions import notes_of
-from pages._shared import dice_text, every_row, show_versions
+from pages._shared import dice_text, every_row, runs_directory, show_versions
+from pages._take_over import show_take_over
 from pages._text import cells, code, plain
 
 MOST = 24  # runs of one cohort in the figure
@@ -194,3 +196,6 @@ if others:
         placeholder="–",
     )
 show_scan_scores(evaluated)
+for row in others:
+    if row["status"] == "running":
+        show_take_over(open_run(runs_directory(), row["run_id"]))

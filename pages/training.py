@@ -12,6 +12,7 @@ from pages._comparison import show_comparison
 from pages._monitor import show_next, show_settings, watch_jobs, watch_run
 from pages._pretrain import pretrain_form
 from pages._shared import every_row, in_words, pick_by_id, runs_directory
+from pages._take_over import show_take_over
 from pages._text import plain
 from pages._visibility import show_visibility
 
@@ -51,6 +52,7 @@ else:
     if run_id in encoders:
         with in_words():
             run = open_run(runs_directory(), run_id)
+        show_take_over(run, job)
         if stage_done(run, "encoder"):
             show_next(run)
             show_visibility(run)

@@ -105,11 +105,88 @@ def test_an_exit_code_is_told_in_words(tmp_path, code, status, words):
     assert status == "stopped" or "No such layer." in job.diagnosis
 
 
-def test_a_job_killed_by_the_system_is_told_with_its_memory(runs):
+def test_a_kill_by_hand_is_not_called_a_want_of_memory(runs):
     job = wait_for(runs, jobs.start_job(runs, ["oom"]), ended)
     assert (job.status, job.returncode) == ("killed", -signal.SIGKILL)
-    assert "probably memory: peak RSS" in job.diagnosis
+    assert "SIGKILL" in job.diagnosis
+    assert "by hand" in job.diagnosis
+    assert "probably memory" not in job.diagnosis
     assert int(job.diagnosis.split("peak RSS ")[1].split(" MB")[0]) >= 60
+
+
+@pytest.mark.parametrize(
+    ("kills", "peak_mb", "memory"), [(1, 60.0, True), (0, 1e9, False), (None, 1e9, True), (None, 60.0, False)]
+)
+def test_a_job_killed_by_the_system_is_told_with_its_memory(runs, kills, peak_mb, memory):
+    directory = runs / ".jobs" / "job-1"
+    jobs.write_json(directory / "job.json", {"argv": ["fit"], "starter": {"pid": 1}, "sequence": 1})
+    told = {"returncode": -9, "peak_mb": peak_mb, "out_of_memory_kills": kills}
+    jobs.write_json(directory / "returncode.json", told)
+    job = jobs.read_job(runs, "job-1")
+    assert job.status == "killed"
+    assert ("probably memory: peak RSS" in job.diagnosis) == memory
+    assert f"peak RSS {peak_mb:.0f} MB" in job.diagnosis
+
+
+def test_the_kernel_counts_of_kills_for_memory_are_read(tmp_path, monkeypatch):
+    count = jobs._out_of_memory_kills()
+    assert count is None or count >= 0
+    (tmp_path / "memory.events").write_text("low 0\noom 2\noom_kill 3\n")
+    monkeypatch.setattr(jobs, "_group_files", lambda *names: [tmp_path / "memory.events", tmp_path / "missing"])
+    assert jobs._out_of_memory_kills() == (count or 0) + 3
+
+
+def test_a_job_ends_on_a_system_that_cannot_wait_without_taking(runs, tmp_path, monkeypatch):
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text("import os\nif hasattr(os, 'waitid'): del os.waitid\n")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'site'}{os.pathsep}{PROJECT}")
+    job = wait_for(runs, jobs.start_job(runs, ["exit", "3"]), ended)
+    assert (job.status, job.returncode) == ("failed", 3)
+    job = wait_for(runs, jobs.start_job(runs, ["wait", str(tmp_path / "no"), "--children"]), ready)
+    child = int(jobs.log_tail(job).split("child ")[1].split()[0])
+    os.kill(job.pid, signal.SIGKILL)
+    assert wait_for(runs, job, ended).returncode == -signal.SIGKILL
+    assert jobs.process_started(child) is None
+
+
+RECORDS = ("job.json", "child.json", "supervisor.json", "returncode.json", "run.json", "stop.json")
+DAMAGE = [
+    b"", b"{", b"[]", b"null", b"3", b'"text"', b"\xff\xfe\x00", b"[" * 100_000, b"{}", b'{"pid": "x", "sequence": []}',
+    b'{"argv": 3, "starter": 5}', b'{"argv": [1, null], "sequence": 1e400}', b'{"argv": ["fit"], "sequence": "many"}',
+    b'{"pid": -1, "process_started": null}', b'{"pid": true, "process_started": {}}', b'{"pid": 1e99, "host": 3}',
+    b'{"returncode": null}', b'{"returncode": "0"}', b'{"returncode": -9, "peak_mb": "much"}', b'{"run_id": {"a": 1}}',
+    b'{"returncode": -99}', b'{"argv": ["fit"], "starter": {"pid": null}}', b'{"returncode": 1' + b"0" * 5000 + b"}",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("record", RECORDS)
+def test_no_damage_to_a_record_of_a_job_is_more_than_a_sentence(runs, record):
+    here = jobs.this_process() | {"process_started": "12 ticks"}
+    for number, damage in enumerate(DAMAGE):
+        directory = runs / ".jobs" / f"job-{number}"
+        jobs.write_json(directory / "job.json", {"argv": ["fit"], "starter": here, "sequence": number})
+        jobs.write_json(directory / "child.json", here)
+        (directory / record).write_bytes(damage)
+    (runs / ".jobs" / "job-empty").mkdir()
+    (runs / ".jobs" / "job-file").write_text("")
+    found = jobs.list_jobs(runs)
+    assert len(found) == len(DAMAGE) + 2
+    for job in found:
+        assert not job.active
+        assert job.diagnosis.endswith((".", "(the log is gone)"))
+        assert jobs.stop_job(job).status == job.status
+        assert isinstance(jobs.log_tail(job), str)
+
+
+def test_what_a_killed_start_left_is_cleared_at_the_next(runs):
+    code = "import sys, pathlib; from core import jobs; jobs.start_job(pathlib.Path(sys.argv[1]), ['exit', '0'])"
+    killed = subprocess.run(
+        [sys.executable, "-c", code, str(runs)], env=os.environ | {"DICESCOPE_FAULT": "json.before_rename:1:kill"}
+    )
+    assert killed.returncode == -signal.SIGKILL
+    assert [p.name for p in (runs / ".jobs").iterdir() if p.name.startswith(".tmp-")] != []
+    wait_for(runs, jobs.start_job(runs, ["exit", "0"]), ended)
+    assert [p.name for p in (runs / ".jobs").iterdir() if p.name.startswith(".tmp-")] == []
 
 
 def test_a_job_outlives_the_server_that_started_it(runs, tmp_path):

@@ -10,9 +10,19 @@ import tyro
 from rich.table import Table
 
 from core.progress import open_progress
-from core.store import open_run
-from data.errors import BadInput, IntegrityError
-from verbs.shared import EXIT_OK, OneRun, console, interval_text, number_text, print_json, runs_flag, tell_versions
+from core.store import Run, open_run
+from data.errors import FORESEEN, BadInput, EnvironmentProblem, IntegrityError, together
+from verbs.shared import (
+    EXIT_OK,
+    OneRun,
+    TakeOver,
+    console,
+    interval_text,
+    number_text,
+    print_json,
+    runs_flag,
+    tell_versions,
+)
 
 Protocol = Literal["healthy", "validation"]
 
@@ -49,19 +59,22 @@ class DiagnoseVerb(OneRun):
     """Layer set, joined by +; the headline's when not given."""
     protocol: Protocol = "healthy"
     """Which deployable threshold is explained: from healthy scans, or from validation labels."""
+    take_over: TakeOver = False
 
 
 @dataclass(frozen=True)
 class WhatIfVerb:
     """One change at a time, evaluated in pairs on the same subjects. Without a name: what there is for this run.
 
-    Example: python cli.py what-if latest renormalise
+    Several names, or all that apply, are carried out one after the other; one that fails stops no other.
+
+    Example: python cli.py what-if latest renormalise erode-mask
     """
 
     run: tyro.conf.Positional[str] = "latest"
     """Run id, the beginning of one, a path, or latest."""
-    name: tyro.conf.Positional[str] = ""
-    """The change; a list of them when not given."""
+    names: tyro.conf.Positional[tuple[str, ...]] = ()
+    """The changes, or all; a list of them when not given."""
     layers: str = ""
     """Layer set, joined by +; the headline's when not given."""
     protocol: Protocol = "healthy"
@@ -70,6 +83,7 @@ class WhatIfVerb:
     """Directory that holds the runs."""
     json: bool = False
     """Print JSON."""
+    take_over: TakeOver = False
 
 
 @dataclass(frozen=True)
@@ -87,6 +101,7 @@ class PostProcessingVerb(OneRun):
     """Threshold protocol of what is exported."""
     workers: int = 2
     """Processes."""
+    take_over: TakeOver = False
 
 
 @dataclass(frozen=True)
@@ -112,6 +127,7 @@ class DetectionLimitsVerb(OneRun):
     """Healthy calibration or test subjects to plant into; chosen by themselves when not given."""
     seed: int = 0
     """Of places and shapes."""
+    take_over: TakeOver = False
 
 
 @dataclass(frozen=True)
@@ -131,6 +147,7 @@ class ReportVerb(OneRun):
     """Replace a file that is not a report."""
     share: bool = False
     """For other eyes: subjects by pseudonyms, sites by letters, no path, machine or person."""
+    take_over: TakeOver = False
 
 
 def _ceiling(arguments: CeilingVerb) -> int:
@@ -255,7 +272,7 @@ def _what_if(arguments: WhatIfVerb) -> int:
 
     run = open_run(arguments.runs, arguments.run, "detector")
     tell_versions(run)
-    if not arguments.name:
+    if not arguments.names:
         rows = applicable(run)
         if arguments.json:
             print_json(rows)
@@ -265,19 +282,38 @@ def _what_if(arguments: WhatIfVerb) -> int:
             table.add_row(row["name"], row["title"], row["cost_text"], "yes" if row["applies"] else row["missing"])
         console().print(table)
         return EXIT_OK
-    result = run_what_if(
-        run, arguments.name, open_progress(), layer_set=arguments.layers or None, protocol=arguments.protocol
-    )
-    if arguments.json:
-        print_json(result)
-        return EXIT_OK
-    title = f"{result['title']}: {run.run_id}, {result['layer_set']}, threshold from {arguments.protocol}"
+    names = list(dict.fromkeys(arguments.names))
+    if names == ["all"]:
+        names = [row["name"] for row in applicable(run) if row["applies"]]
+    found: list[dict[str, Any]] = []
+    problems: dict[str, BadInput | EnvironmentProblem | IntegrityError] = {}
+    for name in names:
+        try:
+            found.append(
+                run_what_if(run, name, open_progress(), layer_set=arguments.layers or None, protocol=arguments.protocol)
+            )
+        except FORESEEN as problem:
+            if len(names) == 1:
+                raise
+            problems[name] = problem
+            continue
+        if not arguments.json:
+            _print_what_if(run, found[-1], arguments.protocol)
+    if arguments.json and (found or len(names) > 1):
+        print_json(found[0] if len(names) == 1 else found)
+    if problems:
+        raise together(problems, f"{len(found)} of {len(names)} what-ifs are done.")
+    return EXIT_OK
+
+
+def _print_what_if(run: Run, result: Mapping[str, Any], protocol: str) -> None:
+    title = f"{result['title']}: {run.run_id}, {result['layer_set']}, threshold from {protocol}"
     table = Table("change", "gain on validation", "Dice on test", "gain on test", "n", "needs labels", title=title)
     for variant in result["variants"]:
-        test = (variant["test"] or {}).get(arguments.protocol)
+        test = (variant["test"] or {}).get(protocol)
         table.add_row(
             variant["title"],
-            interval_text(variant["validation_by_protocol"][arguments.protocol], key="gain", signed=True),
+            interval_text(variant["validation_by_protocol"][protocol], key="gain", signed=True),
             "" if test is None else f"{number_text(test['baseline'])} → {number_text(test['variant'])}",
             interval_text(test, key="gain", signed=True),
             "" if test is None else str(test["n"]),
@@ -286,7 +322,6 @@ def _what_if(arguments: WhatIfVerb) -> int:
     console().print(table)
     for note in result["notes"]:
         print(f"note: {note}")
-    return EXIT_OK
 
 
 def _post_processing(arguments: PostProcessingVerb) -> int:

@@ -9,7 +9,7 @@ import tyro
 
 from core.progress import open_progress
 from core.store import open_run
-from verbs.shared import EXIT_OK, RUNS, console, number_text, print_json, runs_flag, tell_versions
+from verbs.shared import EXIT_OK, RUNS, TakeOver, console, number_text, print_json, runs_flag, tell_versions
 
 Cut = Literal["validation", "healthy"]
 
@@ -45,6 +45,7 @@ class GateVerb:
     """Directory that holds the runs."""
     json: bool = False
     """Print JSON."""
+    take_over: TakeOver = False
 
 
 def _gate(arguments: GateVerb) -> int:

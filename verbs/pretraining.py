@@ -11,7 +11,7 @@ from core.feature_settings import FeatureSettings
 from core.progress import open_progress
 from core.simclr_settings import SimclrSettings
 from data.preprocessing import Preprocessing
-from verbs.shared import EXIT_OK, RUNS, console, print_json, runs_flag
+from verbs.shared import EXIT_OK, RUNS, TakeOver, console, print_json, runs_flag
 
 if TYPE_CHECKING:
     from core.pretraining_comparison import ComparisonPlan
@@ -68,6 +68,7 @@ class ComparePretrainingVerb:
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     json: bool = False
     """Print JSON."""
+    take_over: TakeOver = False
 
 
 def plan_of(arguments: ComparePretrainingVerb) -> "ComparisonPlan":

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
@@ -15,6 +15,13 @@ from core.versions import version_notes
 
 EXIT_OK, EXIT_BAD_INPUT, EXIT_ENVIRONMENT, EXIT_INTEGRITY, EXIT_INTERRUPTED, EXIT_BUG = 0, 2, 3, 4, 5, 6
 RUNS = Path("runs")
+TakeOver = Annotated[
+    bool,
+    tyro.conf.arg(
+        help="Also write where the lock is held by a process that cannot be asked (on another machine, or stopped) and "
+        "gives no sign of life for three heartbeats."
+    ),
+]
 
 
 @dataclass(frozen=True)

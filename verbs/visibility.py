@@ -16,7 +16,7 @@ from core.visibility.settings import VisibilitySettings
 from data.errors import BadInput
 from data.preprocessing import Preprocessing
 from data.template import working_grid
-from verbs.shared import EXIT_OK, RUNS, OneRun, console, interval_text, number_text, print_json, tell_versions
+from verbs.shared import EXIT_OK, RUNS, OneRun, TakeOver, console, interval_text, number_text, print_json, tell_versions
 
 _RATIO_WORDS = (
     "How far a change moves the features after training, divided by before. Views below 1: the encoder has learned to "
@@ -48,6 +48,7 @@ class VisibilityVerb(OneRun):
     """Lesions planted together into a scan, at least 32 mm apart, as far as there is room."""
     seed: int = 0
     """Of scans, views, places and textures."""
+    take_over: TakeOver = False
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,13 @@ from pathlib import Path
 
 import numpy as np
 
+from core.detectors import LayerSet
 from core.diagnosis.cases import case_of
 from core.diagnosis.postprocessing import PostProcessing, apply, find_row, segmentation, stored_post_processing
 from core.evaluation import read_metrics
+from core.export import write_each
 from core.progress import Progress
-from core.run_scores import open_scores
+from core.run_scores import RunScores, open_scores
 from core.store import Run
 from data.errors import BadInput
 from data.names import folder_name
@@ -43,27 +45,33 @@ def export_post_processed(
     figures = find_row(grid, chosen)[protocol]
     if figures is None:
         raise BadInput(f"No {protocol!r} threshold in the post-processing grid of {run.run_id}. Allowed: healthy.")
-    written = []
+    threshold = figures["threshold"]
     subjects = [i for role in ("validation", "test") for i in scores.subjects(role)]
-    with progress.task("Writing segmentations", len(subjects)) as advance:
-        for subject_id in subjects:
-            prepared = scores.prepared(subject_id)
-            processed = apply(scores, case_of(scores, subject_id, layers), layers, chosen)
-            called = segmentation(
-                processed,
-                figures["threshold"],
-                chosen.min_component_mm3,
-                prepared.volume.grid.voxel_volume_mm3,
-            )
-            inside = np.where(prepared.volume.brain_mask, called.astype(np.float32), np.float32(np.nan))
-            native = to_native(inside, prepared.volume.grid, prepared)
-            marked = (np.nan_to_num(native, nan=0.0) >= 0.5).astype(np.float32)
-            stored, at = in_stored_order(marked, prepared.native_grid, prepared.axes)
-            path = directory / f"{folder_name(subject_id)}_segmentation.nii.gz"
-            write_nifti(path, stored.astype(np.uint8), at)
-            written.append(path)
-            advance(1, subject_id)
-    return written
+
+    def write(subject_id: str) -> list[Path]:
+        return [_write(scores, subject_id, layers, chosen, threshold, directory)]
+
+    return write_each(subjects, write, directory, "Writing segmentations", progress)
+
+
+def _write(
+    scores: RunScores,
+    subject_id: str,
+    layers: LayerSet,
+    settings: PostProcessing,
+    threshold: float,
+    directory: Path,
+) -> Path:
+    prepared = scores.prepared(subject_id)
+    processed = apply(scores, case_of(scores, subject_id, layers), layers, settings)
+    called = segmentation(processed, threshold, settings.min_component_mm3, prepared.volume.grid.voxel_volume_mm3)
+    inside = np.where(prepared.volume.brain_mask, called.astype(np.float32), np.float32(np.nan))
+    native = to_native(inside, prepared.volume.grid, prepared)
+    marked = (np.nan_to_num(native, nan=0.0) >= 0.5).astype(np.float32)
+    stored, at = in_stored_order(marked, prepared.native_grid, prepared.axes)
+    path = directory / f"{folder_name(subject_id)}_segmentation.nii.gz"
+    write_nifti(path, stored.astype(np.uint8), at)
+    return path
 
 
 def _best(best_on_validation: object, protocol: str) -> PostProcessing:

@@ -26,9 +26,9 @@ from core.progress import Progress
 from core.run_scores import RunScores, open_scores, set_id
 from core.store import (
     Run,
-    about_stage,
     kept_if_possible,
     read_run,
+    stage_beside,
     stage_directory,
     stage_name,
     stored_json,
@@ -36,7 +36,7 @@ from core.store import (
 )
 from core.summary import run_rows
 from data.errors import BadInput
-from data.files import committed_directory, manifest_sha256, write_json
+from data.files import manifest_sha256, write_json
 
 VERSION = 4
 """Counts up whenever the same run would give another result."""
@@ -56,12 +56,7 @@ def diagnose(
     counted = undamaged(lambda: _stored(run, name, protocol), progress.say)
     if counted is None:
         counted = _count(scores, _with_native(scores, metrics, layers, progress), layers, protocol, progress)
-        stage = stage_name(DIRECTORY, name, protocol)
-        target = stage_directory(run, stage)
-        with (
-            kept_if_possible(run),
-            committed_directory(target, within=run.directory, about=about_stage(run, stage)) as scratch,
-        ):
+        with kept_if_possible(run), stage_beside(run, stage_name(DIRECTORY, name, protocol)) as scratch:
             write_json(scratch / "diagnosis.json", counted)
     return _assembled(scores, metrics, counted)
 

@@ -10,12 +10,10 @@ Erosion counts layers of 6-neighbours (taxicab); the what-if `erode-mask` counts
 """
 
 import contextlib
+import functools
 import itertools
-import multiprocessing
-import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -44,11 +42,12 @@ from core.store import (
     stored_json,
     undamaged,
 )
-from data.errors import BadInput
+from data.errors import BadInput, EnvironmentProblem
 from data.files import manifest_sha256, write_json
 from data.preprocessing import Prepared
 from data.ranges import check_range
 from data.volume import Volume
+from data.workers import Died, shared_out
 
 VERSION = 1
 """Counts up whenever the same scores would give other figures."""
@@ -673,15 +672,20 @@ def _key(run: Run) -> str:
 @contextlib.contextmanager
 def _workers(n: int) -> Iterator[Mapped]:
     """`mapped(work, jobs)`: results in the order of the jobs, from processes of one thread each; one worker: here."""
-    if n < 2:
-        yield map
-        return
-    previous = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"
-    try:
-        with ProcessPoolExecutor(n, mp_context=multiprocessing.get_context("spawn")) as pool:
-            yield pool.map
-    finally:
-        os.environ.pop("OMP_NUM_THREADS")
-        if previous is not None:
-            os.environ["OMP_NUM_THREADS"] = previous
+    yield map if n < 2 else functools.partial(_in_processes, n)
+
+
+def _in_processes(n: int, work: Callable[[Any], Any], jobs: Sequence[Any]) -> Iterator[Any]:
+    waiting: dict[int, Any] = {}
+    following = 0
+    dead: Died | None = None
+    for number, outcome in shared_out(work, [(job,) for job in jobs], n, threads=1):
+        if isinstance(outcome, Died):
+            dead = outcome
+            continue
+        waiting[number] = outcome
+        while following in waiting:
+            yield waiting.pop(following)
+            following += 1
+    if dead is not None:
+        raise EnvironmentProblem(f"Post-processing is not complete: {dead.cause}, then run again.")

@@ -13,9 +13,9 @@ from core.experiment import prepared_volumes, subjects_of
 from core.progress import Progress
 from core.store import (
     Run,
-    about_stage,
     fingerprint,
     kept_if_possible,
+    stage_beside,
     stage_directory,
     stage_done,
     undamaged,
@@ -94,9 +94,8 @@ def reference_of(
     if stored is not None and stored.key == key:
         return stored
     reference = _computed(prepared_volumes(run, ids), key, settings, progress)
-    target = stage_directory(run, DIRECTORY)
-    with kept_if_possible(run):
-        save_reference(reference, target, settings, within=run.directory, about=about_stage(run, DIRECTORY))
+    with kept_if_possible(run), stage_beside(run, DIRECTORY) as scratch:
+        write_reference(reference, scratch, settings)
     return reference
 
 
@@ -153,11 +152,18 @@ def save_reference(
 ) -> None:
     """Commit a reference as npy and JSON."""
     with committed_directory(directory, within=within, about=about) as scratch:
-        for name in _ARRAYS:
-            np.save(scratch / f"{name}.npy", getattr(reference, name))
-        record = {"key": reference.key, "n_subjects": reference.n_subjects, "settings": asdict(settings)}
-        record["grid"] = {"shape": list(reference.grid.shape), "affine": reference.grid.affine.tolist()}
-        write_json(scratch / "reference.json", record)
+        write_reference(reference, scratch, settings)
+
+
+def write_reference(
+    reference: HealthyReference, scratch: Path, settings: ReferenceSettings = ReferenceSettings()
+) -> None:
+    """Write the files of a reference into a directory that somebody else commits."""
+    for name in _ARRAYS:
+        np.save(scratch / f"{name}.npy", getattr(reference, name))
+    record = {"key": reference.key, "n_subjects": reference.n_subjects, "settings": asdict(settings)}
+    record["grid"] = {"shape": list(reference.grid.shape), "affine": reference.grid.affine.tolist()}
+    write_json(scratch / "reference.json", record)
 
 
 def load_reference(directory: Path) -> HealthyReference:

@@ -4,7 +4,6 @@ Both sides of a pair are working-grid Dice of the same subjects, each at its own
 protocol on its own calibration or validation maps. Which variant is best is decided on validation subjects only.
 """
 
-import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,12 +18,11 @@ from core.diagnosis.whatif_maps import calibrate_subject, dont_care, erode_mask,
 from core.diagnosis.whatif_scans import register, renormalise, shift
 from core.evaluation import read_metrics
 from core.experiment import scored_subjects
-from core.lock import hold_lock
 from core.progress import Progress
 from core.run_scores import RunScores, open_scores, set_id
-from core.store import Run, about_stage, append_event, stage_directory, stage_done, stage_name, stored_json, undamaged
+from core.store import Run, append_event, stage_beside, stage_directory, stage_done, stage_name, stored_json, undamaged
 from data.errors import BadInput, IntegrityError
-from data.files import committed_directory, manifest_sha256, refuse_outside, remove_unfinished, write_json
+from data.files import manifest_sha256, write_json
 
 __all__ = ["CATALOGUE", "applicable", "best_deployable", "paired_evaluation", "run_what_if", "stored_what_ifs"]
 
@@ -71,7 +69,8 @@ def run_what_if(
         "notes": outcome.notes,
         **outcome.extra,
     }
-    _commit(run, _stage(layers, name), result)
+    with stage_beside(run, _stage(layers, name)) as scratch:
+        write_json(scratch / "result.json", result)
     seconds = round(time.perf_counter() - began, 3)
     append_event(run, "what-if", {"name": name, "layer_set": set_id(layers), "seconds": seconds})
     return result
@@ -321,8 +320,11 @@ def _missing_in(run: Run, scores: RunScores) -> str | None:
     if not stage_done(run, "evaluation"):
         return f"an evaluation: python cli.py evaluate {run.run_id}"
     metrics = read_metrics(run)
-    if not metrics["sets"][metrics["headline"]]["working"]["n_lesion_subjects"]:
+    figures = metrics["sets"][metrics["headline"]]["working"]
+    if not figures["n_lesion_subjects"]:
         return "test subjects with lesions: without them there is no Dice"
+    if figures["unreachable_lesion_voxels"] == figures["pooled"]["n_lesion_voxels"]:
+        return "test lesions inside the scored brain: all lie outside of it, so Dice is 0 whatever is changed"
     return None
 
 
@@ -344,25 +346,6 @@ def _read(run: Run, layers: LayerSet, name: str) -> dict[str, Any] | None:
     """A stored result, or None when there is none. IntegrityError when its bytes are damaged."""
     result: dict[str, Any] | None = stored_json(run, _stage(layers, name))
     return result
-
-
-def _commit(run: Run, name: str, result: Mapping[str, Any]) -> None:
-    """Write a result whole; what-ifs of one layer set that end at the same moment wait for one another."""
-    directory = stage_directory(run, name)
-    refuse_outside(directory.parent, run.directory)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as held:
-        for attempt in range(50):
-            try:
-                held.enter_context(hold_lock(directory.parent))
-                break
-            except BadInput:
-                if attempt == 49:
-                    raise
-                time.sleep(0.2)
-        remove_unfinished(directory.parent)
-        with committed_directory(directory, within=run.directory, about=about_stage(run, name)) as scratch:
-            write_json(scratch / "result.json", result)
 
 
 def _cost_text(run: Run, cost: Cost) -> str:
