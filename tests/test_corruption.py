@@ -25,7 +25,16 @@ NOTICED_BY: dict[str, tuple[str, ...]] = {
         "post-processing",
         "gate",
     ),
-    "tiny/evaluation/metrics.json": ("compare-layers", "diagnose", "report", "what-if", "post-processing", "gate"),
+    "tiny/evaluation/metrics.json": (
+        "runs",
+        "compare-layers",
+        "diagnose",
+        "report",
+        "what-if",
+        "post-processing",
+        "gate",
+    ),
+    "tiny/evaluation/headline.json": ("runs",),
     "tiny/evaluation/levels.json": ("volume",),
     "tiny/evaluation/manifest.json": ("compare-layers", "diagnose", "report", "what-if", "post-processing", "gate"),
     "tiny/scores/test01/distances.npy": ("evaluate", "export", "gate", "score", "volume"),
@@ -79,6 +88,7 @@ def commands(study: TinyStudy, out: Path) -> dict[str, list[str]]:
     runs = ["--runs", str(study.runs)]
     limits = ["--per-cell", "1", "--diameters-mm", "12", "--contrasts-sd", "3"]
     return {
+        "runs": ["runs", *runs],
         "compare-layers": ["compare-layers", "tiny", *runs],
         "diagnose": ["diagnose", "tiny", "--layers", SET, *runs],
         "diagnose-again": ["diagnose", "tiny", "--layers", "input", "--protocol", "validation", *runs],
