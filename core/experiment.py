@@ -28,6 +28,7 @@ from core.detectors import (
 from core.detectors.voxel_zscore import VoxelZScore
 from core.disk_plan import grid_bytes
 from core.features import check_features, feature_stride
+from core.memory_plan import is_out_of_memory
 from core.progress import Progress
 from core.provenance import computed_by, reset_peak_memory
 from core.recipes import as_json, from_json
@@ -732,7 +733,25 @@ def _outcome(run: Run) -> Iterator[None]:
             update_run(run, status="interrupted")
         raise
     except BaseException as error:
+        told = _in_words(run, error)
         with contextlib.suppress(EnvironmentProblem):  # a full disk takes no word about itself; the error is told
-            update_run(run, status="failed", error=str(error))
+            update_run(run, status="failed", error=str(told))
+        if told is not error:
+            raise told from error
         raise
     update_run(run, status="finished")
+
+
+def _in_words(run: Run, error: BaseException) -> BaseException:
+    """The error itself, or what to do where memory ran out. A batch is never made smaller in silence: its size is part
+    of what is learned."""
+    if not is_out_of_memory(error):
+        return error
+    remedy = {
+        "encoder": "Start a run with a smaller --simclr.batch or --simclr.views.crop-voxels, or a narrower encoder",
+        "detector": "Fit with less --memory, fewer --layers or a coarser --grid",
+    }.get(run.kind, "Use smaller settings")
+    return EnvironmentProblem(
+        f"Memory ran out while run {run.run_id} was computed ({str(error).splitlines()[0] if str(error) else 'no more'}"
+        f"). {remedy}; or end other programs and repeat the command. What was committed before is intact."
+    )

@@ -96,6 +96,13 @@ def plan_memory(
     )
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error is about memory: Python's, an accelerator's, or that of torch's allocator on a processor."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch is not loaded for it
+        return True
+    return isinstance(error, RuntimeError) and "allocate memory" in str(error)
+
+
 def block_positions(n_samples: int, channels: Mapping[str, int], form: Form, covariance: Covariance) -> int:
     """Positions that are worked on together, so that temporaries stay near `WORKING_BYTES`."""
     d = sum(channels.values())

@@ -210,7 +210,11 @@ def _same_config(path: Path, config: Mapping[str, Any], defaults: Mapping[str, A
     if not path.is_file():
         write_json(path, new)
         return
-    old, new = {**_flat(json.loads(json.dumps(defaults))), **_flat(read_json(path))}, _flat(new)
+    try:
+        there = _flat(read_json(path))
+    except IntegrityError as error:
+        raise IntegrityError(f"{error} Put back a copy of it, or start anew in another directory.") from error
+    old, new = {**_flat(json.loads(json.dumps(defaults))), **there}, _flat(new)
     differing = [
         f"{key}: {old.get(key)!r} there, {new.get(key)!r} now"
         for key in sorted(old.keys() | new.keys())

@@ -26,7 +26,7 @@ from core.training import (
     minimise,
     read_events,
 )
-from data.errors import BadInput, EnvironmentProblem, Interrupted
+from data.errors import BadInput, EnvironmentProblem, IntegrityError, Interrupted
 from data.files import committed_directory, write_json
 from models.tensor_files import load_tensors, save_tensors
 from tests.small_disk import small_disk
@@ -206,6 +206,13 @@ def test_a_checkpoint_that_finds_no_room_stops_training_and_the_same_call_goes_o
         _train(disk.root / "run", resumed, QUICK)
         assert torch.equal(resumed.weight, whole.weight)
         assert _lasting(disk.root / "run") == _lasting(tmp_path / "whole")
+
+
+def test_damaged_settings_are_refused_with_what_to_do(tmp_path: Path) -> None:
+    _train(tmp_path, _linear(), QUICK)
+    (tmp_path / "training.json").write_bytes(b"\xff{")
+    with pytest.raises(IntegrityError, match=r"training\.json is not valid JSON.*Put back a copy"):
+        _train(tmp_path, _linear(), QUICK)
 
 
 SITES = (
