@@ -47,7 +47,7 @@ def verbs(study: TinyStudy) -> dict[str, list[str]]:
         "post-processing": ["post-processing", "bank", "--workers", "1", *runs],
         "detection-limits": ["detection-limits", "bank", *limits, *runs],
         "visibility": ["visibility", "tiny-encoder", "--scans", "1", *runs],
-        "report": ["report", "tiny", "--out", str(study.root / "report.html"), *runs],
+        "report": ["report", "bank", "--out", str(study.root / "report.html"), *runs],
     }
 
 
@@ -95,14 +95,17 @@ class Moments:
         return watched
 
     def _keep(self, what: str) -> None:
-        """Copy every `every`-th moment; of too many copies drop every other one and go on half as often."""
+        """Copy every `every`-th moment; of too many copies keep a third and go on a third as often.
+
+        A third, not a half: moments before and after a step take turns.
+        """
         self.count += 1
         if self.count % self.every:
             return
         shutil.copytree(self.study, self.place / f"{self.count}-{what}", symlinks=True)
         copies = list(self.place.iterdir())
         if len(copies) > _MOST_COPIES:
-            self.every *= 2
+            self.every *= 3
             for copy in copies:
                 if int(copy.name.split("-")[0]) % self.every:
                     shutil.rmtree(copy)

@@ -14,9 +14,9 @@ from tests.study import TinyStudy, write_scans
 
 ROOT = Path(__file__).resolve().parent.parent
 HALVES = (
-    ("prepare", "pretrain", "fit", "score", "evaluate", "export", "report"),
+    ("prepare", "pretrain", "fit", "score", "evaluate", "export"),
     ("fit a bank", "score a bank", "evaluate a bank", "gate", "diagnose", "what-if", "post-processing",
-     "detection-limits", "visibility"),
+     "detection-limits", "visibility", "report"),
 )  # fmt: skip
 """Two processes share the work; what one does not sweep it does once, where it is needed."""
 
