@@ -22,6 +22,12 @@ from data.files import SEAL
 from tests.study import SCAN_FLAGS, TinyStudy
 
 MOMENTS = 5
+ONCE = ("fit-intensity", "score-intensity", "evaluate-intensity")
+"""Verbs that are swept with another detector already."""
+LEAVES = (
+    "gate", "export", "diagnose", "what-if", "post-processing", "detection-limits", "visibility", "report",
+)  # fmt: skip
+"""Verbs whose results no other verb here needs."""
 _MOST_COPIES = 15
 VOLATILE = ("seconds", "stages", "created", "argv", "sequence", SEAL)
 """Keys of JSON files that tell when and how something was made, not what came out."""
@@ -42,12 +48,13 @@ def verbs(study: TinyStudy) -> dict[str, list[str]]:
         "evaluate a bank": ["evaluate", "bank", "--workers", "1", *runs],
         "gate": ["gate", "tiny", "bank", "--run-id", "gated", "--workers", "1", *runs],
         "export": ["score", "tiny", "--export", str(study.root / "maps"), *runs],
-        "diagnose": ["diagnose", "bank", *runs],
+        **{name: study.commands()[name] for name in ONCE},
+        "diagnose": ["diagnose", "tiny-intensity", *runs],
         "what-if": ["what-if", "bank", "erode-mask", *runs],
         "post-processing": ["post-processing", "bank", "--workers", "1", *runs],
         "detection-limits": ["detection-limits", "bank", *limits, *runs],
         "visibility": ["visibility", "tiny-encoder", "--scans", "1", *runs],
-        "report": ["report", "bank", "--out", str(study.root / "report.html"), *runs],
+        "report": ["report", "tiny-intensity", "--out", str(study.root / "report.html"), *runs],
     }
 
 
@@ -178,5 +185,5 @@ if __name__ == "__main__":
         if verb in wanted:
             for one in sweep(verb, study, place):
                 print(json.dumps(one), flush=True)
-        else:
+        elif verb not in LEAVES:
             assert run(verbs(study)[verb], place / "log") == 0, verb
