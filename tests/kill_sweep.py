@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,7 @@ class Moments:
 
     def __init__(self, study: Path, place: Path) -> None:
         self.study, self.place, self.count = study, place, 0
-        self.every = 1
+        self.every, self.one_at_a_time = 1, threading.Lock()
 
     def watch(self) -> None:
         """From now on this process copies the study around each rename and sync."""
@@ -94,9 +95,10 @@ class Moments:
 
     def _around(self, name: str, work: Callable[..., Any]) -> Callable[..., Any]:
         def watched(*arguments: Any, **keywords: Any) -> Any:
-            self._keep(f"before {name}")
-            result = work(*arguments, **keywords)
-            self._keep(f"after {name}")
+            with self.one_at_a_time:
+                self._keep(f"before {name}")
+                result = work(*arguments, **keywords)
+                self._keep(f"after {name}")
             return result
 
         return watched
