@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,12 @@ from data.files import SEAL
 from tests.study import SCAN_FLAGS, TinyStudy
 
 MOMENTS = 5
+ONCE = ("fit-intensity", "score-intensity", "evaluate-intensity")
+"""Verbs that are swept with another detector already."""
+LEAVES = (
+    "gate", "export", "diagnose", "what-if", "post-processing", "detection-limits", "visibility", "report",
+)  # fmt: skip
+"""Verbs whose results no other verb here needs."""
 _MOST_COPIES = 15
 VOLATILE = ("seconds", "stages", "created", "argv", "sequence", SEAL)
 """Keys of JSON files that tell when and how something was made, not what came out."""
@@ -42,12 +49,13 @@ def verbs(study: TinyStudy) -> dict[str, list[str]]:
         "evaluate a bank": ["evaluate", "bank", "--workers", "1", *runs],
         "gate": ["gate", "tiny", "bank", "--run-id", "gated", "--workers", "1", *runs],
         "export": ["score", "tiny", "--export", str(study.root / "maps"), *runs],
-        "diagnose": ["diagnose", "bank", *runs],
+        **{name: study.commands()[name] for name in ONCE},
+        "diagnose": ["diagnose", "tiny-intensity", *runs],
         "what-if": ["what-if", "bank", "erode-mask", *runs],
         "post-processing": ["post-processing", "bank", "--workers", "1", *runs],
         "detection-limits": ["detection-limits", "bank", *limits, *runs],
         "visibility": ["visibility", "tiny-encoder", "--scans", "1", *runs],
-        "report": ["report", "tiny", "--out", str(study.root / "report.html"), *runs],
+        "report": ["report", "tiny-intensity", "--out", str(study.root / "report.html"), *runs],
     }
 
 
@@ -73,7 +81,7 @@ class Moments:
 
     def __init__(self, study: Path, place: Path) -> None:
         self.study, self.place, self.count = study, place, 0
-        self.every = 1
+        self.every, self.one_at_a_time = 1, threading.Lock()
 
     def watch(self) -> None:
         """From now on this process copies the study around each rename and sync."""
@@ -87,22 +95,26 @@ class Moments:
 
     def _around(self, name: str, work: Callable[..., Any]) -> Callable[..., Any]:
         def watched(*arguments: Any, **keywords: Any) -> Any:
-            self._keep(f"before {name}")
-            result = work(*arguments, **keywords)
-            self._keep(f"after {name}")
+            with self.one_at_a_time:
+                self._keep(f"before {name}")
+                result = work(*arguments, **keywords)
+                self._keep(f"after {name}")
             return result
 
         return watched
 
     def _keep(self, what: str) -> None:
-        """Copy every `every`-th moment; of too many copies drop every other one and go on half as often."""
+        """Copy every `every`-th moment; of too many copies keep a third and go on a third as often.
+
+        A third, not a half: moments before and after a step take turns.
+        """
         self.count += 1
         if self.count % self.every:
             return
         shutil.copytree(self.study, self.place / f"{self.count}-{what}", symlinks=True)
         copies = list(self.place.iterdir())
         if len(copies) > _MOST_COPIES:
-            self.every *= 2
+            self.every *= 3
             for copy in copies:
                 if int(copy.name.split("-")[0]) % self.every:
                     shutil.rmtree(copy)
@@ -175,5 +187,5 @@ if __name__ == "__main__":
         if verb in wanted:
             for one in sweep(verb, study, place):
                 print(json.dumps(one), flush=True)
-        else:
+        elif verb not in LEAVES:
             assert run(verbs(study)[verb], place / "log") == 0, verb
