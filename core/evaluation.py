@@ -33,6 +33,7 @@ from core.store import (
     verify_stage,
 )
 from core.subject_level import subject_level
+from core.summary import HEADLINE, headline_of
 from core.types import ScoreMap
 from data.errors import BadInput, EnvironmentProblem
 from data.files import clear_litter, faultpoint, hashed_files, tell_hashed
@@ -92,6 +93,7 @@ def evaluate_run(
         with stage(run, "evaluation") as scratch:
             save_levels(scratch / "levels.json", {name: result["levels"] for name, result in working.items()})
             _write(scratch / "metrics.json", metrics)
+            _write(scratch / HEADLINE, headline_of(metrics))
         _forget_packed(run.directory)
         _note_look(run)
         record_duration(run, "evaluation", began)

@@ -9,11 +9,25 @@ from typing import Any
 from core.evaluated import read_metrics
 from core.provenance import fingerprint, numeric_versions
 from core.remembered import identity_of, remembered
-from core.store import Run, current_status, index_directory, read_run, run_names, stage_done, status_now
+from core.store import (
+    Run,
+    current_status,
+    index_directory,
+    read_run,
+    run_names,
+    stage_directory,
+    stage_done,
+    stage_file,
+    stage_json,
+    status_now,
+)
 from core.versions import version_notes
 from data.errors import BadInput, IntegrityError
+from data.files import read_manifest
 
-READ = ("run.json", "evaluation/manifest.json", "evaluation/metrics.json", "detector/manifest.json")
+HEADLINE = "headline.json"
+"""Beside the metrics, which are a thousand times as long: what a list of runs tells of them."""
+READ = ("run.json", "evaluation/manifest.json", "evaluation/metrics.json", "evaluation/headline.json")
 """What a row says depends on these files of a run, and on whether a run that is not finished is alive."""
 
 
@@ -49,13 +63,8 @@ def run_summary(run: Run) -> dict[str, Any]:
     summary = run_identity(run)
     if not summary["evaluated"]:
         return summary
-    if not stage_done(run, "detector"):
-        raise IntegrityError(
-            f"Run {run.run_id} is evaluated and its detector is gone: {run.directory / 'detector'}. "
-            f"Put it back, or fit it again: python cli.py fit --run-id {run.run_id} ..."
-        )
     try:
-        numbers = _headline(read_metrics(run))
+        numbers = _numbers(run)
     except (*_STRANGE, OSError) as problem:
         raise IntegrityError(
             f"The evaluation of run {run.run_id} cannot be read: it was damaged or edited ({problem!r}). "
@@ -229,7 +238,17 @@ def layer_table(metrics: Mapping[str, Any], space: str = "working") -> list[dict
     return rows
 
 
-def _headline(metrics: Mapping[str, Any]) -> dict[str, Any]:
+def _numbers(run: Run) -> dict[str, Any]:
+    """`headline_of` the evaluation, from its own small file; what it was taken from must be whole too."""
+    if HEADLINE not in read_manifest(stage_directory(run, "evaluation"))["files"]:
+        return headline_of(read_metrics(run))
+    stage_file(run, "evaluation", "metrics.json")
+    numbers: dict[str, Any] = stage_json(run, "evaluation", HEADLINE)
+    return numbers
+
+
+def headline_of(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """What lists and tables tell of an evaluation: the figures of its headline layer set in native space."""
     figures = metrics["sets"][metrics["headline"]]["native"]
     return {
         "space": metrics["space"],

@@ -29,7 +29,7 @@ NEVER = {
 }
 ORDER: list[str] = """
 types door distributed randomness memory_plan shrinkage recipes progress provenance journal lock record_shape remembered
-store sharing versions evaluated
+store sharing versions evaluated summary
 bootstrap curves calibration decision lesions metrics distributions verdict_advice verdict
 view_settings views contrastive disk_plan training simclr_settings
 simclr.settings simclr.scans simclr.parts simclr.banks simclr.whole simclr.ccd simclr.blobs simclr.dense
@@ -45,7 +45,7 @@ experiment content run_scores subject_level
 diagnosis diagnosis.cases diagnosis.reference diagnosis.shapley diagnosis.categories diagnosis.error_map
 visibility visibility.settings visibility.changes visibility.measure visibility.intensity visibility.trained
 visibility.words visibility.runs
-packed evaluation gating summary export
+packed evaluation gating export
 two_level pooled_counts pretraining_table pretraining_comparison
 diagnosis.placement diagnosis.ceiling diagnosis.lesion_table diagnosis.ladder diagnosis.likelihood
 diagnosis.variants diagnosis.paired diagnosis.bench diagnosis.whatif_maps diagnosis.whatif_scans diagnosis.whatif_fits

@@ -311,7 +311,6 @@ def damages(run: Path) -> dict[str, Callable[[], object]]:
         "metrics not UTF-8": lambda: (evaluation / "metrics.json").write_bytes(b"\xff\xfe"),
         "metrics gone": lambda: (evaluation / "metrics.json").unlink(),
         "metrics NaN": lambda: edit(evaluation / "metrics.json", not_a_number),
-        "detector gone": lambda: shutil.rmtree(run / "detector"),
         **{name: lambda change=change: edit(record, change) for name, change in EDITS.items()},
     }
 
@@ -343,8 +342,22 @@ def test_a_damaged_run_is_listed_with_its_problem_and_hides_no_other(
         open_run(own_study.runs, "tiny-encoder", "detector")
 
 
+def test_a_run_whose_detector_was_deleted_for_its_size_keeps_its_numbers(
+    own_study: TinyStudy, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(own_study.runs / "tiny" / "detector")
+    assert cli.main(["runs", "--runs", str(own_study.runs), "--json"]) == 0
+    rows = {row["run_id"]: row for row in json.loads(capsys.readouterr().out)}
+    assert rows["tiny"]["dice"]["healthy"]["mean"] is not None
+    assert cli.main(["diagnose", "tiny", "--runs", str(own_study.runs)]) == 2
+    assert "not fitted" in capsys.readouterr().err
+    app = opened(monkeypatch, "slices", own_study.runs, run="tiny")
+    assert not app.exception
+    assert "not fitted" in " ".join(str(error.value) for error in app.error)
+
+
 @pytest.mark.parametrize("name", PAGES)
-@pytest.mark.parametrize("damage", ["not UTF-8", "cohort a list", "metrics cut", "detector gone"])
+@pytest.mark.parametrize("damage", ["not UTF-8", "cohort a list", "metrics cut"])
 def test_a_page_shows_the_other_runs_and_names_the_damaged_one(
     own_study: TinyStudy, damage: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
