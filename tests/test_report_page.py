@@ -56,3 +56,16 @@ def test_without_an_evaluation_the_page_says_so(own_study: TinyStudy, monkeypatc
     assert "evaluate tiny" in app.info[0].value
     empty = opened(own_study.root / "nothing", monkeypatch)
     assert "python cli.py demo" in empty.info[0].value
+
+
+def test_a_document_to_share_names_no_subject_and_its_command_says_so(
+    own_study: TinyStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = opened(own_study.runs, monkeypatch, "tiny-intensity")
+    assert "test01" in app.get("iframe")[0].proto.srcdoc
+    app.toggle(key="share").set_value(True).run()
+    assert not app.exception
+    shown = app.get("iframe")[0].proto.srcdoc
+    assert shown == framed(report_html(open_run(own_study.runs, "tiny-intensity"), None, share=True))
+    assert "test01" not in shown
+    assert app.code[0].value.endswith(" --share")
