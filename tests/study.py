@@ -5,12 +5,14 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
 import cli
 from data.cohort import Subject
+from data.files import SEAL, content_digest, write_sealed_json
 from data.nifti import write_nifti
 from data.preprocessing import Preprocessing
 from data.table import write_table
@@ -107,6 +109,18 @@ def write_scans(table: Path) -> Path:
         )
     write_table(table, subjects)
     return table
+
+
+def write_record(path: Path, record: dict[str, Any]) -> None:
+    """Write a changed run.json as the program would: subjects and roles follow the split, and the digest is right."""
+    role_of = {i: role for role, ids in record["split"].items() for i in ids}
+    cohort = record["cohort"]
+    subjects = [
+        {**s, "role": role_of[s["subject_id"]]} for s in cohort.get("subjects", []) if s["subject_id"] in role_of
+    ]
+    fingerprint = content_digest({s["subject_id"]: s["key"] for s in subjects})
+    changed = {**cohort, "subjects": subjects, "fingerprint": fingerprint} if "subjects" in cohort else cohort
+    write_sealed_json(path, {key: value for key, value in record.items() if key != SEAL} | {"cohort": changed})
 
 
 def small_volumes(n: int, seed: int = 0, shape: tuple[int, int, int] = (16, 24, 16)) -> list[Volume]:

@@ -20,7 +20,7 @@ from core.store import open_run
 from core.summary import cohort_title, run_summary
 from data.errors import IntegrityError
 from pages._view import opening_subject
-from tests.study import TinyStudy
+from tests.study import TinyStudy, write_record
 
 ROOT = Path(__file__).parents[1]
 PAGES = ("overview", "slices", "layers", "distributions", "diagnosis", "training", "data", "report")
@@ -154,7 +154,7 @@ def test_a_run_that_ends_is_seen_without_a_restart(opened: Opener, own_study: Ti
     shutil.rmtree(own_study.runs / "tiny" / "evaluation")
     record = own_study.runs / "tiny" / "run.json"
     finished = record.read_text()
-    record.write_text(finished.replace('"status": "finished"', '"status": "failed"'))
+    write_record(record, json.loads(finished) | {"status": "failed"})
     app = opened("overview", own_study.runs)
     unfinished = app.dataframe[1].value.set_index("id")
     assert unfinished.loc["tiny", "status"] == "failed"
@@ -186,7 +186,7 @@ def test_runs_of_one_name_stay_apart_in_the_chart(
     opened: Opener, own_study: TinyStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record = own_study.runs / "tiny" / "run.json"
-    record.write_text(json.dumps(json.loads(record.read_text()) | {"name": "intensity-bright"}))
+    write_record(record, json.loads(record.read_text()) | {"name": "intensity-bright"})
     drawn: list[list[str]] = []
     dots = figures.protocol_dots
     monkeypatch.setattr(
@@ -370,7 +370,7 @@ def test_a_choice_that_the_sidebar_would_cut_is_told_in_full_below_it(opened: Op
     assert "gaussian · tiny" not in [caption.value for caption in app.sidebar.caption]
     record = own_study.runs / "tiny" / "run.json"
     name = "a Gaussian over every layer of the encoder"
-    record.write_text(json.dumps(json.loads(record.read_text()) | {"name": name}))
+    write_record(record, json.loads(record.read_text()) | {"name": name})
     app = opened("slices", own_study.runs, run="tiny")
     assert f"{name} · tiny" in [caption.value for caption in app.sidebar.caption]
 

@@ -31,12 +31,13 @@ from core.run_scores import open_scores
 from core.scoring import masked_score_map
 from core.store import open_run
 from data.errors import BadInput
-from data.files import read_json, write_json
+from data.files import read_json
 from data.volume import Grid, Volume
 
 QUIET = Progress(False, io.StringIO())
 RUNS = ("tiny", "tiny-intensity")
 CUBE = np.ones((3, 3, 3), dtype=int)
+from tests.study import write_record
 
 
 @pytest.fixture(scope="module")
@@ -292,7 +293,7 @@ def test_without_labelled_validation_nothing_is_chosen_and_it_says_what_is_missi
     record = own_study.runs / "tiny-intensity" / "run.json"
     changed = read_json(record)
     changed["split"]["validation"] = []
-    write_json(record, changed)
+    write_record(record, changed)
     result = run_post_processing(open_run(own_study.runs, "tiny-intensity"), QUIET, workers=1)
     assert result["best_on_validation"] is None
     assert set(result["best_on_test"]) == set(result["shipped"]) == {"healthy"}
@@ -306,7 +307,7 @@ def test_without_a_test_lesion_there_are_choices_but_no_test_figures(own_study, 
     dropped = {"test01", "test02", "test03", *(() if validation else ("validation01", "validation02"))}
     run = open_run(own_study.runs, "tiny-intensity")
     split = {role: [i for i in ids if i not in dropped] for role, ids in run.record["split"].items()}
-    write_json(run.directory / "run.json", run.record | {"split": split})
+    write_record(run.directory / "run.json", run.record | {"split": split})
     run = open_run(own_study.runs, "tiny-intensity")
     evaluate_run(run, QUIET, workers=1)
     result = run_post_processing(run, QUIET, workers=1)
@@ -376,7 +377,7 @@ def test_a_detector_that_filters_by_itself_has_no_field_for_more(own_study) -> N
     record = own_study.runs / "tiny-intensity" / "run.json"
     changed = read_json(record)
     changed["recipe"]["smoothing_mm"] = 1.0
-    write_json(record, changed)
+    write_record(record, changed)
     found = recipe_changes(open_run(own_study.runs, "tiny-intensity"), PostProcessing(2.0))
     assert (found["fields"], found["without_field"]) == ({}, {"smoothing_mm": 2.0})
 

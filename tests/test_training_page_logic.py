@@ -51,6 +51,7 @@ SETTINGS = SimclrSettings(
     lr=2e-4,
 )
 SPLIT = {"train": ["a", "b", "c", "d"], "calibration": ["e"], "validation": [], "test": ["f"]}
+from tests.study import write_record
 
 
 def an_encoder(
@@ -482,7 +483,7 @@ def test_what_the_form_does_not_ask_is_that_of_the_run_and_its_seed_is_the_encod
     run = an_encoder(tmp_path)
     recipe = run.record["recipe"] | {"weight_decay": 0.03, "schedule": "constant", "warmup_steps": 7}
     recipe["encoder"] = recipe["encoder"] | {"strides": [2, 2, 1, 1, 1]}
-    (run.directory / "run.json").write_text(json.dumps(run.record | {"recipe": recipe}))
+    write_record(run.directory / "run.json", run.record | {"recipe": recipe})
     words: list[list[str]] = []
     monkeypatch.setattr("pages._monitor.start_once", lambda runs, argv: words.append(list(argv)))
     page = open_page(tmp_path, monkeypatch)
