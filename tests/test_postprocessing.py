@@ -33,11 +33,11 @@ from core.store import open_run
 from data.errors import BadInput
 from data.files import read_json
 from data.volume import Grid, Volume
+from tests.study import write_record
 
 QUIET = Progress(False, io.StringIO())
 RUNS = ("tiny", "tiny-intensity")
 CUBE = np.ones((3, 3, 3), dtype=int)
-from tests.study import write_record
 
 
 @pytest.fixture(scope="module")

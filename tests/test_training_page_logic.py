@@ -41,6 +41,7 @@ from data.preprocessing import Preprocessing
 from models.encoder import EncoderSettings, make_encoder
 from pages._negatives import KINDS, layers_of
 from pages._pretrain import ARCHITECTURES, VIEW_WORDS
+from tests.study import write_record
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = SimclrSettings(
@@ -51,7 +52,6 @@ SETTINGS = SimclrSettings(
     lr=2e-4,
 )
 SPLIT = {"train": ["a", "b", "c", "d"], "calibration": ["e"], "validation": [], "test": ["f"]}
-from tests.study import write_record
 
 
 def an_encoder(
