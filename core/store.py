@@ -389,7 +389,10 @@ def stage_beside(run: Run, name: str) -> Iterator[Path]:
     """
     target = stage_directory(run, name)
     with _turn(run.directory / TURN):
-        clear_litter(target.parent)
+        if target.parent == run.directory:  # where the writer commits, perhaps from another machine
+            clear_litter(target.parent)
+        else:
+            remove_unfinished(target.parent)
         with committed_directory(target, within=run.directory, about=about_stage(run, name)) as scratch:
             yield scratch
 
