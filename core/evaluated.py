@@ -26,22 +26,29 @@ def read_levels(run: Run) -> dict[str, list[float]]:
 
 
 def looks_at_test(run: Run) -> int:
-    """How often this run has looked at its test set: evaluations that differ, not how often one was repeated.
+    """How often this run has looked at its test set.
 
-    The committed evaluation counts even when its process was killed before the journal could say so. Evaluations of
-    versions that wrote down no name count one each.
+    An evaluation whose process was killed after its commit counts once with its repetition, and by itself when another
+    one follows; the committed evaluation counts even when the journal could not say so.
     """
     told = looks_told(run)
     present = evaluation_name(run)
-    only_unnamed = bool(told) and not any(told)
-    if present is not None and not only_unnamed:
-        told = [*told, present]
-    return len(set(filter(None, told))) + told.count("")
+    if present is not None and told and told[-1][0] not in ("", present):
+        told = [*told, (present, True)]
+    if present is not None and not told:
+        told = [(present, True)]
+    following = [name for name, _ in told[1:]] + [None]
+    repeated = sum(not returned and name == after for (name, returned), after in zip(told, following, strict=True))
+    return len(told) - repeated
 
 
-def looks_told(run: Run) -> list[str]:
-    """The evaluations in the journal by name; empty for those of versions that wrote none."""
-    return [str(event.get("evaluation") or "") for event in read_events(run) if event.get("kind") == EVALUATED]
+def looks_told(run: Run) -> list[tuple[str, bool]]:
+    """The evaluations in the journal: name (empty for those of versions that wrote none), and whether it returned."""
+    return [
+        (str(event.get("evaluation") or ""), event.get("returned") is not False)
+        for event in read_events(run)
+        if event.get("kind") == EVALUATED
+    ]
 
 
 def evaluation_name(run: Run) -> str | None:

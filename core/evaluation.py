@@ -69,8 +69,7 @@ def evaluate_run(
     began = time.perf_counter()
     reset_peak_memory()
     with lock(run) as run:
-        if not (told := looks_told(run)) or any(told):
-            _note_look(run)  # a predecessor may have been killed before it could
+        _note_killed_look(run)
         working = _many(run, scores.layer_sets, "working", quantile, fp_ml_per_scan, workers, progress)
         headline, rule = _headline(scores, working)
         quoted = _quoted(scores, headline)
@@ -95,8 +94,8 @@ def evaluate_run(
             _write(scratch / "metrics.json", metrics)
             _write(scratch / HEADLINE, headline_of(metrics))
         _forget_packed(run.directory)
-        _note_look(run)
         record_duration(run, "evaluation", began)
+        _note_look(run)  # last: whoever is killed before this has shown nothing, and its repetition is the same look
     return metrics
 
 
@@ -260,11 +259,18 @@ def _lesion_figures(scores: RunScores, layers: LayerSet, figures: Mapping[str, A
     return result
 
 
-def _note_look(run: Run) -> None:
-    """Write the committed evaluation into the journal, once; it is named by its content."""
-    name, told = evaluation_name(run), looks_told(run)
-    if name is not None and name not in told:
-        append_event(run, EVALUATED, {"test_subjects": len(run.record["split"]["test"]), "evaluation": name})
+def _note_killed_look(run: Run) -> None:
+    """What is committed and not in the journal was committed by a process that was killed before it could say so."""
+    name, told = evaluation_name(run), [name for name, _ in looks_told(run)]
+    if name is not None and name not in told and (any(told) or not told):
+        _note_look(run, returned=False)
+
+
+def _note_look(run: Run, *, returned: bool = True) -> None:
+    """Write the committed evaluation into the journal, named by its content."""
+    count = len(run.record["split"]["test"])
+    told = {"test_subjects": count, "evaluation": evaluation_name(run), "returned": returned}
+    append_event(run, EVALUATED, told)
 
 
 def _require_scores(scores: RunScores) -> None:

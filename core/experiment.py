@@ -205,7 +205,7 @@ def pretrain(
                 seen = max(step, seen)
 
             about = about_stage(run, "encoder")
-            pretrain_encoder(_training_volumes(run, study), settings, run.directory, monitor, about=about)
+            pretrain_encoder(_training_volumes(run, study), settings, run.directory, monitor, about)
         record_duration(run, "encoder", began)
     return run
 

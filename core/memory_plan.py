@@ -39,6 +39,8 @@ class GaussianSettings:
         _check_choice("covariance", self.covariance, ("full", "diagonal", "shared"))
         _check_choice("shrinkage", self.shrinkage, ("ridge", "ledoit_wolf", "oas"))
         _check_choice("accumulate", self.accumulate, ("float64", "float32"))
+        if not self.ridge > 0:
+            raise BadInput(f"ridge is {self.ridge}. Allowed is a positive number; PaDiM uses 0.01.")
         refuse_out_of_range(self)
         if self.covariance != "full" and self.shrinkage != "ridge":
             raise BadInput(

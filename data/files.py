@@ -100,7 +100,7 @@ def committed_directory(
         faultpoint("commit.before_manifest")
         _write_manifest(scratch, about or {})
         faultpoint("commit.after_manifest")
-        _refuse_foreign(target, in_our_tree=within is not None)
+        _refuse_foreign(target, in_our_tree=within is not None, scratch=scratch)
         _check_fences(target)
         _swap(scratch, target)
     except OSError as error:
@@ -414,22 +414,24 @@ def _again(directory: Path, manifest: Mapping[str, Any]) -> str:
     return f"Delete {directory} and {again}; it is computed anew."
 
 
-def _refuse_foreign(target: Path, in_our_tree: bool) -> None:
+def _refuse_foreign(target: Path, in_our_tree: bool, scratch: Path | None = None) -> None:
     """BadInput when a commit would replace what is not a commit of ours, or would take other files with it.
 
-    In a tree of ours a manifest that is damaged still marks a commit; elsewhere it may be anybody's.
+    In a tree of ours a manifest that is damaged still marks a commit (elsewhere it may be anybody's), and one that was
+    deleted takes nothing along when each file there is one that `scratch` brings anew.
     """
     if not target.exists():
         return
     if not target.is_dir():
         raise BadInput(f"{target} is a file. Nothing was written. Give the name of a new directory.")
-    there = [p.relative_to(target).as_posix() for p in target.rglob("*") if p.is_file()]
-    there = [name for name in there if not _ANYONES.fullmatch(PurePosixPath(name).name)]
+    there = [name for name in _names_in(target) if not _ANYONES.fullmatch(PurePosixPath(name).name)]
     if not there:
         return
     ours = _files_of_commit(target)
-    if ours is None and in_our_tree and is_committed(target):
-        return
+    if ours is None and in_our_tree:
+        if is_committed(target) or scratch is None:
+            return
+        ours = set(_names_in(scratch))
     strange = sorted(set(there) - (ours or set()))
     if strange:
         raise BadInput(
@@ -437,6 +439,10 @@ def _refuse_foreign(target: Path, in_our_tree: bool) -> None:
             f"{' and more' if len(strange) > 3 else ''}. Nothing was written. Move these files elsewhere, or delete "
             f"{target} if nothing in it is needed."
         )
+
+
+def _names_in(directory: Path) -> list[str]:
+    return [p.relative_to(directory).as_posix() for p in directory.rglob("*") if p.is_file()]
 
 
 def _files_of_commit(target: Path) -> set[str] | None:

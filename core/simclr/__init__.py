@@ -58,7 +58,6 @@ def pretrain_encoder(
     settings: SimclrSettings,
     directory: Path,
     monitor: Monitor = silent,
-    *,
     about: Mapping[str, Any] | None = None,
 ) -> Path:
     """Train an encoder on healthy volumes; the path of the saved encoder, `directory`/encoder.
@@ -127,8 +126,8 @@ def _drawn_by(directory: Path) -> dict[str, str]:
 
 def check_settings(settings: SimclrSettings, subjects: int | None = None) -> None:
     """BadInput for what can be refused before a scan is read: ranges, the layer, the batch against `subjects`."""
-    refuse_out_of_range(settings)
     check_negatives(settings.negatives, settings.batch)
+    refuse_out_of_range(settings)
     check_optimisation(optimisation(settings))
     try:
         encoder = make_encoder(settings.encoder)
