@@ -1,8 +1,9 @@
 """A whole study in miniature, built through the command line: scans on disk, an encoder, detectors, an evaluation."""
 
 import dataclasses
+import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from scipy.ndimage import gaussian_filter
 
 import cli
 from data.cohort import Subject
-from data.files import SEAL, content_digest, write_sealed_json
+from data.files import MANIFEST, SCHEMA, SEAL, content_digest, read_manifest, sealed, sha256_file, write_sealed_json
 from data.nifti import write_nifti
 from data.preprocessing import Preprocessing
 from data.table import write_table
@@ -121,6 +122,18 @@ def write_record(path: Path, record: dict[str, Any]) -> None:
     fingerprint = content_digest({s["subject_id"]: s["key"] for s in subjects})
     changed = {**cohort, "subjects": subjects, "fingerprint": fingerprint} if "subjects" in cohort else cohort
     write_sealed_json(path, {key: value for key, value in record.items() if key != SEAL} | {"cohort": changed})
+
+
+def recommit(directory: Path, files: Mapping[str, bytes | str] | None = None, **about: Any) -> None:
+    """Change files of a committed directory, and what its manifest says of itself, as another commit would."""
+    before = read_manifest(directory)
+    for name, content in (files or {}).items():
+        data = content.encode() if isinstance(content, str) else content
+        (directory / name).unlink()  # it may be another result's too, by a second link
+        (directory / name).write_bytes(data)
+    digests = {name: sha256_file(directory / name) for name in before["files"]}
+    content = sealed({"schema": SCHEMA, "about": {**before["about"], **about}, "files": digests})
+    (directory / MANIFEST).write_text(json.dumps(content, indent=1, sort_keys=True))
 
 
 def small_volumes(n: int, seed: int = 0, shape: tuple[int, int, int] = (16, 24, 16)) -> list[Volume]:

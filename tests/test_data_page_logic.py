@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,12 +21,13 @@ from core.detectors import make
 from core.experiment import cache_directory, prepared_of
 from core.progress import open_progress
 from core.recipes import as_json
-from core.store import Run, open_run, update_run
+from core.store import Run, open_run
 from core.thumbnails import ENLARGE, LESION_RGB, centre_of, data_uri, montage, outlined
 from data.layout import read_cohort
 from data.preprocessing import Prepared, Preprocessing
 from data.reading import check_cohort
 from data.volume import Grid, Mask, Volume
+from tests.study import recommit
 
 ROOT = Path(__file__).resolve().parents[1]
 N = 16
@@ -129,10 +131,14 @@ def test_splits_subjects_and_leakage_of_a_run(study: Run) -> None:
 
 def test_the_same_voxels_under_two_ids_are_named_and_a_lost_scan_is_not_called_compared(study: Run) -> None:
     subjects = [dict(s) for s in study.record["cohort"]["subjects"]]
-    subjects[4]["key"] = subjects[0]["key"]
-    subjects[1]["key"] = "gone"
+    cache = cache_directory(study.directory.parent)
+    subjects[4]["key"], subjects[1]["key"] = "f" * 32, "gone"
+    twin = cache / ("f" * 32)
+    shutil.copytree(cache / subjects[0]["key"], twin)
+    recommit(twin, {"record.json": (twin / "record.json").read_text().replace('"s1"', '"s5"')})
     leaking = SimpleNamespace(record={"cohort": {"subjects": subjects}})
-    found = leakage(leaking, cache_directory(study.directory.parent))  # type: ignore[arg-type]
+    found = leakage(leaking, cache)  # type: ignore[arg-type]
+    shutil.rmtree(twin)
     assert found.pairs == (("s1", "train", "s5", "test"),)
     assert (found.compared, found.missing) == (4, ("s2",))
 
@@ -157,15 +163,14 @@ def test_choosing_a_split_shows_its_subjects_only(study: Run, monkeypatch: pytes
 
 
 def test_a_scan_that_left_the_cache_is_said_and_hides_no_other(study: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    cohort = json.loads(json.dumps(study.record["cohort"]))
-    cohort["subjects"][1]["key"] = "gone"
-    changed = update_run(open_run(study.directory.parent, study.run_id), cohort=cohort)
+    entry = cache_directory(study.directory.parent) / study.record["cohort"]["subjects"][1]["key"]
+    elsewhere = entry.rename(entry.with_name("elsewhere"))
     try:
         page = open_page(study.directory.parent, monkeypatch)
         assert len(page.get("image")) == 4
         assert any("no longer in the cache" in box.value for box in page.warning)
     finally:
-        update_run(changed, cohort=study.record["cohort"])
+        elsewhere.rename(entry)
 
 
 def test_without_runs_the_page_says_the_command_that_makes_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,12 +50,12 @@ from core.progress import Progress
 from core.run_scores import open_scores
 from core.store import Run, open_run
 from core.types import ScoreMap
-from data.errors import BadInput, EnvironmentProblem
-from data.files import read_json, write_json
+from data.errors import BadInput, EnvironmentProblem, IntegrityError
+from data.files import read_json
 from data.table import read_table, write_table
 from data.template import working_template
 from data.volume import Grid, Mask, Volume
-from tests.study import ILL, PREPROCESSING, TinyStudy, small_volumes
+from tests.study import ILL, PREPROCESSING, TinyStudy, recommit, small_volumes
 
 SIGMA = 0.02
 TINY: dict[str, Any] = {"diameters_mm": (8, 16), "contrasts_sd": (-4, 4), "per_cell": 2}
@@ -364,8 +364,7 @@ def test_limits_of_another_threshold_rule_or_detector_are_not_shown(own_study: T
     anew = run_detection_limits(run, quiet(), **TINY)
     assert "at most 1 mL" in anew["levels"][0]["title"]
     assert stored_detection_limits(run, "intensity") == anew
-    manifest = run.directory / "detector" / "manifest.json"
-    write_json(manifest, read_json(manifest) | {"files": {"state.safetensors": "another"}})
+    recommit(run.directory / "detector", {"detector.json": "{}"})
     assert stored_detection_limits(run, "intensity") is None
 
 
@@ -373,8 +372,12 @@ def test_damaged_limits_are_not_shown(own_study: TinyStudy) -> None:
     run = open_run(own_study.runs, "tiny-intensity")
     run_detection_limits(run, quiet(), **TINY)
     path = run.directory / detection_limits.DIRECTORY / "intensity" / "result.json"
-    path.write_text(path.read_text().replace('"n_scans"', '"n_scanz"'))
-    assert stored_detection_limits(run, "intensity") is None
+    found = path.read_text()
+    path.write_text(found.replace('"n_scans"', '"n_scanz"'))
+    with pytest.raises(IntegrityError, match=r"result\.json is damaged"):
+        stored_detection_limits(run, "intensity")
+    run_detection_limits(run, quiet(), **TINY)
+    assert path.read_text() == found
 
 
 def test_limits_in_text_name_contrast_reason_and_number() -> None:

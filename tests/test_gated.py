@@ -29,7 +29,7 @@ from data.errors import BadInput
 from data.files import verify_directory
 from data.volume import Volume
 from models.encoder import EncoderSettings
-from tests.study import TinyStudy, small_volumes, with_lesion
+from tests.study import TinyStudy, recommit, small_volumes, with_lesion, write_record
 
 LAYERS = ("stage1", "stage2")
 
@@ -243,15 +243,17 @@ def test_runs_of_other_scans_unknown_layers_and_gated_gates_are_refused(
     for path in (p for p in source.rglob("*") if p.is_file()):
         (other / path.relative_to(source)).parent.mkdir(parents=True, exist_ok=True)
         (other / path.relative_to(source)).write_bytes(path.read_bytes())
+    record = json.loads((source / "run.json").read_text())
+    subjects, split = record["cohort"]["subjects"], record["split"]
     for field, change, told in (
-        ("cohort", {"fingerprint": "0"}, "cohort"),
-        ("split", {"validation": []}, "split"),
+        ("cohort", {"subjects": [{**subjects[0], "key": "0" * 32}, *subjects[1:]]}, "cohort"),
+        ("split", {"validation": [], "test": [*split["validation"], *split["test"]]}, "split"),
         ("preprocessing", {"spacing_mm": 3.0}, "preprocessing"),
     ):
         record = json.loads((source / "run.json").read_text())
         record["run_id"] = "tiny-other"
         record[field] |= change
-        (other / "run.json").write_text(json.dumps(record))
+        write_record(other / "run.json", record)
         capsys.readouterr()
         assert cli.main(gate_words(made.study, run_id="x", second="tiny-other")) == 2
         assert f"differ in {told}" in capsys.readouterr().err
@@ -267,11 +269,11 @@ def test_without_labelled_validation_the_gate_is_cut_at_its_healthy_threshold(ma
     metrics = json.loads(before)
     for one in metrics["sets"].values():
         one["working"]["protocols"].pop("validation")
-    path.write_text(json.dumps(metrics))
+    recommit(path.parent, {path.name: json.dumps(metrics)})
     try:
         assert cli.main(gate_words(made.study, run_id="tiny-healthy-gate")) == 0
     finally:
-        path.write_text(before)
+        recommit(path.parent, {path.name: before})
     recipe = open_run(made.study.runs, "tiny-healthy-gate").record["recipe"]
     protocols = metrics["sets"][metrics["headline"]]["working"]["protocols"]
     assert recipe["threshold_from"] == "healthy"

@@ -20,7 +20,7 @@ from core.store import open_run
 from core.summary import cohort_title, run_summary
 from data.errors import IntegrityError
 from pages._view import opening_subject
-from tests.study import TinyStudy, write_record
+from tests.study import TinyStudy, recommit, write_record
 
 ROOT = Path(__file__).parents[1]
 PAGES = ("overview", "slices", "layers", "distributions", "diagnosis", "training", "data", "report")
@@ -376,8 +376,15 @@ def test_a_choice_that_the_sidebar_would_cut_is_told_in_full_below_it(opened: Op
 
 
 def test_a_subject_named_like_markup_is_shown_as_text(opened: Opener, own_study: TinyStudy) -> None:
-    for path in (own_study.runs / "tiny").rglob("*.json"):
-        path.write_text(path.read_text().replace("test02", json.dumps(MARKUP)[1:-1]))
+    named = json.dumps(MARKUP)[1:-1]
+    record = own_study.runs / "tiny" / "run.json"
+    write_record(record, json.loads(record.read_text().replace("test02", named)))
+    evaluation = own_study.runs / "tiny" / "evaluation"
+    recommit(evaluation, {"metrics.json": (evaluation / "metrics.json").read_text().replace("test02", named)})
+    key = next(s["key"] for s in json.loads(record.read_text())["cohort"]["subjects"] if s["subject_id"] == MARKUP)
+    entry = own_study.runs / ".cache" / "prepared" / key
+    prepared = json.loads((entry / "record.json").read_text().replace("test02", named))
+    recommit(entry, {"record.json": json.dumps({k: v for k, v in prepared.items() if k != "made_from"})})
     app = opened("data", own_study.runs, run="tiny")
     assert not app.exception
     assert any(MARKUP in table.value["subject"].tolist() for table in app.dataframe if "subject" in table.value)

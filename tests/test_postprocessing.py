@@ -30,10 +30,10 @@ from core.progress import Progress
 from core.run_scores import open_scores
 from core.scoring import masked_score_map
 from core.store import open_run
-from data.errors import BadInput
+from data.errors import BadInput, IntegrityError
 from data.files import read_json
 from data.volume import Grid, Volume
-from tests.study import write_record
+from tests.study import recommit, write_record
 
 QUIET = Progress(False, io.StringIO())
 RUNS = ("tiny", "tiny-intensity")
@@ -267,7 +267,7 @@ def test_a_result_is_made_once_and_forgotten_when_the_evaluation_changes(explore
     assert stored_post_processing(run, "input" if name != "input" else "stage1") is None
     manifest = run.directory / "evaluation" / "manifest.json"
     text = manifest.read_text()
-    manifest.write_text(text + "\n")
+    recommit(manifest.parent, evaluated="anew")
     assert stored_post_processing(run, name) is None
     manifest.write_text(text)
     with monkeypatch.context() as newer:
@@ -276,7 +276,8 @@ def test_a_result_is_made_once_and_forgotten_when_the_evaluation_changes(explore
     result = run.directory / "post-processing" / name / "result.json"
     text = result.read_text()
     result.write_text(text.replace("0", "1", 1))
-    assert stored_post_processing(run, name) is None
+    with pytest.raises(IntegrityError, match=r"result\.json is damaged"):
+        stored_post_processing(run, name)
     result.write_text(text)
 
 

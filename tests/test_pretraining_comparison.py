@@ -27,6 +27,7 @@ from core.summary import leading
 from core.training import read_events
 from core.two_level import Figure, Resamples, number_text, over_seeds, paired_over_seeds, said, span_text
 from data.errors import BadInput, IntegrityError
+from pages._text import prose
 from tests.study import PREPROCESSING, SCAN_FLAGS, SIMCLR_FLAGS, TinyStudy
 
 VARIANTS, VIEWS, SEEDS = ("in-batch", "queue"), ("geometric",), ("0", "1")
@@ -460,7 +461,7 @@ def test_the_section_of_the_page_shows_verdict_table_and_what_the_numbers_mean(
     monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])  # AppTest replaces it, and workers import it
     page = AppTest.from_function(section, default_timeout=30).run()
     assert not page.exception
-    assert found["verdict"]["text"] in [*(i.value for i in page.info), *(s.value for s in page.success)]
+    assert prose(found["verdict"]["text"]) in [*(i.value for i in page.info), *(s.value for s in page.success)]
     table = page.dataframe[0].value
     assert list(table["encoder"]) == [row["title"] for row in (*found["rows"], *found["controls"])]
     mean = found["rows"][0]["choices"]["headline"]["figures"]["validation"]["mean"]

@@ -33,13 +33,14 @@ from core.report_parts.markup import Html, tag
 from core.report_parts.pictures import LESION_RGB, SEGMENTATION_RGB, case_pictures, centre_of_interest, score_colours
 from core.report_parts.style import STYLE
 from core.report_parts.words import interval, number, percent, signed
-from core.store import Run, open_run, update_run
+from core.store import Run, open_run, stage_name
 from data.errors import BadInput, EnvironmentProblem
+from data.names import folder_name
 from data.preprocessing import Prepared
 from data.volume import Grid, Mask, Volume
 from tests.browser import FLAGS, find_chromium
 from tests.diagnosis_example import example
-from tests.study import TinyStudy
+from tests.study import TinyStudy, recommit, write_record
 
 MARKUP = '"><img src=x onerror=alert(1)>'
 NAME = 'it\'s "Größe" <b>脳</b> & co'
@@ -87,9 +88,17 @@ def document(run: Run) -> str:
 def poisoned(own_study: TinyStudy) -> Run:
     """A run whose name, subjects, site, cohort and layer notes try to be markup."""
     directory = own_study.runs / "tiny"
-    (directory / "scores" / "test01").rename(directory / "scores" / MARKUP)
-    for path in (directory / "run.json", directory / "evaluation" / "metrics.json"):
-        path.write_text(path.read_text().replace('"test01"', json.dumps(MARKUP)))
+    scores = directory / "scores"
+    (scores / "test01").rename(scores / folder_name(MARKUP))
+    recommit(scores / folder_name(MARKUP), stage=stage_name("scores", MARKUP))
+    record, metrics = directory / "run.json", directory / "evaluation" / "metrics.json"
+    changed = json.loads(record.read_text().replace('"test01"', json.dumps(MARKUP)))
+    write_record(record, changed)
+    recommit(metrics.parent, {metrics.name: metrics.read_text().replace('"test01"', json.dumps(MARKUP))})
+    key = next(s["key"] for s in changed["cohort"]["subjects"] if s["subject_id"] == MARKUP)
+    entry = own_study.runs / ".cache" / "prepared" / key
+    prepared = json.loads((entry / "record.json").read_text()) | {"subject_id": MARKUP}
+    recommit(entry, {"record.json": json.dumps({k: v for k, v in prepared.items() if k != "made_from"})})
     run = open_run(own_study.runs, "tiny")
     cohort = run.record["cohort"] | {
         "name": MARKUP,
@@ -199,7 +208,7 @@ def test_with_a_diagnosis_every_part_of_it_is_told(run: Run, document: str) -> N
 
 def test_a_run_with_healthy_test_scans_only_has_a_report(own_study: TinyStudy) -> None:
     run = open_run(own_study.runs, "tiny")
-    update_run(run, split=run.record["split"] | {"test": ["test04"]})
+    write_record(run.directory / "run.json", run.record | {"split": run.record["split"] | {"test": ["test04"]}})
     assert cli.main(["evaluate", "tiny", "--runs", str(own_study.runs), "--workers", "1"]) == 0
     run = open_run(own_study.runs, "tiny")
     parts = Parts(report_html(run, None))

@@ -93,7 +93,7 @@ def test_work_that_goes_on_with_other_versions_loses_the_claim_of_equal_bits_for
     tmp_path: Path, pretend: Callable[..., None]
 ) -> None:
     run = create_run(tmp_path, kind="encoder", name="r", recipe={"kind": "SimCLR"})
-    assert "equal_bits" not in note_resumed(run, "training").record
+    assert note_resumed(run, "training").record["equal_bits"] == {"claimed": True, "reasons": []}
     pretend(torch="99.0")
     for _ in range(2):
         run = note_resumed(run, "training, at step 4,")

@@ -26,7 +26,7 @@ from core.metrics import SubjectScores, best_dice, dice_at
 from core.progress import Progress
 from core.randomness import stream
 from core.store import open_run
-from data.errors import BadInput, EnvironmentProblem
+from data.errors import BadInput, EnvironmentProblem, IntegrityError
 from data.volume import Grid, Volume
 from tests.planted import Planted
 from tests.study import ILL, small_volumes, with_lesion
@@ -613,7 +613,11 @@ def test_a_write_that_fails_or_a_damaged_result_is_made_good_by_the_same_call(ow
     assert not abandoned.exists()
     path = run.directory / "whatifs" / headline / "dont-care" / "result.json"
     path.write_text(path.read_text().replace("dont-care", "dont-worry"))
-    assert stored_what_ifs(run, headline) == []
+    with pytest.raises(IntegrityError, match=r"result\.json is damaged"):
+        stored_what_ifs(run, headline)
+    damaged: list[str] = []
+    assert stored_what_ifs(run, headline, damaged) == []
+    assert len(damaged) == 1
     assert run_what_if(run, "dont-care", _quiet())["variants"] == result["variants"]
     assert len(stored_what_ifs(run, headline)) == 1
 
