@@ -3,7 +3,7 @@
 import contextlib
 from typing import Any
 
-from core.store import Run, read_events, stage_directory, stage_done, stage_json
+from core.store import JOURNAL, Run, read_events, stage_directory, stage_done, stage_json
 from data.errors import BadInput
 from data.files import MANIFEST, sha256_file
 
@@ -29,8 +29,11 @@ def looks_at_test(run: Run) -> int:
     """How often this run has looked at its test set.
 
     An evaluation whose process was killed after its commit counts once with its repetition, and by itself when another
-    one follows; the committed evaluation counts even when the journal could not say so.
+    one follows; the committed evaluation counts even when the journal does not tell of it. 0 means that there is no
+    journal any more, so that nobody knows.
     """
+    if not (run.directory / JOURNAL).is_file():
+        return 0
     told = looks_told(run)
     present = evaluation_name(run)
     if present is not None and told and told[-1][0] not in ("", present):

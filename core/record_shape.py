@@ -63,14 +63,29 @@ def _wrong_cohort(cohort: Mapping[str, Any]) -> list[str]:
     if wrong or not cohort:
         return wrong
     for number, subject in enumerate(cohort.get("subjects", [])):
+        if _is_subject(subject):
+            continue
         if not isinstance(subject, dict):
             wrong.append(f"cohort.subjects[{number}]")
-        elif lacking := [key for key, kind in SUBJECT.items() if not isinstance(subject.get(key), kind)]:
+        else:
+            lacking = [key for key, kind in SUBJECT.items() if not isinstance(subject.get(key), kind)]
             wrong += [f"cohort.subjects[{number}].{key}" for key in lacking]
     wrong += [
         f"cohort.set_aside[{n}]" for n, one in enumerate(cohort.get("set_aside", [])) if not isinstance(one, dict)
     ]
     return wrong + ([] if _texts(cohort.get("notes", [])) else ["cohort.notes"])
+
+
+def _is_subject(value: Any) -> bool:
+    """Whether a subject is whole: asked for every subject of every run that is listed."""
+    try:
+        types = type(value["subject_id"]), type(value["key"]), type(value["role"]), type(value["healthy"])
+    except (KeyError, TypeError, IndexError):
+        return False
+    return types == _SUBJECT_TYPES
+
+
+_SUBJECT_TYPES = tuple(SUBJECT.values())
 
 
 def _wrong_kind(recipe: Mapping[str, Any]) -> list[str]:
@@ -95,7 +110,9 @@ def _wrong_leaves(record: Mapping[str, Any]) -> list[str]:
 
 def _is_plain(value: Any) -> bool:
     try:
-        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+        text = json.dumps(value, allow_nan=False)
+        if "\\ud" in text:  # a surrogate, alone or of a pair
+            json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
         return False
     return True

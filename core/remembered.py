@@ -20,8 +20,8 @@ TICK_NS = 20_000_000
 """Two changes within one tick of the file system's clock look alike: a file is read only when it is older than that."""
 WORTH_WRITING = 32
 """Values made anew before the index is written again."""
-_held: dict[Path, dict[str, tuple[str, Any]]] = {}
-_unsaved: dict[Path, int] = {}
+_held: dict[tuple[Path, str], dict[str, tuple[str, Any]]] = {}
+_unsaved: dict[tuple[Path, str], int] = {}
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,10 @@ def remembered(
     `make` gives a JSON value and whether it may be remembered. `maker` changes whenever `make` does. The values are
     shared and not to be changed.
     """
-    if index not in _held:
-        _held[index] = _read(index, maker)
-    known = _held[index]
+    place = index, maker
+    if place not in _held:
+        _held[place] = _read(index, maker)
+    known = _held[place]
     fresh: dict[str, tuple[str, Any]] = {}
     values: dict[str, Any] = {}
     for name, found in wanted.items():
@@ -70,11 +71,11 @@ def remembered(
         if keep:
             fresh[name] = (found.text, values[name])
     if fresh or known.keys() - wanted.keys():
-        _held[index] = {name: entry for name, entry in (known | fresh).items() if name in wanted}
-    _unsaved[index] = _unsaved.get(index, 0) + len(fresh)
-    if _unsaved[index] >= WORTH_WRITING:
-        _unsaved[index] = 0
-        _write(index, maker, _held[index])
+        _held[place] = {name: entry for name, entry in (known | fresh).items() if name in wanted}
+    _unsaved[place] = _unsaved.get(place, 0) + len(fresh)
+    if _unsaved[place] >= WORTH_WRITING:
+        _unsaved[place] = 0
+        _write(index, maker, _held[place])
     return values
 
 

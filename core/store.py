@@ -40,6 +40,7 @@ from data.files import (
     committed_file,
     content_digest,
     is_committed,
+    keeps_seal,
     load_committed_array,
     read_committed_json,
     read_json,
@@ -48,6 +49,7 @@ from data.files import (
     remove_unfinished,
     scratch_name,
     verify_directory,
+    without_seal,
     write_json,
     write_sealed_json,
 )
@@ -479,8 +481,12 @@ def stage_directory(run: Run, name: str) -> Path:
         or "\0" in name
     ):
         raise BadInput(f"{name!r} cannot name a stage. Use a name inside the run, such as scores/sub-01.")
-    directory = run.directory.joinpath(*parts)
-    if not directory.resolve().is_relative_to(run.directory.resolve()):
+    directory = run.directory
+    linked = False
+    for part in parts:
+        directory = directory / part
+        linked = linked or os.path.islink(directory)
+    if linked and not directory.resolve().is_relative_to(run.directory.resolve()):
         raise BadInput(f"{name!r} leads out of the run directory through a link. Remove the link.")
     return directory
 
@@ -635,7 +641,7 @@ def _read_record(directory: Path) -> dict[str, Any]:
     except IntegrityError as error:
         raise IntegrityError(f"{error} {_remedy(path)}") from error
     _check_record(record, path)
-    return {key: value for key, value in record.items() if key != SEAL} | {"run_id": directory.name}
+    return without_seal(record) | {"run_id": directory.name}
 
 
 def _check_record(record: Any, path: Path) -> None:
@@ -649,10 +655,8 @@ def _check_record(record: Any, path: Path) -> None:
         )
     if wrong := wrong_fields(record):
         raise IntegrityError(f"{path} is damaged: {', '.join(wrong[:5])} missing or of the wrong type. {remedy}")
-    if SEAL in record or record["schema"] >= 2:
-        rest = {key: value for key, value in record.items() if key != SEAL}
-        if record.get(SEAL) != content_digest(rest):
-            raise IntegrityError(f"{path} is not what was written: it was damaged or edited. {remedy}")
+    if (SEAL in record or record["schema"] >= 2) and not keeps_seal(record):
+        raise IntegrityError(f"{path} is not what was written: it was damaged or edited. {remedy}")
     problem = _split_problem(record["split"], record["cohort"])
     if problem:
         raise IntegrityError(f"{path} cannot be right: {problem} {remedy}")
@@ -663,12 +667,10 @@ def _remedy(path: Path) -> str:
 
 
 def _split_problem(split: Mapping[str, Any], cohort: Mapping[str, Any]) -> str | None:
-    """Why the split of a record is not one of its cohort, in words; None when it is."""
+    """Why the split of a record of the right form is not one of its cohort, in words; None when it is."""
     strange = sorted(split.keys() - set(ROLES))
     if strange:
         return f"its split has {', '.join(map(repr, strange[:3]))}; there are {', '.join(ROLES)}."
-    if any(not isinstance(ids, list) or any(not isinstance(i, str) for i in ids) for ids in split.values()):
-        return "its split holds something else than lists of ids."
     try:
         rebuilt = Split(**{role: tuple(split.get(role, ())) for role in ROLES})
     except BadInput as error:
@@ -676,10 +678,6 @@ def _split_problem(split: Mapping[str, Any], cohort: Mapping[str, Any]) -> str |
     subjects = cohort.get("subjects", [])
     if not subjects:
         return None
-    if not isinstance(subjects, list) or any(
-        not isinstance(s, dict) or not isinstance(s.get("subject_id"), str) for s in subjects
-    ):
-        return "its cohort holds something else than subjects."
     by_id = {s["subject_id"]: s for s in subjects}
     unknown = [i for role in ROLES for i in getattr(rebuilt, role) if i not in by_id]
     if unknown or len(by_id) != len(subjects):

@@ -60,9 +60,12 @@ def run_summary(run: Run) -> dict[str, Any]:
 
     IntegrityError when its evaluation is damaged; `run_identity` can still be told.
     """
-    summary = run_identity(run)
-    if not summary["evaluated"]:
-        return summary
+    return _with_numbers(run, run_identity(run))
+
+
+def _with_numbers(run: Run, identity: Mapping[str, Any]) -> dict[str, Any]:
+    if not identity["evaluated"]:
+        return dict(identity)
     try:
         numbers = _numbers(run)
     except (*_STRANGE, OSError) as problem:
@@ -75,7 +78,7 @@ def run_summary(run: Run) -> dict[str, Any]:
             f"The evaluation of run {run.run_id} was edited: {', '.join(wrong[:3])} is no number. "
             f"Make it again: python cli.py evaluate {run.run_id}"
         )
-    return summary | numbers
+    return {**identity, **numbers}
 
 
 def run_identity(run: Run) -> dict[str, Any]:
@@ -116,7 +119,7 @@ def _row(runs: Path, name: str, present: Mapping[str, str]) -> dict[str, Any]:
         text = str(problem) if isinstance(problem, IntegrityError) else _edited(runs / name, problem)
         return {**_UNKNOWN, "run_id": name, "name": name, "problem": text}
     try:
-        return run_summary(run) | told
+        return _with_numbers(run, told)
     except IntegrityError as problem:
         return told | {"evaluated": False, "problem": str(problem)}
 

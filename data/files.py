@@ -300,9 +300,9 @@ def write_sealed_json(path: Path, value: Mapping[str, Any]) -> None:
 def read_sealed_json(path: Path) -> dict[str, Any]:
     """What `write_sealed_json` wrote. IntegrityError unless it is what was written."""
     value = read_json(path)
-    if not isinstance(value, dict) or value.pop(SEAL, None) != content_digest(value):
+    if not isinstance(value, dict) or not keeps_seal(value):
         raise IntegrityError(f"{path} is not what was written: it was damaged or edited. Delete it.")
-    return value
+    return without_seal(value)
 
 
 def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
@@ -310,8 +310,21 @@ def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
     return {**value, SEAL: content_digest(value)}
 
 
+def without_seal(value: Mapping[str, Any]) -> dict[str, Any]:
+    """A sealed mapping as it was before."""
+    return {key: item for key, item in value.items() if key != SEAL}
+
+
+def keeps_seal(value: Mapping[str, Any]) -> bool:
+    """Whether a mapping that was read carries the digest of the rest of it; what could not be written never does."""
+    try:
+        return bool(value.get(SEAL) == content_digest(without_seal(value)))
+    except (ValueError, RecursionError):  # NaN, infinity, or deeper than can be written
+        return False
+
+
 def content_digest(value: Any) -> str:
-    """SHA-256 of a JSON value, whatever the order of its keys."""
+    """SHA-256 of a JSON value, whatever the order of its keys. ValueError for NaN and infinity."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -382,8 +395,9 @@ def _parsed_manifest(path: Path) -> dict[str, Any]:
         raise damaged
     if manifest["schema"] == 1 and SEAL not in manifest:
         return {"schema": 1, "about": {}, "files": manifest["files"]}
-    seal = manifest.pop(SEAL, None)
-    if seal != content_digest(manifest) or text != _manifest_text(manifest):
+    good = keeps_seal(manifest)
+    manifest = without_seal(manifest)
+    if not good or text != _manifest_text(manifest):
         raise damaged
     if manifest["schema"] > SCHEMA:
         raise BadInput(

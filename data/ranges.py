@@ -26,6 +26,8 @@ class Range:
     """Odd numbers only; 0, where it is in the range, stands for none."""
     not_zero: bool = False
     unit: str = ""
+    said: str = ""
+    """The range in words, where its own say more than the general ones."""
 
     def holds(self, value: float) -> bool:
         """Whether the value is allowed."""
@@ -37,6 +39,8 @@ class Range:
 
     def text(self) -> str:
         """The same in words: above 0, at most 1."""
+        if self.said:
+            return self.said
         low = f"above {_shown(self.least)}, " if self.above else f"{_shown(self.least)} "
         joint = "" if self.above else "and above, "
         high = f"below {_shown(self.most)}" if self.below else f"at most {_shown(self.most)}"
@@ -135,7 +139,7 @@ RANGES: Mapping[str, Range] = {
     "whole_views": Range(1, 10_000),
     "contrasts": Range(0, 1),
     "places": Range(1, 1000),
-    "count": Range(1, 100_000),
+    "count": Range(1, 100_000, said="1 or more, at most 100000. Say how many to list, e.g. --count 3"),
     "voxel": Range(0, 100_000),
 }
 """By the name of the setting; "Class.setting" where a class has a range of its own."""

@@ -181,7 +181,7 @@ def many(study: TinyStudy, tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name in ("evaluation", "detector", "encoder"):
             if (source / name).is_dir():
                 (target / name).mkdir()
-                for file in ("manifest.json", "metrics.json", "levels.json"):
+                for file in ("manifest.json", "metrics.json", "headline.json", "levels.json"):
                     if (source / name / file).is_file():
                         shutil.copy(source / name / file, target / name)
     return runs

@@ -85,7 +85,7 @@ def tiny_stand_ins(study: TinyStudy, tmp_path: Path) -> Callable[[Any], Any]:
             changes["layout"] = "auto"
         if "split" in names:
             changes["split"] = None
-        if "contrasts" in names:
+        if "contrasts" in names and not isinstance(arguments, VisibilityVerb):  # there, of lesions: numbers
             changes["contrasts"] = tuple("FLAIR" for _ in arguments.contrasts[:1])
         if "preprocessing" in names:
             changes["preprocessing"] = PREPROCESSING

@@ -10,7 +10,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from core.store import Run, open_run
-from data.errors import BadInput
 from verbs.shared import EXIT_OK, RUNS, console, print_json, tell_versions
 
 
@@ -67,10 +66,6 @@ def _checked_run(arguments: NeighboursVerb) -> Run:
     """The run, once every argument that its record can judge is right: before anything large is read."""
     from core.neighbours import refuse_no_bank, refuse_unknown_layers, refuse_unknown_subject, refuse_unwritable
 
-    if arguments.count < 1:
-        raise BadInput(
-            f"--count is {arguments.count}. Allowed: 1 or more. Say how many neighbours to list, e.g. --count 3"
-        )
     if arguments.picture is not None:
         refuse_unwritable(arguments.picture)
     run = open_run(arguments.runs, arguments.run, "detector")
