@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from types import ModuleType
 from typing import Any, TypeVar
 
 from data.errors import EnvironmentProblem
@@ -174,7 +175,7 @@ def _hire(threads: int | None, first: Callable[[], None] | None) -> _Worker:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(theirs, first), daemon=True)
-    with _threads_told(threads):
+    with _threads_told(threads), _main_hidden():
         process.start()
     theirs.close()
     return _Worker(process, ours)
@@ -194,6 +195,19 @@ def _threads_told(threads: int | None) -> Iterator[None]:
         del os.environ["OMP_NUM_THREADS"]
         if before is not None:
             os.environ["OMP_NUM_THREADS"] = before
+
+
+@contextlib.contextmanager
+def _main_hidden() -> Iterator[None]:
+    """Keep a process that starts from running this one's main script again: a page of the app, or a script of a user
+    without `if __name__ == "__main__"`. What a worker needs, it imports by name."""
+    main, nobody = sys.modules["__main__"], ModuleType("__main__")
+    sys.modules["__main__"] = nobody
+    try:
+        yield
+    finally:
+        if sys.modules["__main__"] is nobody:
+            sys.modules["__main__"] = main
 
 
 def _serve(connection: Connection, first: Callable[[], None] | None) -> None:

@@ -1,5 +1,7 @@
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -8,6 +10,8 @@ import pytest
 
 from data.errors import EnvironmentProblem
 from data.workers import Died, shared_out
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def triple(number: int) -> int:
@@ -112,3 +116,16 @@ def test_who_is_interrupted_leaves_no_process_behind(tmp_path):
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     assert [name for name in os.listdir(tmp_path) if psutil.pid_exists(int(name))] == []
+
+
+def test_no_worker_runs_the_script_of_its_employer_again(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(  # as a user writes one: nothing asks whether it is the main module
+        "import math, sys\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        "from data.workers import shared_out\n"
+        "print('begun')\n"
+        "print(sorted(shared_out(math.sqrt, [(1,), (4,)], 2)))\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False, timeout=60)
+    assert done.stdout == "begun\n[(0, 1.0), (1, 2.0)]\n", done.stderr
