@@ -175,7 +175,7 @@ def pretrain(
 ) -> Run:
     """Train an encoder by SimCLR on the training split. The same `run_id` and settings resume a stopped run."""
     settings = replace(settings, encoder=replace(settings.encoder, in_channels=len(source.preprocessing.contrasts)))
-    refuse_out_of_range(settings)
+    check_settings(settings)
     _check_run_id(run_id)
     check_crop(settings.views, working_grid(source.preprocessing.spacing_mm).shape)
     check_settings(settings, len(_split(read_cohort(source.cohort, source.layout), source).train))

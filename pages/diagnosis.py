@@ -40,7 +40,7 @@ head.caption(f"{dice_text(found['dice']).partition(' ')[2]}, n = {found['n']:d}"
 sure = (found["verdict"]["low"] or 0.0) > 0
 (verdict.success if sure else verdict.info)(f"**{prose(found['verdict']['sentence'])}**", icon=":material/lightbulb:")
 
-for problem in found["damaged"]:
+for problem in found.get("damaged", ()):
     st.error(plain(problem), icon=":material/error:")
 
 tabs = st.tabs(SECTIONS, key="section", on_change="rerun", bind="query-params")

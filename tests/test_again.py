@@ -306,7 +306,7 @@ def test_a_comparison_gets_its_plan_back(plan: ComparisonPlan, preparation: Prep
 
 def test_what_ifs_and_post_processing_keep_layers_and_protocol() -> None:
     arguments = parsed(what_if_argv("mine", "erode-mask", "a+b", "validation"))
-    assert (arguments.run, arguments.name, arguments.layers) == ("mine", "erode-mask", "a+b")
+    assert (arguments.run, arguments.names, arguments.layers) == ("mine", ("erode-mask",), "a+b")
     assert arguments.protocol == "validation"
     assert parsed(post_processing_argv("mine", "a+b")).layers == "a+b"
 

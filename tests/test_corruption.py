@@ -49,7 +49,7 @@ NOTICED_BY: dict[str, tuple[str, ...]] = {
     "tiny/detector/gaussian/gaussian.safetensors": ("gate", "what-if-again", "limits"),
     f"tiny/diagnosis/{SET}/healthy/diagnosis.json": ("page Diagnosis",),
     f"tiny/whatifs/{SET}/threshold-grid/result.json": ("diagnose", "page Diagnosis"),
-    f"tiny/post-processing/{SET}/result.json": ("diagnose", "page Diagnosis", "export-segmentations"),
+    f"tiny/post-processing/{SET}/result.json": ("diagnose", "page Diagnosis"),
     "tiny-encoder/encoder/encoder.json": ("fit", "visibility"),
     "tiny-encoder/encoder/encoder.safetensors": ("fit", "visibility"),
     "tiny-bank/detector/bank/bank.json": ("neighbours",),
@@ -86,6 +86,7 @@ def explained(study: TinyStudy, tmp_path_factory: pytest.TempPathFactory) -> Tin
 
 def commands(study: TinyStudy, out: Path) -> dict[str, list[str]]:
     runs = ["--runs", str(study.runs)]
+    post_processing = ["post-processing", "tiny", "--layers", SET, "--workers", "1", *runs]
     limits = ["--per-cell", "1", "--diameters-mm", "12", "--contrasts-sd", "3"]
     return {
         "runs": ["runs", *runs],
@@ -94,6 +95,7 @@ def commands(study: TinyStudy, out: Path) -> dict[str, list[str]]:
         "diagnose-again": ["diagnose", "tiny", "--layers", "input", "--protocol", "validation", *runs],
         "report": ["report", "tiny", "--layers", SET, *runs, "--out", str(out / "report.html")],
         "what-if": ["what-if", "tiny", *runs],
+        "what-if-threshold": ["what-if", "tiny", "threshold-grid", "--layers", SET, *runs],
         "what-if-again": ["what-if", "tiny", "fewer-scans", "--layers", "input", *runs],
         "limits": ["detection-limits", "tiny", *limits, *runs],
         "evaluate": ["evaluate", "tiny", "--workers", "1", *runs],
@@ -102,16 +104,8 @@ def commands(study: TinyStudy, out: Path) -> dict[str, list[str]]:
         "score": ["score", "tiny", *runs],
         "rescore": ["score", "tiny-bank", *runs],
         "export": ["score", "tiny", *runs, "--export", str(out / "maps")],
-        "post-processing": ["post-processing", "tiny", "--layers", SET, "--workers", "1", *runs],
-        "export-segmentations": [
-            "post-processing",
-            "tiny",
-            "--layers",
-            SET,
-            *runs,
-            "--export",
-            str(out / "segmentations"),
-        ],
+        "post-processing": post_processing,
+        "export-segmentations": [*post_processing, "--export", str(out / "segmentations")],
         "gate": ["gate", "tiny-intensity", "tiny", "--run-id", f"gated-{out.name}", *runs],
         "fit": ["fit", str(study.table), *SCAN_FLAGS, *runs, "--encoder", "tiny-encoder", *FIT_FLAGS],
         "visibility": ["visibility", "tiny-encoder", *runs],
@@ -210,6 +204,23 @@ def test_what_is_kept_for_speed_is_computed_anew_when_it_is_damaged(
     made.parent.rmdir()
     assert cli.main(argv) == 0
     assert json.loads(capsys.readouterr().out) == first
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", ["export-segmentations", "what-if-threshold"])
+def test_the_verb_that_makes_a_result_says_that_it_is_damaged_and_makes_it_anew(
+    explained: TinyStudy, verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kind = {"export-segmentations": "post-processing", "what-if-threshold": "whatifs"}[verb]
+    [path] = (explained.runs / "tiny" / kind / SET).rglob("result.json")
+    good = flip(path)
+    assert path.read_bytes() != good
+    capsys.readouterr()
+    assert cli.main(commands(explained, tmp_path)[verb]) == 0
+    said = capsys.readouterr().err
+    assert str(path) in said
+    assert "damaged" in said
+    assert path.read_bytes() == good
 
 
 @pytest.mark.slow

@@ -172,10 +172,10 @@ def test_a_subject_whose_lesions_are_too_small_for_the_list_is_named(found: dict
 
 def test_an_evaluation_of_another_run_makes_the_page_read_again(own_study: TinyStudy) -> None:
     run = open_run(own_study.runs, "tiny")
-    before = load._version(run)
-    assert load._version(run) == before
+    before = load._content(run)
+    assert load._content(run) == before
     os.utime(own_study.runs / "tiny-intensity" / "evaluation" / "manifest.json", ns=(1, 1))
-    assert load._version(run) != before
+    assert load._content(run) != before
 
 
 def test_the_best_variant_is_chosen_on_validation_whatever_test_says(found: dict[str, Any]) -> None:

@@ -211,7 +211,7 @@ def _diagnose(arguments: DiagnoseVerb) -> int:
 
 def _refuse_damaged(found: Mapping[str, Any] | None) -> None:
     """After everything that could be told: IntegrityError when something that belongs to it could not be read."""
-    if found is not None and found["damaged"]:
+    if found is not None and found.get("damaged"):
         raise IntegrityError("Left out, because it is damaged: " + " ".join(found["damaged"]))
 
 

@@ -35,7 +35,7 @@ def what_ifs_for(run: Run) -> list[dict[str, Any]]:
 
 def _content(run: Run) -> str:
     """Changes with whatever the run holds, and with every intensity baseline (R10 looks at those of other runs)."""
-    rows = run_rows(runs_directory())[0]
+    rows = run_rows(run.directory.parent)[0]
     return "-".join([whole_content(run), *(row["content"] for row in rows if row["detector"] == "Intensity")])
 
 
