@@ -3,7 +3,8 @@
 import contextlib
 from typing import Any
 
-from core.store import JOURNAL, Run, read_events, stage_directory, stage_done, stage_json
+from core.journal import JOURNAL
+from core.store import Run, read_events, stage_directory, stage_done, stage_json
 from data.errors import BadInput
 from data.files import MANIFEST, sha256_file
 

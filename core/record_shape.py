@@ -43,7 +43,7 @@ SUBJECT = {"subject_id": str, "key": str, "role": str, "healthy": bool}
 
 
 def wrong_fields(record: Any) -> list[str]:
-    """Where a record is not what it must be, as paths into it; nothing when it is whole."""
+    """Where a record has not the form that it must have, as paths into it; nothing when it has."""
     if not isinstance(record, dict):
         return ["the whole record"]
     wrong = [key for key, kind in (TOP | FURTHER).items() if not _is(record.get(key, _MISSING), kind)]
@@ -55,7 +55,7 @@ def wrong_fields(record: Any) -> list[str]:
             *(f"parents.{name}" for name, parent in record["parents"].items() if not isinstance(parent, str)),
             *_wrong_kind(record["recipe"]),
         ]
-    return wrong or _wrong_leaves(record)
+    return wrong
 
 
 def _wrong_cohort(cohort: Mapping[str, Any]) -> list[str]:
@@ -103,7 +103,7 @@ def _texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
-def _wrong_leaves(record: Mapping[str, Any]) -> list[str]:
+def wrong_leaves(record: Mapping[str, Any]) -> list[str]:
     """Top fields with what can be neither printed nor written again: NaN, infinity, half of a surrogate pair."""
     return [] if _is_plain(record) else [key for key, value in record.items() if not _is_plain(value)]
 

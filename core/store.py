@@ -7,6 +7,7 @@ directory per stage. Runs are ordered by a sequence number, never by a clock.
 import contextlib
 import dataclasses
 import datetime
+import functools
 import os
 import re
 import shutil
@@ -28,7 +29,7 @@ from core.provenance import environment as environment
 from core.provenance import fingerprint as fingerprint
 from core.provenance import git_commit as git_commit
 from core.provenance import peak_memory_mb as peak_memory_mb
-from core.record_shape import wrong_fields
+from core.record_shape import wrong_fields, wrong_leaves
 from core.remembered import identity_of, remembered
 from data import trouble
 from data.cohort import ROLES, Split
@@ -42,9 +43,10 @@ from data.files import (
     is_committed,
     keeps_seal,
     load_committed_array,
+    parsed_json,
     read_committed_json,
-    read_json,
     read_sealed_json,
+    read_text,
     refuse_outside,
     remove_unfinished,
     scratch_name,
@@ -473,22 +475,23 @@ def stage_file(run: Run, name: str, file: str) -> Path:
 
 def stage_directory(run: Run, name: str) -> Path:
     """Where a stage lies. BadInput for a name that would leave the run directory."""
-    parts = PurePath(name).parts
-    if (
-        not parts
-        or PurePath(name).is_absolute()
-        or any(p == ".." or p.startswith(".tmp-") for p in parts)
-        or "\0" in name
-    ):
+    directory, parts = run.directory, _stage_parts(name)
+    for number in range(len(parts)):
+        if os.path.islink(os.path.join(directory, *parts[: number + 1])):
+            if directory.joinpath(*parts).resolve().is_relative_to(directory.resolve()):
+                break
+            raise BadInput(f"{name!r} leads out of the run directory through a link. Remove the link.")
+    return directory.joinpath(*parts)
+
+
+@functools.lru_cache(maxsize=4096)
+def _stage_parts(name: str) -> tuple[str, ...]:
+    """The folders of a stage's name, one in the other. BadInput for a name that would leave the run directory."""
+    path = PurePath(name)
+    parts = path.parts
+    if not parts or path.is_absolute() or any(p == ".." or p.startswith(".tmp-") for p in parts) or "\0" in name:
         raise BadInput(f"{name!r} cannot name a stage. Use a name inside the run, such as scores/sub-01.")
-    directory = run.directory
-    linked = False
-    for part in parts:
-        directory = directory / part
-        linked = linked or os.path.islink(directory)
-    if linked and not directory.resolve().is_relative_to(run.directory.resolve()):
-        raise BadInput(f"{name!r} leads out of the run directory through a link. Remove the link.")
-    return directory
+    return parts
 
 
 def check_same(run: Run, asked: Mapping[str, Any], may_change: Collection[str] = ()) -> None:
@@ -632,7 +635,8 @@ def _match_path(runs: Path, names: list[str], which: str) -> str:
 def _read_record(directory: Path) -> dict[str, Any]:
     path = directory / "run.json"
     try:
-        record = read_json(path)
+        text = read_text(path)
+        record = parsed_json(text, path)
     except FileNotFoundError:
         reason = "has no run.json: it is not a run" if directory.is_dir() else "is not there: it was deleted or renamed"
         raise BadInput(f"{directory} {reason}. List the runs: python cli.py runs") from None
@@ -640,11 +644,11 @@ def _read_record(directory: Path) -> dict[str, Any]:
         raise IntegrityError(f"{path} cannot be read: {error.strerror or error}.") from error
     except IntegrityError as error:
         raise IntegrityError(f"{error} {_remedy(path)}") from error
-    _check_record(record, path)
+    _check_record(record, path, text)
     return without_seal(record) | {"run_id": directory.name}
 
 
-def _check_record(record: Any, path: Path) -> None:
+def _check_record(record: Any, path: Path, text: str) -> None:
     """IntegrityError unless run.json has its form, is what was written, and its split is one that could be made."""
     remedy = _remedy(path)
     schema = record.get("schema") if isinstance(record, dict) else None
@@ -653,9 +657,13 @@ def _check_record(record: Any, path: Path) -> None:
             f"{path} was written by a newer version (schema {schema}, this one reads {SCHEMA}). "
             "Use that version, or another --runs directory."
         )
-    if wrong := wrong_fields(record):
+    wrong = wrong_fields(record)
+    whole = not wrong and SEAL in record and keeps_seal(record)
+    if not wrong and (not whole or "\\u" in text):  # what keeps its seal lacks NaN and infinity, not half letters
+        wrong = wrong_leaves(record)
+    if wrong:
         raise IntegrityError(f"{path} is damaged: {', '.join(wrong[:5])} missing or of the wrong type. {remedy}")
-    if (SEAL in record or record["schema"] >= 2) and not keeps_seal(record):
+    if not whole and (SEAL in record or record["schema"] >= 2):
         raise IntegrityError(f"{path} is not what was written: it was damaged or edited. {remedy}")
     problem = _split_problem(record["split"], record["cohort"])
     if problem:

@@ -49,9 +49,9 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def file_identity(path: Path) -> Identity:
+def file_identity(path: str | Path) -> Identity:
     """What changes when a file is written or replaced: device, number, size, time of writing, time of any change."""
-    state = path.stat()
+    state = os.stat(path)
     return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns
 
 
@@ -176,13 +176,16 @@ def load_committed_array(directory: Path, name: str, about: Mapping[str, Any] | 
 def read_manifest(directory: Path, about: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The manifest of a committed directory: `files` (name to SHA-256) and `about`. IntegrityError when it is damaged,
     or says that this is something else than `about`. It is not to be changed."""
-    path = directory / MANIFEST
+    path = os.path.join(directory, MANIFEST)
     try:
         identity = file_identity(path)
-        known = _manifests.get(str(path))
-        manifest = known[1] if known is not None and known[0] == identity else _parsed_manifest(path)
-        if time.time_ns() - identity[-1] > _CLOCK_STEP_NS:
-            _manifests[str(path)] = (identity, manifest)
+        known = _manifests.get(path)
+        if known is not None and known[0] == identity:
+            manifest = known[1]
+        else:
+            manifest = _parsed_manifest(Path(path))
+            if time.time_ns() - identity[-1] > _CLOCK_STEP_NS:
+                _manifests[path] = (identity, manifest)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise IntegrityError(
             f"{directory} has no {MANIFEST}: it was never committed. Delete it and run again."
@@ -207,7 +210,7 @@ def manifest_sha256(directory: Path) -> str:
 
 def is_committed(directory: Path) -> bool:
     """Whether the directory carries a manifest (its bytes are not checked)."""
-    return (directory / MANIFEST).is_file()
+    return os.path.isfile(os.path.join(directory, MANIFEST))
 
 
 def scratch_name(kind: str = "") -> str:
@@ -286,10 +289,27 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> Any:
     """The value in a JSON file. IntegrityError when it does not parse."""
+    return parsed_json(read_text(path), path)
+
+
+def read_text(path: Path) -> str:
+    """The text of a JSON file. IntegrityError when its bytes are none."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return path.read_text(encoding="utf-8")
+    except ValueError as error:
+        raise _no_json(path, error) from error
+
+
+def parsed_json(text: str, path: Path) -> Any:
+    """The value that the text of a file stands for. IntegrityError when it does not parse."""
+    try:
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise IntegrityError(f"{path} is not valid JSON: {error}. It was damaged or edited.") from error
+        raise _no_json(path, error) from error
+
+
+def _no_json(path: Path, error: Exception) -> IntegrityError:
+    return IntegrityError(f"{path} is not valid JSON: {error}. It was damaged or edited.")
 
 
 def write_sealed_json(path: Path, value: Mapping[str, Any]) -> None:
