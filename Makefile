@@ -1,5 +1,6 @@
 .PHONY: setup test demo bench lint types app
 PYTHON ?= python3
+TEST_PROCESSES ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -25,7 +26,7 @@ demo: $(STAMP)
 
 test: $(TEST_STAMP)
 	$(BIN)/python -m tests.browser
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 bench: $(TEST_STAMP)
 	$(BIN)/python -m benchmarks
