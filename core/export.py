@@ -39,7 +39,7 @@ def export_maps(
     if layers and metrics and figures is None:
         raise BadInput(f"Layer set {chosen!r} has no native-space threshold. Export single layers or the headline set.")
     subjects = [i for role in ("validation", "test") for i in scores.subjects(role)]
-    voxels = sum(_native_voxels(scores, subject_id) for subject_id in subjects)
+    voxels = sum(native_voxels(scores, subject_id) for subject_id in subjects)
     require_room(directory, voxels * (4 if figures is None else 5), f"Exporting {len(subjects)} scans", at_most=True)
     scale = _display_scale(scores, layer_set) if display else None
     threshold = figures["protocols"]["healthy"]["threshold"] if figures is not None else None
@@ -96,7 +96,8 @@ def _export_one(
     return [path, segmentation]
 
 
-def _native_voxels(scores: RunScores, subject_id: str) -> int:
+def native_voxels(scores: RunScores, subject_id: str) -> int:
+    """Voxels of a scan in its own space; 0 for one that is damaged."""
     try:
         return int(np.prod(scores.prepared(subject_id).native_grid.shape))
     except IntegrityError:  # named when its turn comes

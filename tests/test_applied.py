@@ -2,6 +2,7 @@
 
 import io
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -12,8 +13,9 @@ from core.diagnosis.cases import case_of
 from core.diagnosis.postprocessing import PostProcessing, apply, find_row, run_post_processing, segmentation
 from core.progress import Progress
 from core.run_scores import open_scores
+from core.sharing import veil_of
 from core.store import open_run
-from data.errors import BadInput
+from data.errors import BadInput, EnvironmentProblem
 from tests.study import TinyStudy
 
 
@@ -48,6 +50,24 @@ def test_segmentations_leave_on_the_scans_own_grid_and_close_to_those_that_were_
         )
         ml = float(np.asarray(written.dataobj).sum()) * abs(np.linalg.det(scan.affine[:3, :3])) / 1000
         assert ml == pytest.approx(judged.sum() * case.voxel_ml, rel=0.25, abs=0.5)
+    veil = veil_of(run)
+    shared = export_post_processed(run, tmp_path / "shared", quiet(), share=True)
+    assert {p.name for p in shared} == {
+        f"{veil.called(i)}_segmentation.nii.gz" for role in ("validation", "test") for i in scores.subjects(role)
+    }
+    named = (tmp_path / "test01_segmentation.nii.gz").read_bytes()
+    assert (tmp_path / "shared" / f"{veil.called('test01')}_segmentation.nii.gz").read_bytes() == named
+
+
+def test_an_export_without_room_is_refused_before_it_begins(
+    own_study: TinyStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = open_run(own_study.runs, "tiny")
+    run_post_processing(run, quiet(), workers=1)
+    monkeypatch.setattr("data.room.shutil.disk_usage", lambda path: SimpleNamespace(free=100))
+    with pytest.raises(EnvironmentProblem, match="Exporting 6 segmentations"):
+        export_post_processed(run, tmp_path / "out", quiet())
+    assert not (tmp_path / "out").exists()
 
 
 def test_without_a_grid_the_command_that_makes_it_is_named(own_study: TinyStudy, tmp_path: Path) -> None:

@@ -99,6 +99,8 @@ class PostProcessingVerb(OneRun):
     """Also write segmentations with the setting that is best on validation, as NIfTI in the scans' own space."""
     protocol: Protocol = "healthy"
     """Threshold protocol of what is exported."""
+    share: bool = False
+    """Export under the pseudonyms that a shared report uses."""
     workers: int = 2
     """Processes."""
     take_over: TakeOver = False
@@ -340,6 +342,7 @@ def _post_processing(arguments: PostProcessingVerb) -> int:
             open_progress(),
             layer_set=arguments.layers or None,
             protocol=arguments.protocol,
+            share=arguments.share,
         )
         print(f"{len(paths)} NIfTI files in {arguments.export}", file=sys.stderr)
     if arguments.json:

@@ -8,14 +8,16 @@ from core.detectors import LayerSet
 from core.diagnosis.cases import case_of
 from core.diagnosis.postprocessing import PostProcessing, apply, find_row, segmentation, stored_post_processing
 from core.evaluation import read_metrics
-from core.export import write_each
+from core.export import native_voxels, write_each
 from core.progress import Progress
 from core.run_scores import RunScores, open_scores
+from core.sharing import veil_of
 from core.store import Run
 from data.errors import BadInput
 from data.names import folder_name
 from data.nifti import in_stored_order, write_nifti
 from data.preprocessing import to_native
+from data.room import require_room
 
 
 def export_post_processed(
@@ -26,8 +28,11 @@ def export_post_processed(
     layer_set: str | None = None,
     protocol: str = "healthy",
     settings: PostProcessing | None = None,
+    share: bool = False,
 ) -> list[Path]:
     """Write <subject>_segmentation.nii.gz of validation and test subjects, on the grid of each scan's file.
+
+    With `share` files have pseudonyms instead of ids.
 
     `settings`: the ones that are best on validation under the protocol when None; the threshold is the one that the
     stored grid chose for them. Cut and component filter work where they were chosen, on the working grid, and the
@@ -47,9 +52,14 @@ def export_post_processed(
         raise BadInput(f"No {protocol!r} threshold in the post-processing grid of {run.run_id}. Allowed: healthy.")
     threshold = figures["threshold"]
     subjects = [i for role in ("validation", "test") for i in scores.subjects(role)]
+    voxels = sum(native_voxels(scores, subject_id) for subject_id in subjects)
+    require_room(directory, voxels, f"Exporting {len(subjects)} segmentations", at_most=True)
+    called = veil_of(run).called if share else folder_name
 
     def write(subject_id: str) -> list[Path]:
-        return [_write(scores, subject_id, layers, chosen, threshold, directory)]
+        path = directory / f"{called(subject_id)}_segmentation.nii.gz"
+        _write(scores, subject_id, layers, chosen, threshold, path)
+        return [path]
 
     return write_each(subjects, write, directory, "Writing segmentations", progress)
 
@@ -60,8 +70,8 @@ def _write(
     layers: LayerSet,
     settings: PostProcessing,
     threshold: float,
-    directory: Path,
-) -> Path:
+    path: Path,
+) -> None:
     prepared = scores.prepared(subject_id)
     processed = apply(scores, case_of(scores, subject_id, layers), layers, settings)
     called = segmentation(processed, threshold, settings.min_component_mm3, prepared.volume.grid.voxel_volume_mm3)
@@ -69,9 +79,7 @@ def _write(
     native = to_native(inside, prepared.volume.grid, prepared)
     marked = (np.nan_to_num(native, nan=0.0) >= 0.5).astype(np.float32)
     stored, at = in_stored_order(marked, prepared.native_grid, prepared.axes)
-    path = directory / f"{folder_name(subject_id)}_segmentation.nii.gz"
     write_nifti(path, stored.astype(np.uint8), at)
-    return path
 
 
 def _best(best_on_validation: object, protocol: str) -> PostProcessing:
