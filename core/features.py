@@ -96,11 +96,18 @@ def feature_stride(encoder: Encoder, grid: str, working: Grid) -> Stride:
         spacing = float(grid.removesuffix("mm"))
     except ValueError:
         spacing = -1.0
+    coarsest = min(n * own for n, own in zip(working.shape, working.spacing_mm, strict=True))
+    if not 0 < spacing <= coarsest:  # NaN and infinity neither
+        spacing = -1.0
     steps = [round(spacing / own) for own in working.spacing_mm]
-    if spacing <= 0 or any(abs(n * own - spacing) > 1e-3 for n, own in zip(steps, working.spacing_mm, strict=True)):
+    if (
+        spacing <= 0
+        or min(steps) < 1
+        or any(abs(n * own - spacing) > 1e-3 for n, own in zip(steps, working.spacing_mm, strict=True))
+    ):
         raise BadInput(
             f"Feature grid {grid!r} is neither a layer ({', '.join(strides)}) nor a multiple of the working grid's "
-            f"{working.spacing_mm[0]:g} mm. Give for example '{2 * working.spacing_mm[0]:g}mm'."
+            f"{working.spacing_mm[0]:g} mm up to {coarsest:g} mm. Give for example '{2 * working.spacing_mm[0]:g}mm'."
         )
     return steps[0], steps[1], steps[2]
 

@@ -135,7 +135,7 @@ def _write(path: Path, kind: str, values: Mapping[str, Any]) -> None:
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
     event = {"kind": kind, "time": now} | _finite(plain(values))
     line = json.dumps(event, ensure_ascii=True).encode() + b"\n"
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o644)
     try:
         size = os.fstat(descriptor).st_size
         if size and os.pread(descriptor, 1, size - 1) != b"\n":  # a predecessor was killed within its last line

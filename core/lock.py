@@ -59,6 +59,8 @@ def hold_lock(
     BadInput when somebody else is writing; it says since when, which process and where.
     """
     locks = directory / "lock"
+    if locks.is_symlink():
+        raise BadInput(f"{locks} is a link. Nothing was written. Remove the link and repeat the command.")
     wanted = _taking_over.get() if take_over is None else take_over
     while (generation := _try_to_take(locks, wanted, heartbeat_seconds)) is None:
         time.sleep(0.01)
@@ -268,7 +270,7 @@ def _beat(heartbeat: Path, seconds: float, ended: threading.Event) -> None:
 
 def _prune(locks: Path, below: int) -> None:
     for name in os.listdir(locks):
-        if name.isdecimal() and int(name) < below:
+        if len(name) == 6 and name.isdecimal() and int(name) < below:
             shutil.rmtree(locks / name, ignore_errors=True)
 
 

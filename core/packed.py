@@ -55,11 +55,11 @@ def packed_path(runs: Path, run_id: str, subject: str, name: str, content: str |
     present = volume_content(scores, subject_id, name)
     if content is not None and content != present:
         raise BadInput(f"Run {run_id} was changed since this address of {name!r} was given. Load the page again.")
+    refuse_outside(run.directory / DIRECTORY / "x", run.directory)
     kept = _kept(run.directory / DIRECTORY, present) or _kept(_own_directory(), present)
     if kept is not None:
         return kept
     packed = gzip.compress(_packed(scores, subject_id, name).tobytes(), compresslevel=1, mtime=0)
-    refuse_outside(run.directory / DIRECTORY / "x", run.directory)
     with contextlib.suppress(OSError):
         return _keep(run.directory / DIRECTORY, present, packed)
     try:

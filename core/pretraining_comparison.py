@@ -125,10 +125,14 @@ def compare_pretraining(
         **build_table(trained, untrained, controls),
     }
     clear_litter(runs / FOLDER)
-    about = {"stage": f"{FOLDER}/{plan.name}", "made_by": "compare-pretraining"}
+    about = {**_about(plan.name), "made_by": "compare-pretraining"}
     with committed_directory(runs / FOLDER / plan.name, within=runs, about=about) as scratch:
         write_json(scratch / FILE, found)
     return read_comparison(runs, plan.name)
+
+
+def _about(name: str) -> dict[str, Any]:
+    return {"stage": f"{FOLDER}/{name}"}
 
 
 def list_comparisons(runs: Path) -> list[str]:
@@ -148,7 +152,7 @@ def read_comparison(runs: Path, name: str) -> dict[str, Any]:
             f"No comparison {name!r} in {runs}. There are: {', '.join(names) or 'none yet'}. "
             "Make one: python cli.py compare-pretraining COHORT"
         )
-    found: dict[str, Any] = read_committed_json(runs / FOLDER / name, FILE)
+    found: dict[str, Any] = read_committed_json(runs / FOLDER / name, FILE, _about(name))
     for row in (row for row in found["rows"] if row["contrastive"] is not None):
         for seed, end in row["contrastive"]["by_seed"].items():
             end.setdefault("seconds", _took(runs, row["runs"][seed]["encoder"]))

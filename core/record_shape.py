@@ -1,5 +1,6 @@
 """What a run's record must look like: every field that is read has its type, however deep, or the record is damaged."""
 
+import datetime
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -40,6 +41,9 @@ COHORT = {
     "notes": list,
 }
 SUBJECT = {"subject_id": str, "key": str, "role": str, "healthy": bool}
+SUBJECT_TOO = {"site": (str, type(None)), "sex": (str, type(None)), "age": (int, float, type(None))}
+"""What a subject may have besides."""
+SET_ASIDE = {"subject_id": str, "code": str}
 
 
 def wrong_fields(record: Any) -> list[str]:
@@ -54,6 +58,7 @@ def wrong_fields(record: Any) -> list[str]:
             *(f"stages.{name}" for name, stage in record["stages"].items() if not isinstance(stage, dict)),
             *(f"parents.{name}" for name, parent in record["parents"].items() if not isinstance(parent, str)),
             *_wrong_kind(record["recipe"]),
+            *([] if _is_moment(record["created"]) else ["created"]),
         ]
     return wrong
 
@@ -64,6 +69,11 @@ def _wrong_cohort(cohort: Mapping[str, Any]) -> list[str]:
         return wrong
     for number, subject in enumerate(cohort.get("subjects", [])):
         if _is_subject(subject):
+            wrong += [
+                f"cohort.subjects[{number}].{key}"
+                for key, kind in SUBJECT_TOO.items()
+                if key in subject and not _is(subject[key], kind)
+            ]
             continue
         if not isinstance(subject, dict):
             wrong.append(f"cohort.subjects[{number}]")
@@ -71,7 +81,9 @@ def _wrong_cohort(cohort: Mapping[str, Any]) -> list[str]:
             lacking = [key for key, kind in SUBJECT.items() if not isinstance(subject.get(key), kind)]
             wrong += [f"cohort.subjects[{number}].{key}" for key in lacking]
     wrong += [
-        f"cohort.set_aside[{n}]" for n, one in enumerate(cohort.get("set_aside", [])) if not isinstance(one, dict)
+        f"cohort.set_aside[{n}]"
+        for n, one in enumerate(cohort.get("set_aside", []))
+        if not isinstance(one, dict) or any(not isinstance(one.get(key), kind) for key, kind in SET_ASIDE.items())
     ]
     return wrong + ([] if _texts(cohort.get("notes", [])) else ["cohort.notes"])
 
@@ -86,6 +98,14 @@ def _is_subject(value: Any) -> bool:
 
 
 _SUBJECT_TYPES = tuple(SUBJECT.values())
+
+
+def _is_moment(text: str) -> bool:
+    try:
+        datetime.datetime.fromisoformat(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _wrong_kind(recipe: Mapping[str, Any]) -> list[str]:

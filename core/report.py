@@ -47,7 +47,7 @@ def report_html(run: Run, diagnosis: Mapping[str, Any] | None, *, share: bool = 
         tag("meta", attributes={"name": "generator", "content": GENERATOR}),
         tag("meta", attributes={"name": "viewport", "content": "width=device-width, initial-scale=1"}),
         tag("meta", attributes={"name": "referrer", "content": "no-referrer"}),
-        tag("title", f"{run.name} · Dicescope report"),
+        tag("title", f"{source.title} · Dicescope report"),
         tag("style", Html(STYLE)),
     )
     body = tag("body", hatches(), tag("main", _header(source), *_body(sections), _footer(source)))
@@ -62,12 +62,7 @@ def write_report(
 
     BadInput when another file is there already, unless `overwrite`; EnvironmentProblem when it cannot be written.
     """
-    if path.is_dir():
-        raise BadInput(f"{path} is a directory. Give the name of a file, such as {path / (run.run_id + '.html')}.")
-    if path.exists() and not overwrite and not is_report(path):
-        raise BadInput(
-            f"{path} is there already and is not a report. Give another name, or say that it may be replaced."
-        )
+    check_place(path, run, overwrite)
     text = report_html(run, diagnosis, share=share)
     clear_litter(path.parent)
     scratch = path.with_name(scratch_name())
@@ -89,6 +84,22 @@ def write_report(
         scratch.unlink(missing_ok=True)
         raise
     return path
+
+
+def check_place(path: Path, run: Run, overwrite: bool = False) -> None:
+    """BadInput when a report may not be written to `path`: a folder, a file that is none, or a place among runs."""
+    if path.is_dir():
+        raise BadInput(f"{path} is a directory. Give the name of a file, such as {path / (run.run_id + '.html')}.")
+    if path.exists() and not overwrite and not is_report(path):
+        raise BadInput(
+            f"{path} is there already and is not a report. Give another name, or say that it may be replaced "
+            "(--overwrite)."
+        )
+    runs, place = run.directory.parent.resolve(), path.absolute().resolve()
+    if place.is_relative_to(runs) and not is_report(path):
+        first = runs / place.relative_to(runs).parts[0]
+        if first.name.startswith(".") or (first / "run.json").exists():
+            raise BadInput(f"{path} lies among the files of a run, which are not replaced. Give a name elsewhere.")
 
 
 def framed(document: str) -> str:
@@ -166,7 +177,7 @@ def _header(source: Source) -> Html:
             tag(
                 "header",
                 tag("p", "Dicescope report", kind="brand"),
-                tag("h1", run.name),
+                tag("h1", source.title),
                 tag("p", *(tag("span", word) for word in words if word), kind="meta"),
                 tag("p", f"Numbers: {source.conditions}.", kind="meta"),
             ),

@@ -64,6 +64,12 @@ class Veil:
             told = _within(written).sub(lambda _, i=subject_id: self.called(i), told)  # type: ignore[misc]
         return _MAIL.sub(LEFT_OUT, _PATH.sub(LEFT_OUT, told))
 
+    def words(self, told: str) -> str:
+        """What a person wrote freely, such as a run's name: `text`, and letters for sites."""
+        for name in sorted((n for n in self.sites if len(n) >= _SHORTEST), key=len, reverse=True):
+            told = _within(name).sub(lambda _, letter=self.sites[name]: f"site {letter}", told)  # type: ignore[misc]
+        return self.text(told)
+
     def document(self, markup: str) -> str:
         """An HTML document with `text` said of all that is read: between tags, and in descriptions of pictures."""
         parts = _MARKUP.split(markup)
@@ -73,7 +79,7 @@ class Veil:
         """Notes without names; those that name a subject by a name too short to be looked for are left out."""
         short = [re.escape(i) for i in self.subject_ids if not _is_looked_for(i)]
         named = re.compile(rf"(?<![A-Za-z0-9])(?:{'|'.join(short)})(?![A-Za-z0-9])") if short else None
-        return [self.text(note) for note in told if named is None or not named.search(note)]
+        return [self.words(note) for note in told if named is None or not named.search(note)]
 
     def site(self, name: str) -> str:
         """The letter of a site."""

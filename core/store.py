@@ -47,6 +47,7 @@ from data.files import (
     read_committed_json,
     read_sealed_json,
     read_text,
+    refuse_links,
     refuse_outside,
     remove_unfinished,
     scratch_name,
@@ -174,12 +175,19 @@ def create_run(
         "equal_bits": {"claimed": True, "reasons": []},
         "stages": {},
     }
-    scans = {key: record["cohort"].get(key) for key in ("fingerprint", "subjects")}  # not where their table lies
-    record["identity"] = fingerprint([scans if key == "cohort" else record[key] for key in _IDENTITY])
+    record["identity"] = identity_of_record(record)
     stem = run_id or f"{now:%Y-%m-%d}_{_slug(name)}_{fingerprint(recipe)[:4]}"
     run = _claim_directory(runs, stem, record, exact=run_id is not None)
     _announce(run)
     return run
+
+
+def identity_of_record(record: Mapping[str, Any]) -> str:
+    """What a run was started with, as a digest. Not where its table lies, nor in which order it names its scans."""
+    scans = {key: record["cohort"].get(key) for key in ("fingerprint", "subjects")}
+    split = {role: sorted(ids) for role, ids in record["split"].items()}
+    told = {**record, "cohort": scans, "split": split}
+    return content_digest([told[key] for key in _IDENTITY])
 
 
 def check_run_id(run_id: str) -> None:
@@ -225,6 +233,8 @@ def update_run(
     record |= {key: plain(value) for key, value in given.items() if value is not None}
     if status in ("running", "finished") and error is None:
         record["error"] = None
+    if "identity" in record:
+        record["identity"] = identity_of_record(record)
     record["stages"] = record.get("stages", {}) | plain(_with_versions(record, stages or {}))
     write_sealed_json(run.directory / "run.json", record)
     return dataclasses.replace(run, record=record)
@@ -348,6 +358,7 @@ def lock(run: Run, take_over: bool | None = None, heartbeat_seconds: float = HEA
     """
     if not run.directory.is_dir():
         raise BadInput(f"Run {run.run_id} is no longer at {run.directory}: it was deleted or renamed.")
+    refuse_links(run.directory)
     with hold_lock(run.directory, take_over, heartbeat_seconds) as generation:
         for parent in (run.directory, *(entry for entry in run.directory.iterdir() if _is_stage_parent(entry))):
             remove_unfinished(parent)
@@ -392,6 +403,7 @@ def stage_beside(run: Run, name: str) -> Iterator[Path]:
     at once wait for one another: the block is for writing, compute before it.
     """
     target = stage_directory(run, name)
+    refuse_links(run.directory)
     with _turn(run.directory / TURN):
         if target.parent == run.directory:  # where the writer commits, perhaps from another machine
             clear_litter(target.parent)
@@ -641,7 +653,7 @@ def _read_record(directory: Path) -> dict[str, Any]:
         reason = "has no run.json: it is not a run" if directory.is_dir() else "is not there: it was deleted or renamed"
         raise BadInput(f"{directory} {reason}. List the runs: python cli.py runs") from None
     except OSError as error:
-        raise IntegrityError(f"{path} cannot be read: {error.strerror or error}.") from error
+        raise IntegrityError(f"{path} cannot be read: {error.strerror or error}. {_remedy(path)}") from error
     except IntegrityError as error:
         raise IntegrityError(f"{error} {_remedy(path)}") from error
     _check_record(record, path, text)
@@ -663,8 +675,13 @@ def _check_record(record: Any, path: Path, text: str) -> None:
         wrong = wrong_leaves(record)
     if wrong:
         raise IntegrityError(f"{path} is damaged: {', '.join(wrong[:5])} missing or of the wrong type. {remedy}")
-    if not whole and (SEAL in record or record["schema"] >= 2):
+    if not whole and (SEAL in record or "identity" in record or record["schema"] >= 2):
         raise IntegrityError(f"{path} is not what was written: it was damaged or edited. {remedy}")
+    if "identity" in record and record["identity"] != identity_of_record(record):
+        raise IntegrityError(
+            f"{path} was edited: what it says of recipe, scans, split, seed or encoder is not what the run was started "
+            f"with. {remedy}"
+        )
     problem = _split_problem(record["split"], record["cohort"])
     if problem:
         raise IntegrityError(f"{path} cannot be right: {problem} {remedy}")
@@ -708,8 +725,8 @@ def _split_problem(split: Mapping[str, Any], cohort: Mapping[str, Any]) -> str |
 
 
 def _expected(run: Run, name: str) -> dict[str, Any]:
-    identity = run.record.get("identity")
-    return {"stage": name} if identity is None else {"stage": name, "run": identity}
+    """What the manifest of a stage must say. Runs of schema 1 have no identity, and no stage of theirs names one."""
+    return {"stage": name, "run": run.record.get("identity")}
 
 
 def _with_versions(record: Mapping[str, Any], stages: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

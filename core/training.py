@@ -25,9 +25,12 @@ from core.types import Monitor, silent
 from data.errors import BadInput, IntegrityError, Interrupted
 from data.files import (
     committed_directory,
+    content_digest,
     faultpoint,
     read_committed_json,
     read_json,
+    read_manifest,
+    refuse_links,
     remove_unfinished,
     verify_directory,
     write_json,
@@ -106,6 +109,7 @@ def minimise(
     _same_config(directory / "training.json", config, defaults or {})
     named = _trained(modules)
     optimiser = torch.optim.AdamW(named.values(), lr=optimisation.lr, weight_decay=optimisation.weight_decay)
+    refuse_links(directory)
     done = _resume(directory / "checkpoints", modules, named, optimiser)
     history = dict.fromkeys([*(checkpoint_history(directory) if done else ()), computed_by()])
     journal = directory / JOURNAL
@@ -282,6 +286,7 @@ def _weights(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
 def _step_of(directory: Path) -> int:
     """The step of a checkpoint. IntegrityError unless it is whole: bytes, step, and the names and shapes of tensors."""
     try:
+        _refuse_another(directory)
         verify_directory(directory)
         described = read_committed_json(directory, _STEP)
         step = described["step"]
@@ -296,6 +301,18 @@ def _step_of(directory: Path) -> int:
     if described.get("shapes", shapes) != shapes:  # checkpoints of before do not say
         raise IntegrityError(f"{directory / _STATE} holds other tensors than {_STEP} says.")
     return step
+
+
+def _training_of(checkpoints: Path) -> str:
+    """What training the checkpoints in a folder belong to: the digest of the settings and scans that it began with."""
+    return content_digest(read_json(checkpoints.parent / "training.json"))
+
+
+def _refuse_another(checkpoint: Path) -> None:
+    """IntegrityError for a checkpoint of another training; those of before checkpoints said so are taken."""
+    told = read_manifest(checkpoint)["about"].get("training")
+    if told is not None and told != _training_of(checkpoint.parent):
+        raise IntegrityError(f"{checkpoint} is a checkpoint of another training.")
 
 
 def _state_of(directory: Path, modules: Mapping[str, nn.Module], named: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -346,7 +363,8 @@ def _save(
     for name, parameter in named.items():
         for key, value in optimiser.state.get(parameter, {}).items():
             state[f"adamw/{name}/{key}"] = value
-    with committed_directory(checkpoints / f"step-{step:08d}", within=checkpoints) as scratch:
+    about = {"training": _training_of(checkpoints)}
+    with committed_directory(checkpoints / f"step-{step:08d}", within=checkpoints, about=about) as scratch:
         save_tensors(scratch / _STATE, state)
         faultpoint("checkpoint.after_state")
         described = {"step": step, "shapes": {name: list(v.shape) for name, v in state.items()}}

@@ -26,6 +26,8 @@ Identity = tuple[int, int, int, int, int]
 MANIFEST = "manifest.json"
 SCHEMA = 2
 """Of manifests: 2 says what it is about and carries a digest of itself; 1 named files only, and can still be read."""
+_SINCE_2 = ("run",)
+"""What only manifests of schema 2 can belong to: a manifest of schema 1 is not taken for one of theirs."""
 SEAL = "sha256"
 """Under this key a JSON file holds the digest of the rest of it."""
 _UNFINISHED = ".tmp-"
@@ -129,6 +131,18 @@ def refuse_outside(target: Path, within: Path) -> None:
         )
 
 
+def refuse_links(directory: Path) -> None:
+    """BadInput when an entry of a directory of ours is a link out of it: whoever writes or clears up there would reach
+    what is somebody else's."""
+    with contextlib.suppress(FileNotFoundError), os.scandir(directory) as entries:
+        for entry in entries:
+            if entry.is_symlink() and not Path(entry.path).resolve().is_relative_to(directory.resolve()):
+                raise BadInput(
+                    f"{entry.path} is a link out of {directory.name}. Nothing was written. Remove the link, or put "
+                    "what it leads to in its place."
+                )
+
+
 def verify_directory(directory: Path, about: Mapping[str, Any] | None = None) -> None:
     """Raise IntegrityError unless every file of a committed directory has the bytes that its manifest names.
 
@@ -191,10 +205,13 @@ def read_manifest(directory: Path, about: Mapping[str, Any] | None = None) -> di
             f"{directory} has no {MANIFEST}: it was never committed. Delete it and run again."
         ) from error
     except OSError as error:
-        raise IntegrityError(f"{path} cannot be read: {error.strerror}.") from error
+        raise IntegrityError(
+            f"{path} cannot be read: {error.strerror}. Delete {directory} and run the command again."
+        ) from error
     for key, value in (about or {}).items():
-        told = manifest["about"].get(key, value if manifest["schema"] < SCHEMA else None)
-        if told != value:
+        told = manifest["about"].get(key)
+        unsaid = manifest["schema"] < SCHEMA and key not in _SINCE_2
+        if told != value and not (told is None and unsaid):
             raise IntegrityError(
                 f"{directory} holds something else: {key} is {told!r}, here {value!r} belongs. "
                 f"{_again(directory, manifest)}"
@@ -250,14 +267,14 @@ def _owner(name: str) -> str:
 
 
 def _clear(entry: Path) -> None:
+    if entry.is_symlink() or not entry.is_dir():  # what a link leads to is not ours
+        entry.unlink(missing_ok=True)
+        return
     if entry.name.startswith(_ASIDE):
         for hidden in list(entry.iterdir()):
             if not (entry.parent / hidden.name).exists():
                 hidden.rename(entry.parent / hidden.name)
-    if entry.is_dir() and not entry.is_symlink():
-        shutil.rmtree(entry, ignore_errors=True)
-    else:
-        entry.unlink(missing_ok=True)
+    shutil.rmtree(entry, ignore_errors=True)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -451,8 +468,8 @@ def _again(directory: Path, manifest: Mapping[str, Any]) -> str:
 def _refuse_foreign(target: Path, in_our_tree: bool, scratch: Path | None = None) -> None:
     """BadInput when a commit would replace what is not a commit of ours, or would take other files with it.
 
-    In a tree of ours a manifest that is damaged still marks a commit (elsewhere it may be anybody's), and one that was
-    deleted takes nothing along when each file there is one that `scratch` brings anew.
+    In a tree of ours a manifest that is damaged or was deleted takes nothing along when each file there is one that
+    `scratch` brings anew; elsewhere the folder may be anybody's.
     """
     if not target.exists():
         return
@@ -463,9 +480,9 @@ def _refuse_foreign(target: Path, in_our_tree: bool, scratch: Path | None = None
         return
     ours = _files_of_commit(target)
     if ours is None and in_our_tree:
-        if is_committed(target) or scratch is None:
+        if scratch is None:  # what it will bring is not known yet
             return
-        ours = set(_names_in(scratch))
+        ours = {MANIFEST, *_names_in(scratch)}
     strange = sorted(set(there) - (ours or set()))
     if strange:
         raise BadInput(
@@ -476,7 +493,12 @@ def _refuse_foreign(target: Path, in_our_tree: bool, scratch: Path | None = None
 
 
 def _names_in(directory: Path) -> list[str]:
-    return [p.relative_to(directory).as_posix() for p in directory.rglob("*") if p.is_file()]
+    """Whatever is in a directory, but for the folders that hold something."""
+    return [
+        path.relative_to(directory).as_posix()
+        for path in directory.rglob("*")
+        if path.is_symlink() or not path.is_dir() or not any(path.iterdir())
+    ]
 
 
 def _files_of_commit(target: Path) -> set[str] | None:

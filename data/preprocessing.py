@@ -6,6 +6,7 @@ One matrix per subject carries everything: a scan is pulled onto the working gri
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -232,7 +233,10 @@ def load_voxel_hash(cache: Path, key: str, subject_id: str) -> str:
         raise IntegrityError(f"{key!r} is no prepared scan.")
     record = read_committed_json(cache / key, "record.json")
     if record["subject_id"] != subject_id:
-        raise IntegrityError(f"{cache / key} holds the scan of {record['subject_id']!r}, not of {subject_id!r}.")
+        raise IntegrityError(
+            f"{cache / key} holds the scan of {record['subject_id']!r}, not of {subject_id!r}. Delete it and repeat "
+            "`prepare`; it is computed anew."
+        )
     return str(record["voxel_sha256"])
 
 
@@ -541,6 +545,7 @@ def _intact(directory: Path) -> bool:
         return False
     try:
         verify_directory(directory)
-    except IntegrityError:
+    except IntegrityError as problem:
+        print(f"note: {problem} This is done now.", file=sys.stderr)
         return False
     return True

@@ -12,6 +12,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 
 import cli
+from core.store import identity_of_record
 from data.cohort import Subject
 from data.files import MANIFEST, SCHEMA, SEAL, content_digest, read_manifest, sealed, sha256_file, write_sealed_json
 from data.nifti import write_nifti
@@ -121,7 +122,14 @@ def write_record(path: Path, record: dict[str, Any]) -> None:
     ]
     fingerprint = content_digest({s["subject_id"]: s["key"] for s in subjects})
     changed = {**cohort, "subjects": subjects, "fingerprint": fingerprint} if "subjects" in cohort else cohort
-    write_sealed_json(path, {key: value for key, value in record.items() if key != SEAL} | {"cohort": changed})
+    changed_record = {key: value for key, value in record.items() if key != SEAL} | {"cohort": changed}
+    before = changed_record.get("identity")
+    if before is not None:
+        changed_record["identity"] = identity_of_record(changed_record)
+        for manifest in path.parent.rglob(MANIFEST):
+            if read_manifest(manifest.parent)["about"].get("run") not in (None, changed_record["identity"]):
+                recommit(manifest.parent, run=changed_record["identity"])
+    write_sealed_json(path, changed_record)
 
 
 def recommit(directory: Path, files: Mapping[str, bytes | str] | None = None, **about: Any) -> None:

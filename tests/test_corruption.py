@@ -10,7 +10,8 @@ from streamlit.testing.v1 import AppTest
 import cli
 from core.packed import packed_path, volume_content
 from core.run_scores import open_scores
-from core.store import open_run
+from core.store import identity_of_record, open_run
+from data.files import sealed
 from tests.study import FIT_FLAGS, SCAN_FLAGS, TinyStudy
 
 SET = "input+stage1+stage2"
@@ -276,23 +277,66 @@ def test_an_edited_record_is_refused_by_every_verb(
 
 @pytest.mark.parametrize("edit", [name for name in EDITS if name not in ("another recipe", "another seed")])
 def test_a_record_without_a_digest_is_still_refused_when_its_split_or_its_scans_cannot_be(
-    explained: TinyStudy, edit: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    own_study: TinyStudy, edit: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """As an older version wrote it: no digest, no identity."""
-    path = explained.runs / "tiny" / "run.json"
-    good = path.read_bytes()
-    record = json.loads(good) | {"schema": 1}
+    """As an older version wrote it: no digest, no identity, and manifests that name files only."""
+    path = as_older(own_study.runs / "tiny")
+    record = json.loads(path.read_text())
+    assert cli.main(commands(own_study, tmp_path)["compare-layers"]) == 0
+    EDITS[edit](record)
+    path.write_text(json.dumps(record))
+    capsys.readouterr()
+    assert cli.main(commands(own_study, tmp_path)["evaluate"]) == 4
+    assert "run.json" in capsys.readouterr().err
+
+
+def as_older(run: Path, manifests: bool = True) -> Path:
+    """Rewrite a run as a version without digests wrote it; the path of its record."""
+    path = run / "run.json"
+    record = json.loads(path.read_text()) | {"schema": 1}
     del record["sha256"], record["identity"]
     path.write_text(json.dumps(record))
-    try:
-        assert cli.main(commands(explained, tmp_path)["compare-layers"]) == 0
-        EDITS[edit](record)
+    for manifest in run.rglob("manifest.json") if manifests else ():
+        manifest.write_text(json.dumps({"schema": 1, "files": json.loads(manifest.read_text())["files"]}))
+    return path
+
+
+def test_results_that_name_their_run_are_not_taken_for_those_of_an_older_one(
+    own_study: TinyStudy, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    as_older(own_study.runs / "tiny", manifests=False)
+    assert cli.main(commands(own_study, tmp_path)["compare-layers"]) == 4
+    assert "holds something else: run is" in capsys.readouterr().err
+
+
+def test_a_manifest_that_says_less_is_not_taken_for_the_runs_own(
+    own_study: TinyStudy, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    scores = own_study.runs / "tiny" / "scores"
+    shutil.rmtree(scores / "test01")
+    shutil.copytree(scores / "test02", scores / "test01")
+    manifest = scores / "test01" / "manifest.json"
+    manifest.write_text(json.dumps({"schema": 1, "files": json.loads(manifest.read_text())["files"]}))
+    assert cli.main(commands(own_study, tmp_path)["evaluate"]) == 4
+    assert "test01" in capsys.readouterr().err
+
+
+def test_a_training_scan_moved_among_the_test_scans_is_refused_however_well_the_record_is_sealed(
+    own_study: TinyStudy, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = own_study.runs / "tiny" / "run.json"
+    record = json.loads(path.read_text())
+    moved = record["split"]["train"].pop()
+    record["split"]["test"].append(moved)
+    next(s for s in record["cohort"]["subjects"] if s["subject_id"] == moved)["role"] = "test"
+    for identity in (record["identity"], identity_of_record(record)):
+        del record["sha256"]
+        record["identity"] = identity
+        record = sealed(record)
         path.write_text(json.dumps(record))
-        capsys.readouterr()
-        assert cli.main(commands(explained, tmp_path)["evaluate"]) == 4
-        assert "run.json" in capsys.readouterr().err
-    finally:
-        path.write_bytes(good)
+        for verb in ("score", "evaluate", "report"):
+            assert cli.main(commands(own_study, tmp_path)[verb]) == 4, (verb, identity)
+    capsys.readouterr()
 
 
 def test_scores_of_another_subject_and_of_another_run_are_refused(

@@ -402,17 +402,18 @@ def _detection_limits(arguments: DetectionLimitsVerb) -> int:
 
 def _report(arguments: ReportVerb) -> int:
     from core.diagnosis.diagnose import diagnose
-    from core.report import write_report
+    from core.report import check_place, write_report
 
     run = open_run(arguments.runs, arguments.run, "detector")
     tell_versions(run)
+    out = arguments.out or Path(f"report-{run.run_id}.html")
+    check_place(out, run, arguments.overwrite)
     progress = open_progress()
     try:
         found = diagnose(run, progress, layer_set=arguments.layers or None, protocol=arguments.protocol)
     except BadInput as reason:  # a run without lesions on test still has a report
         print(f"note: without a diagnosis. {reason}", file=sys.stderr)
         found = None
-    out = arguments.out or Path(f"report-{run.run_id}.html")
     path = write_report(run, found, out, overwrite=arguments.overwrite, share=arguments.share)
     if arguments.json:
         print_json({"run_id": run.run_id, "report": str(path)})

@@ -11,7 +11,6 @@ from core.report_parts.markup import Column, Html, bullets, facts, join, table, 
 from core.report_parts.source import Source
 from core.report_parts.words import NOTHING, capital, number, percent, plural
 from core.sharing import age_span
-from core.summary import cohort_title
 from core.versions import version_notes
 
 _FEW = 50
@@ -56,7 +55,7 @@ def data(source: Source) -> Html:
     sites = Counter(called(str(s["site"])) for s in subjects if s.get("site"))
     told = facts(
         [
-            ("Cohort", cohort_title(cohort)),
+            ("Cohort", source.cohort),
             ("Used", f"{len(subjects)} of {cohort.get('n_total') or len(subjects)} subjects"),
             ("Sites", ", ".join(f"{name} ({n})" for name, n in sites.most_common(12))),
             ("Prevalence", f"{percent(source.prevalence)} of test brain voxels are lesion"),

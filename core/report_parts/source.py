@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 from core.evaluated import looks_at_test, read_metrics
-from core.sharing import Veil, veil_of
+from core.sharing import LEFT_OUT, Veil, veil_of
 from core.store import Run
+from core.summary import cohort_title
 from data.errors import BadInput
 
 
@@ -69,6 +71,20 @@ class Source:
     def working_threshold(self) -> float:
         """The deployed threshold on the working grid, where the pictures are."""
         return float(self.metrics["sets"][self.layer_set]["working"]["protocols"][self.protocol]["threshold"])
+
+    @property
+    def title(self) -> str:
+        """The run's name."""
+        return self.run.name if self.veil is None else self.veil.words(self.run.name)
+
+    @property
+    def cohort(self) -> str | None:
+        """The cohort's name; under a veil none that a folder or a file gave it."""
+        cohort = self.run.record["cohort"]
+        name = cohort_title(cohort)
+        path = PurePath(cohort.get("path") or "")
+        derived = name is not None and (name in path.parts or name == path.stem)
+        return name if self.veil is None or name is None else LEFT_OUT if derived else self.veil.words(name)
 
     @property
     def evaluations(self) -> int:
