@@ -50,7 +50,7 @@ def planted(own_study: TinyStudy) -> Run:
         "citation": f"Brain study, {PATH}",
         "name": f"around {ILL[0]}",
     }
-    return dataclasses.replace(run, record={**run.record, "cohort": changed, "name": f"run on {ILL[2]}"})
+    return dataclasses.replace(run, record={**run.record, "cohort": changed, "name": f"run on {ILL[2]} at {SITES[0]}"})
 
 
 def found_of(run: Run) -> dict[str, Any]:
@@ -90,6 +90,15 @@ def test_the_machine_and_its_user_are_left_out(planted: Run, monkeypatch: pytest
     monkeypatch.setattr(getpass, "getuser", lambda: "ada")
     told = veil_of(planted).text("On node7.ward.example, NODE7: ada wrote it; adage stays.")
     assert told == f"On {LEFT_OUT}, {LEFT_OUT}: {LEFT_OUT} wrote it; adage stays."
+
+
+@pytest.mark.parametrize(("name", "path"), [("cohort", "/data/Klinik Nord/cohort.csv"), ("Nord 7", "/x/Nord 7.csv")])
+def test_a_cohort_that_is_called_after_its_folder_or_file_is_not_named(planted: Run, name: str, path: str) -> None:
+    cohort = {**planted.record["cohort"], "name": name, "path": path}
+    told = everything_in(
+        report_html(dataclasses.replace(planted, record={**planted.record, "cohort": cohort}), None, share=True)
+    )
+    assert not [word for word in ("Klinik", "Nord") if word in told]
 
 
 def test_a_shared_report_tells_the_same_numbers(planted: Run) -> None:
