@@ -18,7 +18,6 @@ from core.report_parts.markup import Html, join, tag
 from core.report_parts.source import Source, source_of
 from core.report_parts.style import STYLE
 from core.store import Run
-from core.summary import cohort_title
 from data.errors import BadInput, EnvironmentProblem
 from data.files import clear_litter, scratch_name
 from data.trouble import remedy
@@ -167,7 +166,7 @@ def _header(source: Source) -> Html:
     commit = run.record.get("git_commit")
     words = [
         run.run_id,
-        f"cohort {cohort_title(run.record['cohort'])}",
+        f"cohort {source.cohort}",
         f"run of {_day(run.record['created'])}",
         f"report of {_day(datetime.datetime.now(datetime.UTC).isoformat())}",
         f"commit {commit[:10]}" if commit else None,

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,8 @@ def method(source: Source) -> Html:
 
 def commands(source: Source) -> Html:
     """The commands that make this run again, and how often its test set was looked at."""
-    lines = in_words(source.run, source.metrics, source.diagnosis)
+    named = replace(source.run, record={**source.run.record, "name": source.title})
+    lines = in_words(named, source.metrics, source.diagnosis)
     shown = tag("pre", *(tag("span", line) for line in lines))
     looked = source.evaluations
     told = (
