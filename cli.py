@@ -537,7 +537,7 @@ def _fit(arguments: FitVerb) -> int:
         run_id=arguments.run_id,
         encoder_run=encoder_run,
     )
-    return _report(run, arguments.json, f"Score it: python cli.py score {run.run_id}")
+    return _report(run, arguments.json, f"Score it: python cli.py score {run.as_argument}")
 
 
 def _score(arguments: ScoreVerb) -> int:

@@ -15,7 +15,7 @@ EVALUATED = "evaluated"
 def read_metrics(run: Run) -> dict[str, Any]:
     """What `evaluate_run` committed. BadInput with the command when there is nothing yet."""
     if not stage_done(run, "evaluation"):
-        raise BadInput(f"Run {run.run_id} is not evaluated yet. Do it: python cli.py evaluate {run.run_id}")
+        raise BadInput(f"Run {run.run_id} is not evaluated yet. Do it: python cli.py evaluate {run.as_argument}")
     metrics: dict[str, Any] = stage_json(run, "evaluation", "metrics.json")
     return metrics
 

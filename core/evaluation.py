@@ -283,7 +283,7 @@ def _require_scores(scores: RunScores) -> None:
     if missing:
         raise BadInput(
             f"{len(missing)} subject(s) of run {scores.run.run_id} are not scored yet ({', '.join(missing[:3])}). "
-            f"Score them: python cli.py score {scores.run.run_id}"
+            f"Score them: python cli.py score {scores.run.as_argument}"
         )
     for role in ("calibration", "validation", "test"):
         for subject_id in scores.subjects(role):

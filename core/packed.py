@@ -80,7 +80,7 @@ def volume_content(scores: RunScores, subject_id: str, name: str) -> str:
     made_from = [VERSION, name, subject["key"]]
     if name.startswith(("score-", "categories-")):
         if not stage_done(run, "evaluation"):
-            raise BadInput(f"Run {run.run_id} is not evaluated yet. Do it: python cli.py evaluate {run.run_id}")
+            raise BadInput(f"Run {run.run_id} is not evaluated yet. Do it: python cli.py evaluate {run.as_argument}")
         scored = stage_directory(run, stage_name("scores", subject_id))
         made_from += [manifest_sha256(stage_directory(run, "evaluation")), manifest_sha256(scored)]
     if name.startswith("categories-"):

@@ -147,7 +147,7 @@ class RunScores:
         if not stage_done(self.run, stage):
             raise BadInput(
                 f"Subject {subject_id!r} has no scores in run {self.run.run_id}. "
-                f"Score it: python cli.py score {self.run.run_id}"
+                f"Score it: python cli.py score {self.run.as_argument}"
             )
         return stage_array(self.run, stage, name)
 

@@ -10,6 +10,7 @@ import datetime
 import functools
 import os
 import re
+import shlex
 import shutil
 import sys
 import threading
@@ -101,6 +102,12 @@ class Run:
     def run_id(self) -> str:
         """Name of the run, unique in its runs directory."""
         return str(self.record["run_id"])
+
+    @property
+    def as_argument(self) -> str:
+        """How a printed command names it: its id, and where it lies unless that is the usual place."""
+        runs = self.directory.parent
+        return self.run_id if runs == RUNS_DEFAULT else f"{self.run_id} --runs {shlex.quote(str(runs))}"
 
     @property
     def kind(self) -> str:

@@ -71,12 +71,12 @@ def _with_numbers(run: Run, identity: Mapping[str, Any]) -> dict[str, Any]:
     except (*_STRANGE, OSError) as problem:
         raise IntegrityError(
             f"The evaluation of run {run.run_id} cannot be read: it was damaged or edited ({problem!r}). "
-            f"Make it again: python cli.py evaluate {run.run_id}"
+            f"Make it again: python cli.py evaluate {run.as_argument}"
         ) from problem
     if wrong := _no_numbers(numbers):
         raise IntegrityError(
             f"The evaluation of run {run.run_id} was edited: {', '.join(wrong[:3])} is no number. "
-            f"Make it again: python cli.py evaluate {run.run_id}"
+            f"Make it again: python cli.py evaluate {run.as_argument}"
         )
     return {**identity, **numbers}
 

@@ -53,7 +53,7 @@ def read_table(path: Path) -> Cohort:
     ]
     if assumed:
         notes.append(
-            f"{len(assumed)} subjects without lesion mask and without a `healthy` cell are taken as healthy: "
+            f"{len(assumed)} subjects without lesion mask and without an entry under healthy are taken as healthy: "
             f"{', '.join(assumed[:5])}. If they are ill, say so in a column healthy (false)."
         )
     return Cohort(path.stem, tuple(subjects), notes=tuple(notes))

@@ -44,7 +44,7 @@ def export_post_processed(
     grid = stored_post_processing(run, "+".join(layers))
     if grid is None:
         raise BadInput(
-            f"The post-processing grid is not there yet. Make it: python cli.py post-processing {run.run_id}"
+            f"The post-processing grid is not there yet. Make it: python cli.py post-processing {run.as_argument}"
         )
     chosen = settings or _best(grid["best_on_validation"], protocol)
     figures = find_row(grid, chosen)[protocol]

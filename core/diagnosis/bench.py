@@ -159,5 +159,5 @@ def check_reproduced(run: Run, stored: Scored, again: Scored) -> None:
             if not same or not np.allclose(one.normal, other.normal, rtol=1e-2, atol=1e-2 * float(one.normal.std())):
                 raise IntegrityError(
                     f"The detector of run {run.run_id} does not give the stored scores of {one.subject_id!r} back. "
-                    f"Score and evaluate it again: python cli.py score {run.run_id}"
+                    f"Score and evaluate it again: python cli.py score {run.as_argument}"
                 )

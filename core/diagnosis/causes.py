@@ -364,7 +364,7 @@ def _what_if(e: Evidence, cause_id: str, title: str, names: Sequence[str]) -> Ca
     stored = [(name, result) for name in names if (result := _stored(e, name)) is not None]
     picks = [(name, r, p) for name, r in stored if (p := chosen_variant(r, e.protocol)) is not None]
     if not picks:
-        missing = " or ".join(f"python cli.py what-if {_RUN} {name}" for name in names)
+        missing = f"python cli.py what-if {_RUN} {' '.join(names)}"
         return Cause(
             cause_id, title, "D(changed) − D(as is), paired", "", kind="what-if", what_if=names[0], missing=missing
         )

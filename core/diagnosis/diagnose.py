@@ -142,7 +142,7 @@ def _check(scores: RunScores, figures: Mapping[str, Any], native: Mapping[str, A
     if not figures["n_lesion_subjects"]:
         raise BadInput(
             f"No test subject of run {scores.run.run_id} has a lesion, so there is no Dice to explain. "
-            f"See what the detector can find: python cli.py detection-limits {scores.run.run_id}"
+            f"See what the detector can find: python cli.py detection-limits {scores.run.as_argument}"
         )
     if protocol not in native["protocols"] or protocol not in ("healthy", "validation"):
         raise BadInput(

@@ -318,7 +318,7 @@ def _asked(run: Run, name: str, layer_set: str | None, protocol: str) -> tuple[R
 
 def _missing_in(run: Run, scores: RunScores) -> str | None:
     if not stage_done(run, "evaluation"):
-        return f"an evaluation: python cli.py evaluate {run.run_id}"
+        return f"an evaluation: python cli.py evaluate {run.as_argument}"
     metrics = read_metrics(run)
     figures = metrics["sets"][metrics["headline"]]["working"]
     if not figures["n_lesion_subjects"]:

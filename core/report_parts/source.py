@@ -111,14 +111,14 @@ def source_of(run: Run, diagnosis: Mapping[str, Any] | None, *, share: bool = Fa
         if diagnosis["run_id"] != run.run_id:
             raise BadInput(
                 f"The diagnosis is of run {diagnosis['run_id']!r}, the report of {run.run_id!r}. "
-                f"Diagnose it: python cli.py diagnose {run.run_id}"
+                f"Diagnose it: python cli.py diagnose {run.as_argument}"
             )
         known = metrics["sets"].get(diagnosis["layer_set"])
         if known is None or diagnosis["protocol"] not in known["working"]["protocols"]:
             raise BadInput(
                 f"The diagnosis tells of layer set {diagnosis['layer_set']!r} under protocol "
                 f"{diagnosis['protocol']!r}, which the evaluation of run {run.run_id} does not have. "
-                f"Diagnose it anew: python cli.py diagnose {run.run_id}"
+                f"Diagnose it anew: python cli.py diagnose {run.as_argument}"
             )
     if not share:
         return Source(run, metrics, diagnosis)
