@@ -1,5 +1,6 @@
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from core import journal, store
+from core.evaluated import read_metrics
 from core.lock import hold_lock, this_process
 from data.errors import BadInput, EnvironmentProblem, IntegrityError, Interrupted
 from data.files import read_json, verify_directory, write_json, write_sealed_json
@@ -492,3 +494,16 @@ def test_taking_the_lock_repairs_what_a_kill_left_between_renames(run):
 def test_a_run_without_a_lock_keeps_its_written_status(run):
     assert store.current_status(run) == "running"
     assert store.current_status(store.update_run(run, status="finished")) == "finished"
+
+
+def test_a_printed_command_finds_the_run_wherever_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for runs, more in (
+        (Path("runs"), ""),
+        (Path("my runs"), " --runs 'my runs'"),
+        (tmp_path / "x", f" --runs {tmp_path}/x"),
+    ):
+        run = store.create_run(runs, kind="detector", name="one", recipe={"kind": "A"}, run_id="one")
+        assert run.as_argument == f"one{more}"
+        with pytest.raises(BadInput, match=re.escape(f"python cli.py evaluate one{more}")):
+            read_metrics(run)
