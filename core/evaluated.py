@@ -4,7 +4,7 @@ import contextlib
 from typing import Any
 
 from core.journal import JOURNAL
-from core.store import Run, read_events, stage_directory, stage_done, stage_json
+from core.store import Run, read_events, refuse_lost_manifest, stage_directory, stage_done, stage_json
 from data.errors import BadInput
 from data.files import MANIFEST, sha256_file
 
@@ -15,6 +15,7 @@ EVALUATED = "evaluated"
 def read_metrics(run: Run) -> dict[str, Any]:
     """What `evaluate_run` committed. BadInput with the command when there is nothing yet."""
     if not stage_done(run, "evaluation"):
+        refuse_lost_manifest(run, "evaluation")
         raise BadInput(f"Run {run.run_id} is not evaluated yet. Do it: python cli.py evaluate {run.as_argument}")
     metrics: dict[str, Any] = stage_json(run, "evaluation", "metrics.json")
     return metrics

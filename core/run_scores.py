@@ -14,7 +14,16 @@ from core.experiment import SUBJECT_FILE, prepared_of, subjects_of
 from core.features import LAYOUT_FILES, load_layout
 from core.metrics import SubjectScores
 from core.scoring import to_score_map
-from core.store import Run, stage_array, stage_directory, stage_done, stage_file, stage_json, stage_name
+from core.store import (
+    Run,
+    refuse_lost_manifest,
+    stage_array,
+    stage_directory,
+    stage_done,
+    stage_file,
+    stage_json,
+    stage_name,
+)
 from core.types import FeatureLayout, ScoreMap
 from data.errors import BadInput
 from data.files import manifest_sha256, read_manifest
@@ -155,6 +164,7 @@ class RunScores:
 def open_scores(run: Run) -> RunScores:
     """The scores of a run, ready to read."""
     if not stage_done(run, "detector"):
+        refuse_lost_manifest(run, "detector")
         raise BadInput(f"Run {run.run_id} is not fitted yet ({run.status}). Look at its job on the Training page.")
     detector = from_recipe(run.record["recipe"])
     layout = None

@@ -36,6 +36,7 @@ from data import trouble
 from data.cohort import ROLES, Split
 from data.errors import BadInput, EnvironmentProblem, IntegrityError
 from data.files import (
+    MANIFEST,
     SEAL,
     clear_litter,
     committed_directory,
@@ -456,6 +457,17 @@ def stage_done(run: Run, name: str, verify: bool = False) -> bool:
         except IntegrityError:
             return False
     return True
+
+
+def refuse_lost_manifest(run: Run, name: str) -> None:
+    """IntegrityError when a stage was committed, is there, and has no manifest any more: it is not one to come."""
+    directory = stage_directory(run, name)
+    if name in run.record["stages"] and directory.is_dir() and not is_committed(directory):
+        again = MADE_BY.get(name, name)
+        raise IntegrityError(
+            f"{directory / MANIFEST} is missing, so nothing there can be believed. Delete {directory} and repeat "
+            f"`{again}`; it is computed anew."
+        )
 
 
 def verify_stage(run: Run, name: str) -> None:

@@ -14,6 +14,7 @@ from core.store import (
     current_status,
     index_directory,
     read_run,
+    refuse_lost_manifest,
     run_names,
     stage_directory,
     stage_done,
@@ -65,6 +66,7 @@ def run_summary(run: Run) -> dict[str, Any]:
 
 def _with_numbers(run: Run, identity: Mapping[str, Any]) -> dict[str, Any]:
     if not identity["evaluated"]:
+        refuse_lost_manifest(run, "evaluation")
         return dict(identity)
     try:
         numbers = _numbers(run)

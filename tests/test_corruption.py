@@ -339,6 +339,17 @@ def test_a_training_scan_moved_among_the_test_scans_is_refused_however_well_the_
     capsys.readouterr()
 
 
+@pytest.mark.parametrize(("stage", "verb"), [("evaluation", "compare-layers"), ("detector", "diagnose")])
+def test_a_result_whose_manifest_is_gone_is_damaged_and_not_one_to_come(
+    own_study: TinyStudy, stage: str, verb: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (own_study.runs / "tiny" / stage / "manifest.json").unlink()
+    assert cli.main(commands(own_study, tmp_path)[verb]) == 4
+    told = capsys.readouterr().err
+    assert f"{stage}/manifest.json is missing" in told.replace("\n", "")
+    assert "repeat `" in told
+
+
 def test_scores_of_another_subject_and_of_another_run_are_refused(
     explained: TinyStudy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

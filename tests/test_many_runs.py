@@ -309,6 +309,7 @@ def damages(run: Path) -> dict[str, Callable[[], object]]:
         "metrics cut": lambda: (evaluation / "metrics.json").write_text('{"sets": '),
         "metrics a list": lambda: (evaluation / "metrics.json").write_text("[]"),
         "metrics not UTF-8": lambda: (evaluation / "metrics.json").write_bytes(b"\xff\xfe"),
+        "manifest gone": lambda: (evaluation / "manifest.json").unlink(),
         "metrics gone": lambda: (evaluation / "metrics.json").unlink(),
         "metrics NaN": lambda: edit(evaluation / "metrics.json", not_a_number),
         **{name: lambda change=change: edit(record, change) for name, change in EDITS.items()},
