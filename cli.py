@@ -27,7 +27,7 @@ from core.memory_bank.settings import BankSettings, idle_settings
 from core.progress import open_progress
 from core.recipes import as_json
 from core.simclr_settings import SimclrSettings
-from core.store import Run, open_run, stage_done
+from core.store import Run, open_run, runs_flag, stage_done
 from core.summary import layer_table, run_rows
 from core.versions import noted, notes_of
 from data.errors import BadInput, EnvironmentProblem, IntegrityError, Interrupted
@@ -54,7 +54,6 @@ from verbs.shared import (
     interval_text,
     number_text,
     print_json,
-    runs_flag,
     tell_versions,
 )
 from verbs.visibility import VISIBILITY_VERBS

@@ -107,8 +107,7 @@ class Run:
     @property
     def as_argument(self) -> str:
         """How a printed command names it: its id, and where it lies unless that is the usual place."""
-        runs = self.directory.parent
-        return self.run_id if runs == RUNS_DEFAULT else f"{self.run_id} --runs {shlex.quote(str(runs))}"
+        return self.run_id + runs_flag(self.directory.parent)
 
     @property
     def kind(self) -> str:
@@ -129,6 +128,11 @@ class Run:
     def sequence(self) -> int:
         """Place in the order of creation."""
         return int(self.record["sequence"])
+
+
+def runs_flag(runs: Path) -> str:
+    """What a printed command needs so that it finds the same runs directory."""
+    return "" if runs == RUNS_DEFAULT else f" --runs {shlex.quote(str(runs))}"
 
 
 @dataclass(frozen=True)
@@ -506,13 +510,12 @@ def stage_file(run: Run, name: str, file: str) -> Path:
 
 def stage_directory(run: Run, name: str) -> Path:
     """Where a stage lies. BadInput for a name that would leave the run directory."""
-    directory, parts = run.directory, _stage_parts(name)
-    for number in range(len(parts)):
-        if os.path.islink(os.path.join(directory, *parts[: number + 1])):
-            if directory.joinpath(*parts).resolve().is_relative_to(directory.resolve()):
-                break
-            raise BadInput(f"{name!r} leads out of the run directory through a link. Remove the link.")
-    return directory.joinpath(*parts)
+    parts = _stage_parts(name)
+    directory = run.directory.joinpath(*parts)
+    linked = any(map(os.path.islink, (directory, *directory.parents[: len(parts) - 1])))
+    if linked and not directory.resolve().is_relative_to(run.directory.resolve()):
+        raise BadInput(f"{name!r} leads out of the run directory through a link. Remove the link.")
+    return directory
 
 
 @functools.lru_cache(maxsize=4096)

@@ -10,7 +10,7 @@ import tyro
 from rich.table import Table
 
 from core.progress import open_progress
-from core.store import Run, open_run
+from core.store import Run, open_run, runs_flag
 from data.errors import FORESEEN, BadInput, EnvironmentProblem, IntegrityError, together
 from verbs.shared import (
     EXIT_OK,
@@ -20,7 +20,6 @@ from verbs.shared import (
     interval_text,
     number_text,
     print_json,
-    runs_flag,
     tell_versions,
 )
 

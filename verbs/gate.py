@@ -8,8 +8,8 @@ from typing import Any, Literal
 import tyro
 
 from core.progress import open_progress
-from core.store import open_run
-from verbs.shared import EXIT_OK, RUNS, TakeOver, console, number_text, print_json, runs_flag, tell_versions
+from core.store import open_run, runs_flag
+from verbs.shared import EXIT_OK, RUNS, TakeOver, console, number_text, print_json, tell_versions
 
 Cut = Literal["validation", "healthy"]
 

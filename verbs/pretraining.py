@@ -10,8 +10,9 @@ import tyro
 from core.feature_settings import FeatureSettings
 from core.progress import open_progress
 from core.simclr_settings import SimclrSettings
+from core.store import runs_flag
 from data.preprocessing import Preprocessing
-from verbs.shared import EXIT_OK, RUNS, TakeOver, console, print_json, runs_flag
+from verbs.shared import EXIT_OK, RUNS, TakeOver, console, print_json
 
 if TYPE_CHECKING:
     from core.pretraining_comparison import ComparisonPlan

@@ -10,11 +10,11 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
-from core.store import Run
+from core.store import RUNS_DEFAULT, Run
 from core.versions import version_notes
 
 EXIT_OK, EXIT_BAD_INPUT, EXIT_ENVIRONMENT, EXIT_INTEGRITY, EXIT_INTERRUPTED, EXIT_BUG = 0, 2, 3, 4, 5, 6
-RUNS = Path("runs")
+RUNS = RUNS_DEFAULT
 TakeOver = Annotated[
     bool,
     tyro.conf.arg(
@@ -40,11 +40,6 @@ def tell_versions(run: Run) -> None:
     """On standard error, what a reader of this run's numbers has to know of versions."""
     for note in version_notes(run):
         print(f"note: {note}", file=sys.stderr)
-
-
-def runs_flag(runs: Path) -> str:
-    """What a printed command needs so that it finds the same runs directory."""
-    return "" if runs == RUNS else f" --runs {runs}"
 
 
 def console() -> Console:
