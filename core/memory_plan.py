@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from data.errors import BadInput, EnvironmentProblem
-from data.ranges import RANGES, refuse_out_of_range
+from data.ranges import refuse_out_of_range
 
 Form = Literal["dual", "primal"]
 Covariance = Literal["full", "diagonal", "shared"]
@@ -39,10 +39,6 @@ class GaussianSettings:
         _check_choice("covariance", self.covariance, ("full", "diagonal", "shared"))
         _check_choice("shrinkage", self.shrinkage, ("ridge", "ledoit_wolf", "oas"))
         _check_choice("accumulate", self.accumulate, ("float64", "float32"))
-        if not RANGES["ridge"].holds(self.ridge):
-            raise BadInput(
-                f"ridge is {self.ridge}. Allowed: a positive number, {RANGES['ridge'].text()}; PaDiM uses 0.01."
-            )
         refuse_out_of_range(self)
         if self.covariance != "full" and self.shrinkage != "ridge":
             raise BadInput(

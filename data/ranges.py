@@ -61,7 +61,7 @@ _SHARE = Range(0, 1, below=True)
 
 RANGES: Mapping[str, Range] = {
     # How it runs
-    "workers": Range(1, 256),
+    "workers": Range(1, 256, said="1 or more processes, at most 256; 2 are usual"),
     "port": Range(1, 65535),
     "memory": Range(0, 1e6, above=True, unit="GB"),
     "memory_gb": Range(0, 1e6, above=True, unit="GB"),
@@ -86,7 +86,7 @@ RANGES: Mapping[str, Range] = {
     "max_channels": Range(1, 100_000),
     "neighbourhood": Range(1, 31, odd=True, unit="cells"),
     # Gaussian, voxel-wise |z|, intensity
-    "ridge": Range(0, 1e9, above=True),
+    "ridge": Range(0, 1e9, above=True, said="a positive number, at most 1e+09; PaDiM uses 0.01"),
     "prior_smoothing_mm": Range(0, 100, unit="mm"),
     "floor": Range(0, 100, above=True),
     "contrast": Range(0, 63),

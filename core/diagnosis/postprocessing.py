@@ -173,8 +173,6 @@ def run_post_processing(
     the candidates alone lose where the exact optimum is known. A result that fits the evaluation is not made again.
     Without a test lesion the test figures are None; without validation labels nothing is chosen.
     """
-    if workers < 1:
-        raise BadInput(f"workers is {workers}. Allowed: 1 or more processes; 2 are usual.")
     check_range("workers", workers)
     scores, metrics = open_scores(run), read_metrics(run)
     layers = scores.layer_set(layer_set or metrics["headline"])
