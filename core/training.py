@@ -106,10 +106,10 @@ def minimise(
     """
     check_optimisation(optimisation)
     directory.mkdir(parents=True, exist_ok=True)
+    refuse_links(directory)
     _same_config(directory / "training.json", config, defaults or {})
     named = _trained(modules)
     optimiser = torch.optim.AdamW(named.values(), lr=optimisation.lr, weight_decay=optimisation.weight_decay)
-    refuse_links(directory)
     done = _resume(directory / "checkpoints", modules, named, optimiser)
     history = dict.fromkeys([*(checkpoint_history(directory) if done else ()), computed_by()])
     journal = directory / JOURNAL
