@@ -546,6 +546,6 @@ def _intact(directory: Path) -> bool:
     try:
         verify_directory(directory)
     except IntegrityError as problem:
-        print(f"note: {problem} This is done now.", file=sys.stderr)
+        print(f"note: a prepared scan is made anew. {problem}", file=sys.stderr)
         return False
     return True

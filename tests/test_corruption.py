@@ -297,8 +297,13 @@ def as_older(run: Path, manifests: bool = True) -> Path:
     del record["sha256"], record["identity"]
     path.write_text(json.dumps(record))
     for manifest in run.rglob("manifest.json") if manifests else ():
-        manifest.write_text(json.dumps({"schema": 1, "files": json.loads(manifest.read_text())["files"]}))
+        say_less(manifest)
     return path
+
+
+def say_less(manifest: Path) -> None:
+    """Rewrite a manifest as one of schema 1, which names files only."""
+    manifest.write_text(json.dumps({"schema": 1, "files": json.loads(manifest.read_text())["files"]}))
 
 
 def test_results_that_name_their_run_are_not_taken_for_those_of_an_older_one(
@@ -315,8 +320,7 @@ def test_a_manifest_that_says_less_is_not_taken_for_the_runs_own(
     scores = own_study.runs / "tiny" / "scores"
     shutil.rmtree(scores / "test01")
     shutil.copytree(scores / "test02", scores / "test01")
-    manifest = scores / "test01" / "manifest.json"
-    manifest.write_text(json.dumps({"schema": 1, "files": json.loads(manifest.read_text())["files"]}))
+    say_less(scores / "test01" / "manifest.json")
     assert cli.main(commands(own_study, tmp_path)["evaluate"]) == 4
     assert "test01" in capsys.readouterr().err
 

@@ -82,9 +82,10 @@ class Source:
         """The cohort's name; under a veil none that a folder or a file gave it."""
         cohort = self.run.record["cohort"]
         name = cohort_title(cohort)
+        if self.veil is None or name is None:
+            return name
         path = PurePath(cohort.get("path") or "")
-        derived = name is not None and (name in path.parts or name == path.stem)
-        return name if self.veil is None or name is None else LEFT_OUT if derived else self.veil.words(name)
+        return LEFT_OUT if name in (*path.parts, path.stem) else self.veil.words(name)
 
     @property
     def evaluations(self) -> int:
