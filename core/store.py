@@ -464,9 +464,14 @@ def stage_done(run: Run, name: str, verify: bool = False) -> bool:
 
 
 def refuse_lost_manifest(run: Run, name: str) -> None:
-    """IntegrityError when a stage was committed, is there, and has no manifest any more: it is not one to come."""
+    """IntegrityError when files of a committed stage are there without a manifest: it is not one to come.
+
+    An empty folder holds nothing that could be believed: it is as good as a deleted one.
+    """
     directory = stage_directory(run, name)
-    if name in run.record["stages"] and directory.is_dir() and not is_committed(directory):
+    if name not in run.record["stages"] or is_committed(directory):
+        return
+    if directory.is_dir() and any(directory.iterdir()):
         again = MADE_BY.get(name, name)
         raise IntegrityError(
             f"{directory / MANIFEST} is missing, so nothing there can be believed. Delete {directory} and repeat "

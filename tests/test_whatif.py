@@ -671,6 +671,7 @@ def test_scores_that_the_detector_does_not_give_back_are_an_integrity_error():
 
     class FakeRun:
         run_id = "r"
+        as_argument = "r"
 
     check_reproduced(FakeRun(), stored | empty, stored | empty)
     with pytest.raises(RuntimeError, match="does not give the stored scores"):
