@@ -46,16 +46,7 @@ def build_demo(runs: Path, progress: Progress, settings: DemoSettings | None = N
         table = write_demo_cohort(cohort, settings, monitor=lambda done, total, text: advance(1, text))
     source = experiment.DataSource(table, layout="table", preprocessing=PREPROCESSING)
     encoder = experiment.pretrain(runs, source, SIMCLR, progress, name="demo SimCLR", run_id="demo-encoder")
-    features = FeatureSettings(layers=LAYERS, grid="4mm")
-    detectors: list[tuple[str, str, AnyDetector, Run | None]] = [
-        ("demo-bright", "intensity, bright", make("intensity-bright"), None),
-        ("demo-dark", "intensity, dark", make("intensity-dark"), None),
-        ("demo-zscore", "voxel-wise |z|", make("zscore"), None),
-        ("demo-random", "Gaussian, random encoder", FeatureGaussian(encoder=ENCODER, features=features), None),
-        ("demo-simclr", "Gaussian, SimCLR encoder", FeatureGaussian(features=features), encoder),
-        ("demo-bank", "memory bank, SimCLR encoder", PatchCore(features=PATCHES, bank=BANK), encoder),
-        ("demo-bank-position", "memory bank by position", PatchCore(features=PATCHES, bank=BANK_POSITION), encoder),
-    ]
+    detectors = detectors_of(encoder)
     made = []
     problems: dict[str, BadInput | EnvironmentProblem | IntegrityError] = {}
     for number, recipe in enumerate(detectors, 1):
@@ -75,6 +66,20 @@ def build_demo(runs: Path, progress: Progress, settings: DemoSettings | None = N
             diagnose(run, progress)
     write_json(cohort / _DONE, {"made_from": made_from, "runs": [run.run_id for run in made]})
     return made
+
+
+def detectors_of(encoder: Run) -> list[tuple[str, str, AnyDetector, Run | None]]:
+    """Run id, name, detector, and the encoder it takes its features from."""
+    features = FeatureSettings(layers=LAYERS, grid="4mm")
+    return [
+        ("demo-bright", "intensity, bright", make("intensity-bright"), None),
+        ("demo-dark", "intensity, dark", make("intensity-dark"), None),
+        ("demo-zscore", "voxel-wise |z|", make("zscore"), None),
+        ("demo-random", "Gaussian, random encoder", FeatureGaussian(encoder=ENCODER, features=features), None),
+        ("demo-simclr", "Gaussian, SimCLR encoder", FeatureGaussian(features=features), encoder),
+        ("demo-bank", "memory bank, SimCLR encoder", PatchCore(features=PATCHES, bank=BANK), encoder),
+        ("demo-bank-position", "memory bank by position", PatchCore(features=PATCHES, bank=BANK_POSITION), encoder),
+    ]
 
 
 def _explain(run: Run, progress: Progress) -> None:

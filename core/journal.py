@@ -10,12 +10,12 @@ import math
 import os
 import sys
 import time
-import uuid
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from core.provenance import plain
+from data.files import replace_whole
 
 JOURNAL = "events.jsonl"
 _WARN_EVERY_SECONDS = 60.0
@@ -99,7 +99,7 @@ def drop_lines(path: Path, dropped: Callable[[Mapping[str, Any]], bool]) -> bool
         if kept == lines[: len(kept)]:
             os.truncate(path, sum(map(len, kept)))
             return True
-        _replace(path, b"".join(kept))
+        replace_whole(path, b"".join(kept))
     except FileNotFoundError:
         return True
     except OSError as error:
@@ -116,19 +116,6 @@ def sync(path: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    scratch = path.with_name(f".tmp-{uuid.uuid4().hex}")
-    try:
-        with scratch.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        scratch.replace(path)
-    except BaseException:
-        scratch.unlink(missing_ok=True)
-        raise
 
 
 def _write(path: Path, kind: str, values: Mapping[str, Any]) -> None:

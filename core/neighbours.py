@@ -7,6 +7,7 @@ tissue elsewhere in the brain can stand in for what should be here, and hide a l
 
 import copy
 import difflib
+import io
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -31,6 +32,7 @@ from core.store import Run
 from core.thumbnails import centre_of
 from core.types import LayerSet
 from data.errors import BadInput
+from data.files import clear_litter, write_whole
 from data.preprocessing import Prepared
 from data.volume import Grid, Volume
 
@@ -298,7 +300,10 @@ def pictures_of(
 def save_sheet(path: Path, run: Run, view: NeighbourView, labels: Sequence[str]) -> None:
     """One PNG: the place, then its neighbours, then the one under the other rule, each below its label."""
     here, shown = pictures_of(run, view)
-    Image.fromarray(labelled_sheet([here, *shown], labels)).save(path, format="PNG")
+    picture = io.BytesIO()
+    Image.fromarray(labelled_sheet([here, *shown], labels)).save(picture, format="PNG")
+    clear_litter(path.parent)
+    write_whole(path, picture.getvalue())
 
 
 def refuse_no_brain(volume: Volume, voxel: Sequence[int]) -> None:

@@ -4,10 +4,8 @@ No script, no font, no picture from elsewhere: a Content-Security-Policy in the 
 come from data are escaped (`core.report_parts.markup`), and paper gets a light A4 version of the same page.
 """
 
-import contextlib
 import datetime
 import html
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,9 +16,8 @@ from core.report_parts.markup import Html, join, tag
 from core.report_parts.source import Source, source_of
 from core.report_parts.style import STYLE
 from core.store import Run
-from data.errors import BadInput, EnvironmentProblem
-from data.files import clear_litter, scratch_name
-from data.trouble import remedy
+from data.errors import BadInput
+from data.files import clear_litter, write_whole
 
 GENERATOR = "Dicescope report"
 _NO_BASE = "; base-uri 'none'"
@@ -64,24 +61,7 @@ def write_report(
     check_place(path, run, overwrite)
     text = report_html(run, diagnosis, share=share)
     clear_litter(path.parent)
-    scratch = path.with_name(scratch_name())
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with scratch.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        scratch.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            scratch.unlink()
-        raise EnvironmentProblem(
-            f"Could not write {path}: {error.strerror or error}. "
-            f"{remedy(error, path.parent, f'{len(text.encode())} bytes')} What was there before is intact."
-        ) from error
-    except BaseException:
-        scratch.unlink(missing_ok=True)
-        raise
+    write_whole(path, text.encode())
     return path
 
 

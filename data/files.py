@@ -279,28 +279,37 @@ def _clear(entry: Path) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Replace a JSON file atomically; keys sorted, so equal values give equal bytes."""
+    write_whole(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False).encode())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Replace a file atomically. EnvironmentProblem when it cannot be written; what was there before is then intact."""
+    try:
+        replace_whole(path, content)
+    except OSError as error:
+        raise EnvironmentProblem(
+            f"Could not write {path}: {error.strerror or error}. "
+            f"{trouble.remedy(error, path.parent, f'{len(content)} bytes')} "
+            "The file that was there before is intact."
+        ) from error
+
+
+def replace_whole(path: Path, content: bytes) -> None:
+    """`write_whole` for those who tell of an OSError themselves."""
     scratch = path.with_name(scratch_name())
-    text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with scratch.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with scratch.open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         faultpoint("json.before_rename")
         _check_fences(path)
         scratch.replace(path)
         _sync(path.parent)
-    except OSError as error:
+    except BaseException:
         with contextlib.suppress(OSError):
             scratch.unlink()
-        raise EnvironmentProblem(
-            f"Could not write {path}: {error.strerror or error}. "
-            f"{trouble.remedy(error, path.parent, f'{len(text)} bytes')} "
-            "The file that was there before is intact."
-        ) from error
-    except BaseException:
-        scratch.unlink(missing_ok=True)
         raise
 
 

@@ -3,8 +3,6 @@
 import csv
 import dataclasses
 import io
-import os
-import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -15,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 
 from data.errors import BadInput, IntegrityError
-from data.files import read_json, write_json
+from data.files import clear_litter, read_json, write_json, write_whole
 from data.nifti import write_nifti
 from data.synthetic_anatomy import SCANNERS, draw_anatomy, scan, template
 from data.synthetic_lesions import SyntheticLesion, add_lesions
@@ -112,6 +110,7 @@ def write_demo_cohort(
     directory = Path(directory)
     plan = list(_plan(settings))
     template()
+    clear_litter(directory)
     records: dict[str, dict[str, Any]] = {}
     with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
         jobs = [pool.submit(_subject, directory, *who, settings.seed) for who in plan]
@@ -126,8 +125,8 @@ def write_demo_cohort(
             raise
     ordered = [records[subject_id] for subject_id, *_ in plan]
     write_json(directory / "lesions.json", {r["subject_id"]: r["lesions"] for r in ordered if r["lesions"]})
-    _write_text(directory / "README.txt", _README)
-    _write_text(directory / "cohort.csv", _table(ordered))
+    write_whole(directory / "README.txt", _README.encode())
+    write_whole(directory / "cohort.csv", _table(ordered).encode())
     return directory / "cohort.csv"
 
 
@@ -149,6 +148,7 @@ def _plan(settings: DemoSettings) -> Iterator[tuple[str, int, str, bool]]:
 def _subject(directory: Path, subject_id: str, index: int, role: str, with_lesions: bool, seed: int) -> dict[str, Any]:
     folder = directory / subject_id
     folder.mkdir(parents=True, exist_ok=True)
+    clear_litter(folder)
     names = {"T1": "T1", "FLAIR": "FLAIR", "brain_mask": "brain_mask"}
     if with_lesions:
         names["lesion_mask"] = "lesion_mask"
@@ -198,15 +198,3 @@ def _table(records: list[dict[str, Any]]) -> str:
         files = [record["files"].get(column, "") for column in masks]
         writer.writerow([record["subject_id"], *files, *(record[column] for column in known)])
     return text.getvalue()
-
-
-def _write_text(path: Path, text: str) -> None:
-    scratch = path.with_name(f".tmp-{uuid.uuid4().hex}")
-    try:
-        with scratch.open("w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)

@@ -8,10 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.cohort import ROLES, Cohort, Subject
-from data.errors import EnvironmentProblem
-from data.files import scratch_name
+from data.files import write_whole
 from data.folders import SCAN_SUFFIXES, BadDataset
-from data.trouble import remedy
 
 RESERVED = ("subject_id", "brain_mask", "lesion_mask", "role", "healthy", "site", "age", "sex", "lesion_labels")
 _NOTHING = ("", "n/a", "na", "nan", "none")
@@ -75,15 +73,7 @@ def write_table(path: Path, subjects: Sequence[Subject]) -> None:
         labels = "" if s.lesion_labels is None else ";".join(map(str, s.lesion_labels))
         masks = [_relative(path, s.brain_mask), _relative(path, s.lesion_mask)]
         writer.writerow([s.subject_id, *scans, *masks, *known, s.sex or "", labels])
-    scratch = path.with_name(scratch_name())
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch.write_text(text.getvalue(), encoding="utf-8")
-        scratch.replace(path)
-    except OSError as error:
-        scratch.unlink(missing_ok=True)
-        why = f"{error.strerror or error}. {remedy(error, path.parent)}"
-        raise EnvironmentProblem(f"Could not write {path}: {why}") from error
+    write_whole(path, text.getvalue().encode())
 
 
 def read_rows(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:

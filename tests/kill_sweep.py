@@ -7,27 +7,43 @@ forks a child for each command.
 """
 
 import hashlib
+import importlib
 import json
 import os
+import pkgutil
 import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import cli
-from core.store import list_runs, lock
+import core
+import data
+import models
+import verbs as verbs_of_the_line
+from core import demo, pretraining_comparison
+from core.simclr import SimclrSettings
+from core.store import Run, list_runs, lock
+from core.views import ViewSettings
 from data.files import SEAL
-from tests.study import SCAN_FLAGS, TinyStudy
+from data.preprocessing import Preprocessing
+from data.synthetic import DemoSettings
+from data.synthetic_anatomy import template
+from data.table import read_table, write_table
+from models.encoder import EncoderSettings
+from tests.study import SCAN_FLAGS, SIMCLR_FLAGS, TinyStudy
 
 MOMENTS = 5
 ONCE = ("fit-intensity", "score-intensity", "evaluate-intensity")
 """Verbs that are swept with another detector already."""
 LEAVES = (
-    "gate", "export", "diagnose", "what-if", "post-processing", "detection-limits", "visibility", "report",
+    "gate", "export", "diagnose", "what-if", "post-processing", "detection-limits", "visibility", "report", "plant",
+    "compare-pretraining", "demo", "neighbours",
 )  # fmt: skip
 """Verbs whose results no other verb here needs."""
 _MOST_COPIES = 15
@@ -42,9 +58,17 @@ def verbs(study: TinyStudy) -> dict[str, list[str]]:
     runs = ["--runs", str(study.runs)]
     scans = [str(study.table), *runs, *SCAN_FLAGS]
     bank = ["--detector", "patchcore", "--layers", "input", "stage1", "--grid", "8mm", "--coreset-ratio", "0.05"]
+    gaussian = ["--layers", "input", "stage1", "--grid", "8mm"]
+    compared = ["--name", "ways", *SIMCLR_FLAGS[2:], "--simclr.steps", "2", *gaussian, "--workers", "1"]
+    one, shapes, planted = (str(study.root / name) for name in ("one.csv", "shapes", "planted"))
+    picture = ["--picture", str(study.root / "neighbours.png")]
     limits = ["--diameters-mm", "24", "--contrasts-sd", "-4", "4", "--per-cell", "2"]
     return {
-        **{name: study.commands()[name] for name in ("prepare", "pretrain", "fit", "score", "evaluate")},
+        "plant": ["plant", one, shapes, planted, "--contrast", "FLAIR", "--workers", "1"],
+        "demo": ["demo", "--runs", str(study.root / "demo")],
+        **{name: study.commands()[name] for name in ("prepare", "pretrain")},
+        "compare-pretraining": ["compare-pretraining", *scans, *compared],
+        **{name: study.commands()[name] for name in ("fit", "score", "evaluate")},
         "fit a bank": ["fit", *scans, "--run-id", "bank", "--encoder", "tiny-encoder", *bank],
         "score a bank": ["score", "bank", *runs],
         "evaluate a bank": ["evaluate", "bank", "--workers", "1", *runs],
@@ -57,7 +81,30 @@ def verbs(study: TinyStudy) -> dict[str, list[str]]:
         "detection-limits": ["detection-limits", "bank", *limits, *runs],
         "visibility": ["visibility", "tiny-encoder", "--scans", "1", *runs],
         "report": ["report", "tiny-intensity", "--out", str(study.root / "report.html"), *runs],
+        "neighbours": ["neighbours", "bank", "test01", *picture, *runs],
     }
+
+
+def prepare_for_all(study: TinyStudy) -> None:
+    """Write what `plant` reads, and make the recipes of the demo and the comparison as small as the study."""
+    healthy = next(subject for subject in read_table(study.table).subjects if subject.subject_id == "train01")
+    write_table(study.root / "one.csv", [healthy])
+    (study.root / "shapes").mkdir()
+    shutil.copy(study.table.parent / "test01" / "lesion.nii.gz", study.root / "shapes" / "one.nii.gz")
+    demo.ENCODER = EncoderSettings(width=4)
+    views = ViewSettings(crop_voxels=(32, 32, 32))
+    demo.SIMCLR = SimclrSettings(encoder=demo.ENCODER, views=views, steps=1, batch=2)
+    demo.detectors_of = _first_of(demo.detectors_of)
+    demo.EXPLAINED_BY = demo.EXPLAINED_BY[:1]
+    demo.run_post_processing = lambda run, progress: None  # swept as a verb of its own
+    template()
+    pretraining_comparison.CONTROLS = {"zscore": pretraining_comparison.CONTROLS["zscore"]}
+    demo.PREPROCESSING = Preprocessing(contrasts=("T1",), registration="none", spacing_mm=4.0)
+    demo.DemoSettings = partial(DemoSettings, n_train=2, n_calibration=1, n_validation=1, n_test=1, n_test_healthy=0)
+
+
+def _first_of(detectors_of: Callable[[Run], list[Any]]) -> Callable[[Run], list[Any]]:
+    return lambda encoder: detectors_of(encoder)[:1]
 
 
 def write_once_more(runs: Path) -> None:
@@ -131,8 +178,8 @@ class Moments:
 
 
 def _copied(source: str, target: str) -> None:
-    """A copy; of what is committed, and so never changed again in its place, a second name."""
-    if source.endswith((".npy", ".safetensors", ".nii.gz")) and ".tmp-" not in source:
+    """A copy of what is written on in its place: scratch, journals, locks; of all else a second name."""
+    if ".tmp-" not in source and not source.endswith(("jsonl", "lock")) and "/lock/" not in source:
         os.link(source, target)
     else:
         shutil.copy2(source, target)
@@ -195,13 +242,22 @@ def sweep(name: str, study: TinyStudy, place: Path) -> Iterator[dict[str, Any]]:
     shutil.rmtree(copies)
 
 
+def import_all() -> None:
+    """Load what verbs load when they need it, so that a forked child does not do it again."""
+    for package in (core, data, models, verbs_of_the_line):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            importlib.import_module(module.name)
+
+
 if __name__ == "__main__":
     os.environ["OMP_NUM_THREADS"] = "1"
+    import_all()
     place = Path(sys.argv[2])
     study = TinyStudy(place / "study")
     shutil.copytree(sys.argv[1], study.root)
-    wanted = sys.argv[3:]
-    for verb in verbs(study):
+    prepare_for_all(study)
+    wanted, every = sys.argv[3:], list(verbs(study))
+    for verb in every[: max(map(every.index, wanted)) + 1]:
         if verb in wanted:
             for one in sweep(verb, study, place):
                 print(json.dumps(one), flush=True)
