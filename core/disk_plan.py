@@ -19,6 +19,13 @@ _LESION_FIGURES = 2300
 _LIMITS, _PER_LEVEL, _PER_CELL, _PER_CELL_AND_LEVEL = 3000, 3000, 300, 425
 _PER_PLANTED, _PER_PLANTED_AND_LEVEL = 250, 65
 """Of detection limits: cells are size x contrast x site, levels those of false positives (measured)."""
+_PER_COMBINATION, _PER_COMBINATION_AND_SCAN = 820, 28
+"""Of post-processing (measured)."""
+_PER_VARIANT, _PER_VARIANT_AND_SCAN, _MOST_VARIANTS = 1600, 270, 16
+"""Of a what-if; no what-if has more variants (measured)."""
+_PER_LAYER, _PER_LAYER_AND_VIEW, _PER_LAYER_AND_LESION = 600, 170, 530
+_PER_COMPARED, _PER_MOVEMENT_AND_SCAN = 407, 30
+"""Of visibility (measured)."""
 _SHAPES_PER_NAME = 20
 """Beside the name itself, in the description of a checkpoint."""
 
@@ -64,3 +71,21 @@ def limits_bytes(cells: int, levels: int, per_cell: int) -> int:
     """Of detection limits with so many lesions in each cell."""
     table = _LIMITS + _PER_LEVEL * levels + cells * (_PER_CELL + _PER_CELL_AND_LEVEL * levels)
     return committed_bytes(table, cells * per_cell * (_PER_PLANTED + _PER_PLANTED_AND_LEVEL * levels))
+
+
+def post_processing_bytes(combinations: int, scans: int) -> int:
+    """Of so many combinations of filters, judged on so many test scans."""
+    return committed_bytes(12_000 + combinations * (_PER_COMBINATION + _PER_COMBINATION_AND_SCAN * scans))
+
+
+def what_if_bytes(scans: int) -> int:
+    """At most, of one what-if on so many test scans."""
+    return committed_bytes(2000 + _MOST_VARIANTS * (_PER_VARIANT + _PER_VARIANT_AND_SCAN * scans))
+
+
+def visibility_bytes(layers: int, views: int, lesions: int, scans: int) -> int:
+    """Of two networks with so many layers, looked at under kinds of views and of lesions in so many scans."""
+    movements = views + lesions + 2
+    per_layer = views * _PER_LAYER_AND_VIEW + lesions * _PER_LAYER_AND_LESION + _PER_LAYER
+    both = 2 * layers * (per_layer + movements * _PER_MOVEMENT_AND_SCAN * (scans - 1))
+    return committed_bytes(10_000 + both + layers * movements * _PER_COMPARED)

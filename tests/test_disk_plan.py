@@ -3,6 +3,7 @@
 import io
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,13 +11,25 @@ import torch
 
 from core import experiment
 from core.diagnosis.detection_limits import run_detection_limits
-from core.disk_plan import evaluation_bytes, grid_bytes, limits_bytes, training_bytes
+from core.diagnosis.postprocessing import run_post_processing
+from core.diagnosis.whatif import run_what_if
+from core.disk_plan import (
+    evaluation_bytes,
+    grid_bytes,
+    limits_bytes,
+    post_processing_bytes,
+    training_bytes,
+    visibility_bytes,
+    what_if_bytes,
+)
 from core.progress import Progress
 from core.run_scores import open_scores
 from core.simclr import NegativesSettings, SimclrSettings, pretrain_encoder
 from core.simclr import bytes_to_train as planned_training
 from core.store import open_run
 from core.views import ViewSettings
+from core.visibility.changes import VisibilitySettings
+from core.visibility.runs import visibility_of_run
 from data.errors import EnvironmentProblem
 from data.layout import read_cohort
 from data.nifti import claimed_voxels, write_nifti
@@ -114,6 +127,39 @@ def test_detection_limits_are_estimated_within_a_fifth(own_study: TinyStudy) -> 
     run = open_run(own_study.runs, "tiny-intensity")
     run_detection_limits(run, Progress(False, io.StringIO()), **asked)  # type: ignore[arg-type]
     assert limits_bytes(12, 5, 2) == pytest.approx(written(run.directory / "detection-limits"), rel=0.2)
+
+
+def test_what_explains_a_run_is_estimated(own_study: TinyStudy) -> None:
+    progress = Progress(False, io.StringIO())
+    run = open_run(own_study.runs, "tiny-intensity")
+    run_post_processing(run, progress, workers=1)
+    assert post_processing_bytes(135, 4) == pytest.approx(written(run.directory / "post-processing"), rel=0.2)
+    for name in ("erode-mask", "calibrate-subject", "threshold-grid"):
+        run_what_if(run, name, progress)
+    assert max(map(written, run.directory.glob("whatifs/*/*"))) <= what_if_bytes(4) <= 50_000
+    encoder = open_run(own_study.runs, "tiny-encoder")
+    for scans in (1, 3):
+        visibility_of_run(encoder, progress, VisibilitySettings(scans=scans, diameters_mm=(8.0,), draws=1))
+        planned = visibility_bytes(6, 9, 4, scans)
+        assert planned == pytest.approx(written(encoder.directory / "visibility"), rel=0.2)
+
+
+@pytest.mark.parametrize("what", ["what-if", "post-processing", "visibility"])
+def test_what_explains_a_run_asks_for_room_before_it_begins(
+    study: TinyStudy, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    progress = Progress(False, io.StringIO())
+    run = open_run(study.runs, "tiny-encoder" if what == "visibility" else "tiny-intensity")
+    before = set(run.directory.rglob("*"))
+    monkeypatch.setattr("data.room.shutil.disk_usage", lambda place: SimpleNamespace(free=5000))
+    work = {
+        "what-if": lambda: run_what_if(run, "erode-mask", progress),
+        "post-processing": lambda: run_post_processing(run, progress, workers=1),
+        "visibility": lambda: visibility_of_run(run, progress),
+    }[what]
+    with pytest.raises(EnvironmentProblem, match=r"needs (at most )?\d{5,6} bytes .*free now: 5000 bytes"):
+        work()
+    assert before == set(run.directory.rglob("*"))
 
 
 def test_only_what_is_to_come_is_counted() -> None:

@@ -12,6 +12,7 @@ Erosion counts layers of 6-neighbours (taxicab); the what-if `erode-mask` counts
 import contextlib
 import functools
 import itertools
+import math
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -26,6 +27,7 @@ from scipy.ndimage import distance_transform_cdt, distance_transform_edt
 from core.bootstrap import mean_interval, paired_difference
 from core.detectors import LAYERED, LayerSet
 from core.diagnosis.cases import Case
+from core.disk_plan import post_processing_bytes
 from core.evaluation import read_metrics
 from core.metrics import SubjectScores, best_common_threshold, healthy_rule
 from core.progress import Progress
@@ -46,6 +48,7 @@ from data.errors import BadInput, EnvironmentProblem
 from data.files import manifest_sha256, write_json
 from data.preprocessing import Prepared
 from data.ranges import check_range
+from data.room import require_room
 from data.volume import Volume
 from data.workers import Died, shared_out
 
@@ -180,9 +183,12 @@ def run_post_processing(
     if (stored := undamaged(lambda: stored_post_processing(run, name), progress.say)) is not None:
         progress.say(f"Post-processing of {name} is there already.")
         return stored
+    test, axes = scores.subjects("test"), _axes(scores)
+    combinations = math.prod(map(len, axes.values()))
+    require_room(run.directory, post_processing_bytes(combinations, len(test)), "Post-processing")
     began = time.perf_counter()
     with lock(run) as run, _workers(workers) as mapped:
-        study = _Study(str(run.directory), layers, metrics["quantile"], metrics["fp_ml_per_scan"], _axes(scores))
+        study = _Study(str(run.directory), layers, metrics["quantile"], metrics["fp_ml_per_scan"], axes)
         heavy_first = sorted(study.maps, key=lambda m: -m[1])
         chosen: dict[Filters, dict[str, Any]] = {}
         with progress.task("Post-processing, thresholds", len(heavy_first)) as advance:
@@ -190,7 +196,7 @@ def run_post_processing(
                 chosen |= found
                 advance(1)
         subjects = []
-        test, thresholds = scores.subjects("test"), _thresholds(chosen)
+        thresholds = _thresholds(chosen)
         with progress.task("Post-processing, test subjects", len(test)) as advance:
             for judged in mapped(_judge_job, [(study, i, thresholds) for i in test]):
                 subjects.append(judged)

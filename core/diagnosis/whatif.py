@@ -16,6 +16,7 @@ from core.diagnosis.paired import PROTOCOLS, paired_evaluation
 from core.diagnosis.whatif_fits import ages_of, covariance, fewer_scans, nearest_age
 from core.diagnosis.whatif_maps import calibrate_subject, dont_care, erode_mask, label_boundary, threshold_grid
 from core.diagnosis.whatif_scans import register, renormalise, shift
+from core.disk_plan import what_if_bytes
 from core.evaluation import read_metrics
 from core.experiment import scored_subjects
 from core.progress import Progress
@@ -23,6 +24,7 @@ from core.run_scores import RunScores, open_scores, set_id
 from core.store import Run, append_event, stage_beside, stage_directory, stage_done, stage_name, stored_json, undamaged
 from data.errors import BadInput, IntegrityError
 from data.files import manifest_sha256, write_json
+from data.room import require_room
 
 __all__ = ["CATALOGUE", "applicable", "best_deployable", "paired_evaluation", "run_what_if", "stored_what_ifs"]
 
@@ -51,6 +53,7 @@ def run_what_if(
     if stored is not None and stored["key"] == key:
         progress.say(f"{stored['title']}: stored already in {directory}.")
         return stored
+    require_room(run.directory, what_if_bytes(len(scores.subjects("test"))), f"What-if {name}", at_most=True)
     began = time.perf_counter()
     what_if = CATALOGUE[name]
     outcome = what_if.compute(_bench(run, scores, layers, progress))

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from core import distributed
+from core.disk_plan import visibility_bytes
 from core.experiment import PreparedVolumes, prepared_volumes
 from core.progress import Progress
 from core.recipes import as_json, from_json
@@ -21,7 +22,7 @@ from core.store import (
     verify_stage,
 )
 from core.views import ViewSettings
-from core.visibility.changes import VisibilitySettings
+from core.visibility.changes import FAMILIES, VisibilitySettings
 from core.visibility.intensity import intensity_effects
 from core.visibility.measure import Visibility, measure_visibility, windows_of
 from core.visibility.trained import compare_training
@@ -29,6 +30,7 @@ from core.visibility.words import before_sentences, trained_sentences
 from data.errors import BadInput
 from data.files import known_sha256, write_json
 from data.ranges import refuse_out_of_range
+from data.room import require_room
 from data.volume import Volume
 from models.encoder import Encoder, EncoderSettings, load_encoder, make_encoder
 
@@ -50,6 +52,7 @@ def visibility_of_run(run: Run, progress: Progress, settings: VisibilitySettings
     if stored is not None and stored["made_from"] == made_from:
         progress.say(f"Visibility of {run.run_id} is there already; nothing has changed.")
         return stored
+    require_room(run.directory, _bytes_to_write(run, settings), "The measurement of visibility")
     with lock(run) as run:
         result = measured_of_run(run, progress, settings)
         with stage(run, DIRECTORY) as scratch:
@@ -57,6 +60,11 @@ def visibility_of_run(run: Run, progress: Progress, settings: VisibilitySettings
     committed = stored_visibility(run)
     assert committed is not None
     return committed
+
+
+def _bytes_to_write(run: Run, settings: VisibilitySettings) -> int:
+    encoder = make_encoder(from_json(EncoderSettings, run.record["recipe"]["encoder"]))
+    return visibility_bytes(len(encoder.taps), len(FAMILIES), len(settings.kinds()), settings.scans)
 
 
 def stored_visibility(run: Run) -> dict[str, Any] | None:
