@@ -46,21 +46,27 @@ SUBJECT_TOO = {"site": (str, type(None)), "sex": (str, type(None)), "age": (int,
 SET_ASIDE = {"subject_id": str, "code": str}
 
 
-def wrong_fields(record: Any) -> list[str]:
-    """Where a record has not the form that it must have, as paths into it; nothing when it has."""
+def wrong_fields(record: Any, but_scans: bool = False) -> list[str]:
+    """Where a record has not the form that it must have, as paths into it; nothing when it has.
+
+    `but_scans`: its cohort and split are known to be right.
+    """
     if not isinstance(record, dict):
         return ["the whole record"]
     wrong = [key for key, kind in (TOP | FURTHER).items() if not _is(record.get(key, _MISSING), kind)]
     if not wrong:
         wrong = [
-            *_wrong_cohort(record["cohort"]),
-            *(f"split.{role}" for role, ids in record["split"].items() if not _texts(ids)),
+            *([] if but_scans else _wrong_scans(record["cohort"], record["split"])),
             *(f"stages.{name}" for name, stage in record["stages"].items() if not isinstance(stage, dict)),
             *(f"parents.{name}" for name, parent in record["parents"].items() if not isinstance(parent, str)),
             *_wrong_kind(record["recipe"]),
             *([] if _is_moment(record["created"]) else ["created"]),
         ]
     return wrong
+
+
+def _wrong_scans(cohort: Mapping[str, Any], split: Mapping[str, Any]) -> list[str]:
+    return [*_wrong_cohort(cohort), *(f"split.{role}" for role, ids in split.items() if not _texts(ids))]
 
 
 def _wrong_cohort(cohort: Mapping[str, Any]) -> list[str]:

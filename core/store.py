@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import datetime
 import functools
+import hashlib
 import os
 import re
 import shlex
@@ -41,9 +42,10 @@ from data.files import (
     clear_litter,
     committed_directory,
     committed_file,
+    compact_json,
     content_digest,
+    digest_of_pieces,
     is_committed,
-    keeps_seal,
     load_committed_array,
     parsed_json,
     read_committed_json,
@@ -196,10 +198,13 @@ def create_run(
 
 def identity_of_record(record: Mapping[str, Any]) -> str:
     """What a run was started with, as a digest. Not where its table lies, nor in which order it names its scans."""
-    scans = {key: record["cohort"].get(key) for key in ("fingerprint", "subjects")}
-    split = {role: sorted(ids) for role, ids in record["split"].items()}
-    told = {**record, "cohort": scans, "split": split}
+    told = _for_identity(record)
     return content_digest([told[key] for key in _IDENTITY])
+
+
+def _for_identity(record: Mapping[str, Any]) -> dict[str, Any]:
+    scans = {key: record["cohort"].get(key) for key in ("fingerprint", "subjects")}
+    return {**record, "cohort": scans, "split": {role: sorted(ids) for role, ids in record["split"].items()}}
 
 
 def check_run_id(run_id: str) -> None:
@@ -696,22 +701,69 @@ def _check_record(record: Any, path: Path, text: str) -> None:
             f"{path} was written by a newer version (schema {schema}, this one reads {SCHEMA}). "
             "Use that version, or another --runs directory."
         )
-    wrong = wrong_fields(record)
-    whole = not wrong and SEAL in record and keeps_seal(record)
+    pieces = _pieces(record)
+    scans = pieces.get("cohort", ""), pieces.get("split", "")
+    judged = _judged.get(scans)
+    wrong = wrong_fields(record, but_scans=judged is not None)
+    whole = not wrong and bool(pieces) and record.get(SEAL) == digest_of_pieces(pieces)
     if not wrong and (not whole or "\\u" in text):  # what keeps its seal lacks NaN and infinity, not half letters
         wrong = wrong_leaves(record)
     if wrong:
         raise IntegrityError(f"{path} is damaged: {', '.join(wrong[:5])} missing or of the wrong type. {remedy}")
     if not whole and (SEAL in record or "identity" in record or record["schema"] >= 2):
         raise IntegrityError(f"{path} is not what was written: it was damaged or edited. {remedy}")
-    if "identity" in record and record["identity"] != identity_of_record(record):
+    judged = judged or _judge(record, scans)
+    if "identity" in record and record["identity"] != _identity_of(pieces, judged):
         raise IntegrityError(
             f"{path} was edited: what it says of recipe, scans, split, seed or encoder is not what the run was started "
             f"with. {remedy}"
         )
-    problem = _split_problem(record["split"], record["cohort"])
-    if problem:
-        raise IntegrityError(f"{path} cannot be right: {problem} {remedy}")
+    if judged.problem:
+        raise IntegrityError(f"{path} cannot be right: {judged.problem} {remedy}")
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """What a cohort and a split, which the runs of a study share, say; both have their form."""
+
+    scans: str
+    """What belongs to the identity of a run, as JSON."""
+    split: str
+    problem: str | None
+    """Why the split is not one of the cohort."""
+
+
+_judged: dict[tuple[str, str], _Judged] = {}
+"""By their text."""
+_MOST_JUDGED = 64
+
+
+def _judge(record: Mapping[str, Any], scans: tuple[str, str]) -> _Judged:
+    told = _for_identity(record)
+    judged = _Judged(
+        compact_json(told["cohort"]), compact_json(told["split"]), _split_problem(record["split"], record["cohort"])
+    )
+    if len(_judged) >= _MOST_JUDGED:
+        _judged.clear()
+    if all(scans):
+        _judged[scans] = judged
+    return judged
+
+
+def _pieces(record: Any) -> dict[str, str]:
+    """What each key of a record says, as JSON without the seal; nothing when it could not have been written."""
+    if not isinstance(record, dict):
+        return {}
+    try:
+        return {key: compact_json(value) for key, value in record.items() if key != SEAL}
+    except (ValueError, RecursionError):  # NaN, infinity, or deeper than can be written
+        return {}
+
+
+def _identity_of(pieces: Mapping[str, str], judged: _Judged) -> str:
+    """`identity_of_record`, from what was written down already."""
+    told = {**pieces, "cohort": judged.scans, "split": judged.split}
+    return hashlib.sha256(f"[{','.join(told[key] for key in _IDENTITY)}]".encode()).hexdigest()
 
 
 def _remedy(path: Path) -> str:

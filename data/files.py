@@ -34,6 +34,9 @@ _UNFINISHED = ".tmp-"
 _ASIDE = _UNFINISHED + "old-"
 _OWNED = re.compile(r"\.tmp-(?:new-|old-)?(?P<tag>(?P<host>[0-9a-f]{8})-(?P<pid>[0-9]+)-[0-9a-f]{8})-[0-9a-f]{32}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_READ_AT_ONCE = 1 << 20
+_quoted = json.encoder.encode_basestring_ascii
+_COMPACT = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
 _ANYONES = re.compile(r"\.DS_Store|\._.*|Thumbs\.db|\.nfs.*")
 """What file browsers and network file systems leave beside files."""
 _CLOCK_STEP_NS = 100_000_000
@@ -47,7 +50,9 @@ _fences: dict[Path, Callable[[], None]] = {}
 
 def sha256_file(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
+    with path.open("rb", buffering=0) as file:
+        if os.fstat(file.fileno()).st_size <= _READ_AT_ONCE:  # thousands of small files are hashed for one list
+            return hashlib.sha256(file.read()).hexdigest()
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -371,8 +376,18 @@ def keeps_seal(value: Mapping[str, Any]) -> bool:
 
 def content_digest(value: Any) -> str:
     """SHA-256 of a JSON value, whatever the order of its keys. ValueError for NaN and infinity."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(compact_json(value).encode()).hexdigest()
+
+
+def compact_json(value: Any) -> str:
+    """A JSON value on one line, keys sorted: what digests are made of. ValueError for NaN and infinity."""
+    return _COMPACT.encode(value)
+
+
+def digest_of_pieces(pieces: Mapping[str, str]) -> str:
+    """`content_digest` of a mapping, from the `compact_json` of each of its values."""
+    text = ",".join(f"{_quoted(key)}:{pieces[key]}" for key in sorted(pieces))
+    return hashlib.sha256(f"{{{text}}}".encode()).hexdigest()
 
 
 @contextlib.contextmanager
@@ -464,8 +479,8 @@ def _is_manifest(value: Any) -> bool:
 
 
 def _is_inside(name: str) -> bool:
-    parts = PurePosixPath(name).parts
-    return bool(parts) and not PurePosixPath(name).is_absolute() and ".." not in parts and "\0" not in name
+    parts = set(name.split("/"))
+    return not parts <= {"", "."} and not name.startswith("/") and ".." not in parts and "\0" not in name
 
 
 def _again(directory: Path, manifest: Mapping[str, Any]) -> str:

@@ -1,3 +1,4 @@
+import json
 import multiprocessing
 import os
 import re
@@ -15,7 +16,17 @@ from core import journal, store
 from core.evaluated import read_metrics
 from core.lock import hold_lock, this_process
 from data.errors import BadInput, EnvironmentProblem, IntegrityError, Interrupted
-from data.files import read_json, verify_directory, write_json, write_sealed_json
+from data.files import (
+    compact_json,
+    content_digest,
+    digest_of_pieces,
+    read_json,
+    sealed,
+    verify_directory,
+    without_seal,
+    write_json,
+    write_sealed_json,
+)
 
 PROJECT = Path(__file__).resolve().parent.parent
 RECIPE = {"method": "padim", "shrinkage": 0.1, "layers": ["layer1", "layer2"]}
@@ -507,3 +518,27 @@ def test_a_printed_command_finds_the_run_wherever_it_lies(tmp_path: Path, monkey
         assert run.as_argument == f"one{more}"
         with pytest.raises(BadInput, match=re.escape(f"python cli.py evaluate one{more}")):
             read_metrics(run)
+
+
+def test_a_record_is_judged_by_its_pieces_as_it_would_be_as_a_whole(tmp_path: Path) -> None:
+    """The seal and the identity are formed from parts, and what runs share is judged once: nothing else may differ."""
+    value = {"b": [1.5e-7, None, "é\u2028"], "a": {"z": {}, 'q"': True}, "ä": "x"}
+    assert digest_of_pieces({key: compact_json(one) for key, one in value.items()}) == content_digest(value)
+    assert digest_of_pieces({}) == content_digest({})
+    one = {"subject_id": "a", "key": "k", "role": "train", "healthy": True}
+    cohort = {"fingerprint": content_digest({"a": "k"}), "subjects": [one], "notes": ["n"]}
+    for number, name in enumerate(("first", "second")):
+        run = store.create_run(
+            tmp_path, kind="detector", name=name, recipe={"n": number}, cohort=cohort, split={"train": ["a"]}
+        )
+        assert run.record["identity"] == store.identity_of_record(store.read_run(run.directory).record)
+    path = run.directory / "run.json"
+    sound = json.loads(path.read_text())
+    for changed in ({"split": {"test": ["a"]}}, {"cohort": {**cohort, "notes": 1}}, {"seed": 7}):
+        write_json(path, sealed({**without_seal(sound), **changed}))
+        with pytest.raises(IntegrityError):
+            store.read_run(run.directory)
+    write_json(path, sealed({**without_seal(sound), "cohort": {**cohort, "notes": ["other"]}}))
+    assert store.read_run(run.directory).record["cohort"]["notes"] == ["other"]
+    write_json(path, sound)
+    assert store.read_run(run.directory).name == "second"
