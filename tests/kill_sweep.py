@@ -178,8 +178,8 @@ class Moments:
 
 
 def _copied(source: str, target: str) -> None:
-    """A copy of what is written on in its place: scratch, journals, locks; of all else a second name."""
-    if ".tmp-" not in source and not source.endswith(("jsonl", "lock")) and "/lock/" not in source:
+    """A copy; of what is committed, and so never changed again in its place, a second name."""
+    if source.endswith((".npy", ".safetensors", ".nii.gz")) and ".tmp-" not in source:
         os.link(source, target)
     else:
         shutil.copy2(source, target)
