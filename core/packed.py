@@ -26,7 +26,7 @@ from core.diagnosis.reference import reference_of
 from core.run_scores import RunScores, open_scores, set_id
 from core.store import Run, open_run, stage_directory, stage_done, stage_json, stage_name
 from data.errors import BadInput, EnvironmentProblem
-from data.files import content_digest, known_sha256, manifest_sha256, refuse_outside, scratch_name, write_json
+from data.files import content_digest, known_sha256, manifest_sha256, refuse_outside, replace_whole, write_json
 from data.names import folder_name
 from data.preprocessing import Prepared
 
@@ -126,13 +126,7 @@ def _kept(directory: Path, content: str) -> Path | None:
 def _keep(directory: Path, content: str, packed: bytes) -> Path:
     directory.mkdir(exist_ok=True)
     path = directory / f"{content}-{hashlib.sha256(packed).hexdigest()[:32]}.gz"
-    scratch = directory / scratch_name()  # its own: two browsers may ask for one volume at once
-    try:
-        scratch.write_bytes(packed)
-        scratch.replace(path)
-    except OSError:
-        scratch.unlink(missing_ok=True)
-        raise
+    replace_whole(path, packed)
     return path
 
 

@@ -10,11 +10,12 @@ import hashlib
 import json
 import os
 import time
-import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from data.files import clear_litter, replace_whole
 
 TICK_NS = 20_000_000
 """Two changes within one tick of the file system's clock look alike: a file is read only when it is older than that."""
@@ -97,13 +98,8 @@ def _read(index: Path, maker: str) -> dict[str, tuple[str, Any]]:
 
 
 def _write(index: Path, maker: str, entries: Mapping[str, tuple[str, Any]]) -> None:
-    scratch = index.with_name(f".tmp-{uuid.uuid4().hex}")
     with contextlib.suppress(OSError):
         body = json.dumps(entries, allow_nan=False, separators=(",", ":")).encode()
         head = json.dumps({"maker": maker, "sha256": hashlib.sha256(body).hexdigest()}).encode()
-        try:
-            index.parent.mkdir(parents=True, exist_ok=True)
-            scratch.write_bytes(head + b"\n" + body)
-            scratch.replace(index)
-        except OSError:
-            scratch.unlink(missing_ok=True)
+        clear_litter(index.parent)
+        replace_whole(index, head + b"\n" + body)

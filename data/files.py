@@ -35,6 +35,7 @@ _ASIDE = _UNFINISHED + "old-"
 _OWNED = re.compile(r"\.tmp-(?:new-|old-)?(?P<tag>(?P<host>[0-9a-f]{8})-(?P<pid>[0-9]+)-[0-9a-f]{8})-[0-9a-f]{32}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _READ_AT_ONCE = 1 << 20
+"""Bytes up to which a file is hashed in one piece."""
 _quoted = json.encoder.encode_basestring_ascii
 _COMPACT = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
 _ANYONES = re.compile(r"\.DS_Store|\._.*|Thumbs\.db|\.nfs.*")
@@ -284,7 +285,11 @@ def _clear(entry: Path) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Replace a JSON file atomically; keys sorted, so equal values give equal bytes."""
-    write_whole(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False).encode())
+    write_whole(path, _readable_json(value).encode())
+
+
+def _readable_json(value: Any) -> str:
+    return json.dumps(value, indent=1, sort_keys=True, allow_nan=False)
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -308,7 +313,7 @@ def replace_whole(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        faultpoint("json.before_rename")
+        faultpoint("file.before_rename")
         _check_fences(path)
         scratch.replace(path)
         _sync(path.parent)
@@ -442,19 +447,7 @@ def _write_manifest(scratch: Path, about: Mapping[str, Any]) -> None:
 
 
 def _manifest_text(content: Mapping[str, Any]) -> str:
-    return indented_json(sealed(content))
-
-
-def indented_json(value: Any, depth: int = 1) -> str:
-    """What `json.dumps` makes of a value with an indent of 1 and sorted keys, in a third of the time."""
-    if not value or not isinstance(value, dict | list):
-        return compact_json(value)
-    if isinstance(value, dict):
-        parts, ends = [f"{_quoted(key)}: {indented_json(value[key], depth + 1)}" for key in sorted(value)], "{}"
-    else:
-        parts, ends = [indented_json(one, depth + 1) for one in value], "[]"
-    inner = f",\n{' ' * depth}".join(parts)
-    return f"{ends[0]}\n{' ' * depth}{inner}\n{' ' * (depth - 1)}{ends[1]}"
+    return _readable_json(sealed(content))
 
 
 def _parsed_manifest(path: Path) -> dict[str, Any]:

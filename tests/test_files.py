@@ -308,8 +308,3 @@ def test_litter_of_the_dead_is_cleared_and_that_of_the_living_is_kept(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([mine.name, unknown.name, ".tmp-notes.txt", "kept"])
     remove_unfinished(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([mine.name, "kept"])
-
-
-def test_a_manifest_is_written_as_json_writes_it() -> None:
-    for value in ({}, [], {"b": {}, "a": []}, {"b": [1, {"z": None, 'é"': [True, 2.5e-9]}], "a": {"c": "\n"}}, 3, "x"):
-        assert files.indented_json(value) == json.dumps(value, indent=1, sort_keys=True)

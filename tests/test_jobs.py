@@ -181,7 +181,7 @@ def test_no_damage_to_a_record_of_a_job_is_more_than_a_sentence(runs, record):
 def test_what_a_killed_start_left_is_cleared_at_the_next(runs):
     code = "import sys, pathlib; from core import jobs; jobs.start_job(pathlib.Path(sys.argv[1]), ['exit', '0'])"
     killed = subprocess.run(
-        [sys.executable, "-c", code, str(runs)], env=os.environ | {"DICESCOPE_FAULT": "json.before_rename:1:kill"}
+        [sys.executable, "-c", code, str(runs)], env=os.environ | {"DICESCOPE_FAULT": "file.before_rename:1:kill"}
     )
     assert killed.returncode == -signal.SIGKILL
     assert [p.name for p in (runs / ".jobs").iterdir() if p.name.startswith(".tmp-")] != []

@@ -160,7 +160,7 @@ def test_what_a_killed_taker_had_prepared_is_cleared_by_the_next(tmp_path: Path)
     code = "import sys, pathlib; from core.lock import hold_lock; hold_lock(pathlib.Path(sys.argv[1])).__enter__()"
     killed = subprocess.run(
         [sys.executable, "-c", code, str(run.directory)],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "DICESCOPE_FAULT": "json.before_rename:1:kill"},
+        env=os.environ | {"PYTHONPATH": str(ROOT), "DICESCOPE_FAULT": "file.before_rename:1:kill"},
     )
     assert killed.returncode == -signal.SIGKILL
     gone = locks.this_process() | {"process_started": "1 ticks"}

@@ -216,7 +216,7 @@ def test_damaged_settings_are_refused_with_what_to_do(tmp_path: Path) -> None:
 
 
 SITES = (
-    "checkpoint.after_state:1", "checkpoint.after_state:2", "json.before_rename:2", "json.before_rename:3",
+    "checkpoint.after_state:1", "checkpoint.after_state:2", "file.before_rename:2", "file.before_rename:3",
     "commit.before_manifest:1", "commit.before_manifest:3", "commit.after_manifest:2", "commit.after_rename:2",
     "checkpoint.before_prune:1", "checkpoint.before_prune:3",
 )  # fmt: skip
