@@ -22,7 +22,7 @@ _PER_PLANTED, _PER_PLANTED_AND_LEVEL = 250, 65
 _PER_COMBINATION, _PER_COMBINATION_AND_SCAN = 820, 28
 """Of post-processing (measured)."""
 _PER_VARIANT, _PER_VARIANT_AND_SCAN, _MOST_VARIANTS = 1600, 270, 16
-"""Of a what-if; no what-if has more variants (measured)."""
+"""Of a what-if (measured); a test holds that none writes more."""
 _PER_LAYER, _PER_LAYER_AND_VIEW, _PER_LAYER_AND_LESION = 600, 170, 530
 _PER_COMPARED, _PER_MOVEMENT_AND_SCAN = 407, 30
 """Of visibility (measured)."""

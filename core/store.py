@@ -702,7 +702,7 @@ def _check_record(record: Any, path: Path, text: str) -> None:
             "Use that version, or another --runs directory."
         )
     pieces = _pieces(record)
-    scans = pieces.get("cohort", ""), pieces.get("split", "")
+    scans = _digest(f"{pieces.get('cohort')} {pieces.get('split')}")
     judged = _judged.get(scans)
     wrong = wrong_fields(record, but_scans=judged is not None)
     whole = not wrong and bool(pieces) and record.get(SEAL) == digest_of_pieces(pieces)
@@ -733,20 +733,19 @@ class _Judged:
     """Why the split is not one of the cohort."""
 
 
-_judged: dict[tuple[str, str], _Judged] = {}
-"""By their text."""
-_MOST_JUDGED = 64
+_judged: dict[str, _Judged] = {}
+"""By the digest of what a record says of both, so that a list of runs judges a cohort once."""
+_MOST_JUDGED = 16
 
 
-def _judge(record: Mapping[str, Any], scans: tuple[str, str]) -> _Judged:
+def _judge(record: Mapping[str, Any], scans: str) -> _Judged:
     told = _for_identity(record)
     judged = _Judged(
         compact_json(told["cohort"]), compact_json(told["split"]), _split_problem(record["split"], record["cohort"])
     )
     if len(_judged) >= _MOST_JUDGED:
         _judged.clear()
-    if all(scans):
-        _judged[scans] = judged
+    _judged[scans] = judged
     return judged
 
 
@@ -763,7 +762,11 @@ def _pieces(record: Any) -> dict[str, str]:
 def _identity_of(pieces: Mapping[str, str], judged: _Judged) -> str:
     """`identity_of_record`, from what was written down already."""
     told = {**pieces, "cohort": judged.scans, "split": judged.split}
-    return hashlib.sha256(f"[{','.join(told[key] for key in _IDENTITY)}]".encode()).hexdigest()
+    return _digest(f"[{','.join(told[key] for key in _IDENTITY)}]")
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _remedy(path: Path) -> str:

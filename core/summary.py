@@ -245,13 +245,10 @@ def layer_table(metrics: Mapping[str, Any], space: str = "working") -> list[dict
 
 def _numbers(run: Run) -> dict[str, Any]:
     """`headline_of` the evaluation, from its own small file; what it was taken from must be whole too."""
-    try:
-        stage_file(run, "evaluation", "metrics.json")
-        numbers: dict[str, Any] = stage_json(run, "evaluation", HEADLINE)
-    except IntegrityError:  # damaged, or of a version that did not keep the small file
-        if HEADLINE in read_manifest(stage_directory(run, "evaluation"))["files"]:
-            raise
+    if HEADLINE not in read_manifest(stage_directory(run, "evaluation"))["files"]:
         return headline_of(read_metrics(run))
+    stage_file(run, "evaluation", "metrics.json")
+    numbers: dict[str, Any] = stage_json(run, "evaluation", HEADLINE)
     return numbers
 
 

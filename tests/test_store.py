@@ -121,7 +121,7 @@ def test_a_kill_while_updating_keeps_the_old_record(run):
     code = "import sys; from core import store; from pathlib import Path; p = Path(sys.argv[1]);" + (
         "store.update_run(store.open_run(p.parent, p.name), status='finished')"
     )
-    process = python(code, str(run.directory), env={"DICESCOPE_FAULT": "json.before_rename:1:kill"})
+    process = python(code, str(run.directory), env={"DICESCOPE_FAULT": "file.before_rename:1:kill"})
     assert process.wait(20) == -signal.SIGKILL
     assert store.open_run(run.directory.parent, run.run_id).status == "running"
     with store.lock(run):

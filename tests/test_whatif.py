@@ -19,6 +19,7 @@ from core.diagnosis.cases import Case
 from core.diagnosis.paired import best_of_linear_grid, linear_thresholds, paired_evaluation, thresholds_of
 from core.diagnosis.whatif import CATALOGUE, applicable, best_deployable, run_what_if, stored_what_ifs
 from core.diagnosis.whatif_scans import jitter_cost, jitter_slope
+from core.disk_plan import what_if_bytes
 from core.evaluation import evaluate_run, read_metrics
 from core.experiment import PreparedVolumes, cache_directory, load_detector, prepared_of
 from core.gaussian import GaussianSettings, fit_gaussian
@@ -549,6 +550,9 @@ def test_every_what_if_of_a_small_run_keeps_the_contract(own_study, monkeypatch)
         stored = json.loads((run.directory / "whatifs" / headline / row["name"] / "result.json").read_text())
         assert stored == json.loads(json.dumps(result))
         assert result["argv"][:3] == ["what-if", "tiny", row["name"]]
+        made = run.directory / "whatifs" / headline / row["name"]
+        n_test = len(run.record["split"]["test"])
+        assert sum(path.stat().st_size for path in made.iterdir()) <= what_if_bytes(n_test)
         for variant in result["variants"]:
             assert not (variant["deployable"] and variant["needs_labels"])
             for protocol in ("healthy", "validation"):

@@ -52,7 +52,7 @@ def visibility_of_run(run: Run, progress: Progress, settings: VisibilitySettings
     if stored is not None and stored["made_from"] == made_from:
         progress.say(f"Visibility of {run.run_id} is there already; nothing has changed.")
         return stored
-    require_room(run.directory, _bytes_to_write(run, settings), "The measurement of visibility")
+    require_room(run.directory, _bytes_to_write(run, settings), "The measurement of visibility", at_most=True)
     with lock(run) as run:
         result = measured_of_run(run, progress, settings)
         with stage(run, DIRECTORY) as scratch:
@@ -63,6 +63,7 @@ def visibility_of_run(run: Run, progress: Progress, settings: VisibilitySettings
 
 
 def _bytes_to_write(run: Run, settings: VisibilitySettings) -> int:
+    """At most: views that are off move nothing and are not listed."""
     encoder = make_encoder(from_json(EncoderSettings, run.record["recipe"]["encoder"]))
     return visibility_bytes(len(encoder.taps), len(FAMILIES), len(settings.kinds()), settings.scans)
 
