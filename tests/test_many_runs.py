@@ -5,6 +5,7 @@ import json
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -107,6 +108,17 @@ def test_a_damaged_index_is_no_index(tmp_path: Path, damage: Callable[[Path], ob
     damage(tmp_path / ".cache" / "index" / "rows.json")
     remembered._held.clear()
     assert run_rows(tmp_path)[0] == first
+
+
+def test_a_list_that_was_killed_while_it_wrote_its_index_leaves_nothing_for_ever(tmp_path: Path) -> None:
+    made(tmp_path, 40)
+    killed = {**os.environ, "DICESCOPE_FAULT": "file.before_rename:1:kill"}
+    argv = [sys.executable, "cli.py", "runs", "--runs", str(tmp_path)]
+    assert subprocess.run(argv, cwd=ROOT, env=killed, capture_output=True, check=False).returncode == -signal.SIGKILL
+    index = tmp_path / ".cache" / "index"
+    assert [path.name.startswith(".tmp-") for path in index.iterdir()] == [True]
+    subprocess.run(argv, cwd=ROOT, capture_output=True, check=True)
+    assert [path.name for path in index.iterdir()] == ["rows.json"]
 
 
 def test_an_index_is_not_believed_for_other_files_under_the_same_names(tmp_path: Path) -> None:
