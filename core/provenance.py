@@ -14,8 +14,6 @@ from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
-import numpy as np
-
 from data.errors import BadInput
 
 _NUMERIC = (
@@ -118,7 +116,8 @@ def plain(value: Any) -> Any:
         return [plain(item) for item in value]
     if isinstance(value, PurePath):
         return value.as_posix()
-    if isinstance(value, np.ndarray | np.generic):
+    numpy = sys.modules.get("numpy")  # nothing is imported for it
+    if numpy is not None and isinstance(value, numpy.ndarray | numpy.generic):
         return plain(value.tolist())
     raise BadInput(f"A {type(value).__name__} has no JSON form. Give numbers, text, lists, mappings or dataclasses.")
 

@@ -9,6 +9,7 @@ import dataclasses
 import datetime
 import functools
 import hashlib
+import marshal
 import os
 import re
 import shlex
@@ -20,9 +21,7 @@ import unicodedata
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Any, TypeVar
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from core.journal import JOURNAL, append_line, read_lines
 from core.lock import HEARTBEAT_SECONDS, check_fence, hold_lock, lock_holder
@@ -44,7 +43,7 @@ from data.files import (
     committed_file,
     compact_json,
     content_digest,
-    digest_of_pieces,
+    digest_with_known,
     is_committed,
     load_committed_array,
     parsed_json,
@@ -61,6 +60,9 @@ from data.files import (
     write_sealed_json,
 )
 from data.names import folder_name
+
+if TYPE_CHECKING:  # lists of runs come without it
+    import numpy as np
 
 T = TypeVar("T")
 RUNS_DEFAULT = Path("runs")
@@ -508,7 +510,7 @@ def undamaged(read: Callable[[], T | None], say: Callable[[str], None]) -> T | N
         return None
 
 
-def stage_array(run: Run, name: str, file: str) -> np.ndarray:
+def stage_array(run: Run, name: str, file: str) -> "np.ndarray":
     """A .npy file of a stage, memory-mapped. IntegrityError unless it is what this run committed."""
     return load_committed_array(stage_directory(run, name), file, _expected(run, name))
 
@@ -522,7 +524,8 @@ def stage_directory(run: Run, name: str) -> Path:
     """Where a stage lies. BadInput for a name that would leave the run directory."""
     parts = _stage_parts(name)
     directory = run.directory.joinpath(*parts)
-    linked = any(map(os.path.islink, (directory, *directory.parents[: len(parts) - 1])))
+    above = directory.parents[: len(parts) - 1] if len(parts) > 1 else ()
+    linked = any(map(os.path.islink, (directory, *above)))
     if linked and not directory.resolve().is_relative_to(run.directory.resolve()):
         raise BadInput(f"{name!r} leads out of the run directory through a link. Remove the link.")
     return directory
@@ -694,79 +697,90 @@ def _read_record(directory: Path) -> dict[str, Any]:
 
 def _check_record(record: Any, path: Path, text: str) -> None:
     """IntegrityError unless run.json has its form, is what was written, and its split is one that could be made."""
-    remedy = _remedy(path)
     schema = record.get("schema") if isinstance(record, dict) else None
     if isinstance(schema, int) and schema > SCHEMA:
         raise BadInput(
             f"{path} was written by a newer version (schema {schema}, this one reads {SCHEMA}). "
             "Use that version, or another --runs directory."
         )
-    pieces = _pieces(record)
-    scans = _digest(f"{pieces.get('cohort')} {pieces.get('split')}")
+    scans = _scans_of(record)
     judged = _judged.get(scans)
     wrong = wrong_fields(record, but_scans=judged is not None)
-    whole = not wrong and bool(pieces) and record.get(SEAL) == digest_of_pieces(pieces)
+    whole = not wrong and _keeps_seal(record, judged)
     if not wrong and (not whole or "\\u" in text):  # what keeps its seal lacks NaN and infinity, not half letters
         wrong = wrong_leaves(record)
     if wrong:
-        raise IntegrityError(f"{path} is damaged: {', '.join(wrong[:5])} missing or of the wrong type. {remedy}")
+        raise IntegrityError(f"{path} is damaged: {', '.join(wrong[:5])} missing or of the wrong type. {_remedy(path)}")
     if not whole and (SEAL in record or "identity" in record or record["schema"] >= 2):
-        raise IntegrityError(f"{path} is not what was written: it was damaged or edited. {remedy}")
+        raise IntegrityError(f"{path} is not what was written: it was damaged or edited. {_remedy(path)}")
     judged = judged or _judge(record, scans)
-    if "identity" in record and record["identity"] != _identity_of(pieces, judged):
+    if "identity" in record and record["identity"] != _identity_of(record, judged):
         raise IntegrityError(
             f"{path} was edited: what it says of recipe, scans, split, seed or encoder is not what the run was started "
-            f"with. {remedy}"
+            f"with. {_remedy(path)}"
         )
     if judged.problem:
-        raise IntegrityError(f"{path} cannot be right: {judged.problem} {remedy}")
+        raise IntegrityError(f"{path} cannot be right: {judged.problem} {_remedy(path)}")
 
 
 @dataclass(frozen=True)
 class _Judged:
     """What a cohort and a split, which the runs of a study share, say; both have their form."""
 
+    told: Mapping[str, str]
+    """Both as JSON, as the seal counts them."""
     scans: str
-    """What belongs to the identity of a run, as JSON."""
+    """What of the cohort belongs to the identity of a run, as JSON."""
     split: str
     problem: str | None
     """Why the split is not one of the cohort."""
 
 
-_judged: dict[str, _Judged] = {}
-"""By the digest of what a record says of both, so that a list of runs judges a cohort once."""
+_judged: dict[bytes, _Judged] = {}
+"""By what a record says of both, so that a list of runs judges a cohort once and writes it down once."""
 _MOST_JUDGED = 16
 
 
-def _judge(record: Mapping[str, Any], scans: str) -> _Judged:
+def _scans_of(record: Any) -> bytes:
+    """Cohort and split of a record: equal bytes for equal values of equal types only."""
+    if not isinstance(record, dict):
+        return b""
+    try:
+        return marshal.dumps([record.get("cohort"), record.get("split")], 2)
+    except ValueError:  # too deep
+        return b""
+
+
+def _judge(record: Mapping[str, Any], scans: bytes) -> _Judged:
     told = _for_identity(record)
     judged = _Judged(
-        compact_json(told["cohort"]), compact_json(told["split"]), _split_problem(record["split"], record["cohort"])
+        {key: compact_json(record[key]) for key in ("cohort", "split")},
+        compact_json(told["cohort"]),
+        compact_json(told["split"]),
+        _split_problem(record["split"], record["cohort"]),
     )
     if len(_judged) >= _MOST_JUDGED:
         _judged.clear()
-    _judged[scans] = judged
+    if scans:
+        _judged[scans] = judged
     return judged
 
 
-def _pieces(record: Any) -> dict[str, str]:
-    """What each key of a record says, as JSON without the seal; nothing when it could not have been written."""
-    if not isinstance(record, dict):
-        return {}
+def _keeps_seal(record: Mapping[str, Any], judged: _Judged | None) -> bool:
+    """Whether a record carries the digest of the rest of it."""
     try:
-        return {key: compact_json(value) for key, value in record.items() if key != SEAL}
+        return bool(record.get(SEAL) == digest_with_known(without_seal(record), judged.told if judged else {}))
     except (ValueError, RecursionError):  # NaN, infinity, or deeper than can be written
-        return {}
+        return False
 
 
-def _identity_of(pieces: Mapping[str, str], judged: _Judged) -> str:
-    """`identity_of_record`, from what was written down already."""
-    told = {**pieces, "cohort": judged.scans, "split": judged.split}
-    return _digest(f"[{','.join(told[key] for key in _IDENTITY)}]")
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+def _identity_of(record: Mapping[str, Any], judged: _Judged) -> str:
+    """`identity_of_record`, with what is written down already."""
+    at = _IDENTITY.index("cohort")
+    before, after = (
+        compact_json([record[key] for key in keys])[1:-1] for keys in (_IDENTITY[:at], _IDENTITY[at + 2 :])
+    )
+    return hashlib.sha256(f"[{before},{judged.scans},{judged.split},{after}]".encode()).hexdigest()
 
 
 def _remedy(path: Path) -> str:

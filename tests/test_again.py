@@ -42,6 +42,7 @@ from data.errors import BadInput
 from data.preprocessing import Preprocessing
 from data.ranges import RANGES, SEED_MOST
 from models.encoder import Architecture, EncoderSettings
+from verbs.fit import detector_of
 
 HYPOTHESIS = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 HERE = Place("scans/cohort.csv", "table", "split.json", "elsewhere")
@@ -135,7 +136,7 @@ def parsed(argv: list[str]) -> Any:
     """The verb's arguments, as `main` gets them from a shell."""
     typed = shlex.split(in_shell(argv))
     assert typed == ["python", "cli.py", *argv]
-    return tyro.cli(cli.VERBS[argv[0]][0], args=argv[1:])
+    return tyro.cli(cli.verb_of(argv[0])[0], args=argv[1:])
 
 
 @pytest.mark.parametrize("entry", list(CATALOGUE))
@@ -156,7 +157,7 @@ def test_fit_gets_every_detector_back_with_any_settings(entry: str, data: st.Dat
     recipe = recipe_json(detector)
     argv = argv_of(a_run(tmp_path / "again", recipe, name, preprocessing=as_json(preparation)), HERE)
     arguments = parsed(argv)
-    made, encoder_run = cli._detector(arguments)
+    made, encoder_run = detector_of(arguments)
     assert recipe_json(made) == recipe
     assert encoder_run is None
     assert arguments.preprocessing == preparation
@@ -170,7 +171,7 @@ def test_fit_names_the_run_that_its_encoder_is_from(entry: str, tmp_path: Path) 
     create_run(tmp_path, kind="encoder", name="e", recipe={"kind": "SimCLR"}, run_id="enc-1")
     recipe = recipe_json(CATALOGUE[entry])
     run = a_run(tmp_path / "again", recipe | {"weights": "enc-1/encoder"}, parents={"encoder": "enc-1"})
-    made, encoder_run = cli._detector(parsed(argv_of(run, dataclasses.replace(HERE, runs=str(tmp_path)))))
+    made, encoder_run = detector_of(parsed(argv_of(run, dataclasses.replace(HERE, runs=str(tmp_path)))))
     assert encoder_run is not None
     assert encoder_run.run_id == "enc-1"
     assert recipe_json(made) == recipe

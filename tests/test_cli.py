@@ -19,6 +19,7 @@ from core.detectors import CATALOGUE
 from core.store import list_runs, open_run
 from data.table import read_table
 from tests.study import SCAN_FLAGS, SIMCLR_FLAGS, TinyStudy
+from verbs import runs
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -52,10 +53,16 @@ def test_the_example_of_every_verb_parses(verb: str) -> None:
 
     import tyro
 
-    kind, _ = cli.VERBS[verb]
+    kind, _ = cli.verb_of(verb)
     example = re.search(r"Example: python cli\.py \S+(.*)", kind.__doc__ or "")
     assert example is not None
     tyro.cli(kind, args=shlex.split(example[1]))
+
+
+@pytest.mark.parametrize("verb", list(cli.VERBS))
+def test_the_list_of_verbs_says_of_each_what_its_own_help_says(verb: str) -> None:
+    kind, _ = cli.verb_of(verb)
+    assert (kind.__doc__ or "").strip().splitlines()[0] == cli.VERBS[verb][1]
 
 
 @pytest.mark.parametrize("argv", [[], ["--help"], ["-h"]])
@@ -269,7 +276,7 @@ def test_a_tampered_prepared_scan_is_exit_4_or_made_anew(
 def test_a_bug_of_ours_is_exit_6_with_the_lines_to_report(
     study: TinyStudy, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(cli.VERBS, "runs", (cli.RunsVerb, lambda arguments: 1 // 0))
+    monkeypatch.setitem(runs.VERBS, "runs", (runs.RunsVerb, lambda arguments: 1 // 0))
     code, _, err = run(capsys, "runs")
     assert code == 6
     assert "ZeroDivisionError" in err

@@ -13,7 +13,6 @@ import pytest
 from PIL import Image
 from streamlit.testing.v1 import AppTest
 
-from cli import CheckVerb
 from core import experiment
 from core.cohort_view import check_result, facts_rows, leakage, set_aside_rows, split_table, subject_row, subjects_in
 from core.commands import check_argv
@@ -28,6 +27,7 @@ from data.preprocessing import Prepared, Preprocessing
 from data.reading import check_cohort
 from data.volume import Grid, Mask, Volume
 from tests.study import recommit
+from verbs.scans import CheckVerb
 
 ROOT = Path(__file__).resolve().parents[1]
 N = 16

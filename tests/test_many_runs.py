@@ -26,6 +26,7 @@ from data.errors import BadInput
 from data.files import SEAL, sealed, write_sealed_json
 from data.nifti import read_labels, write_nifti
 from tests.study import TinyStudy
+from verbs.runs import NEWEST
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ("overview", "slices", "layers", "distributions", "diagnosis", "training", "data", "report")
@@ -223,7 +224,7 @@ def test_a_terminal_gets_the_newest_and_the_way_to_the_others(
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     assert cli.main(["runs", "--runs", str(many)]) == 0
     out = capsys.readouterr().out
-    assert f"and {N - cli.NEWEST:,} more: python cli.py runs --all --runs {many}" in out
+    assert f"and {N - NEWEST:,} more: python cli.py runs --all --runs {many}" in out
     assert cli.main(["runs", "--runs", str(many), "--all"]) == 0
     assert sum(line.startswith("run-") for line in capsys.readouterr().out.splitlines()) == N
 

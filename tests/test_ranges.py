@@ -57,7 +57,7 @@ def numbers(kind: Any, prefix: str = "") -> Iterator[tuple[str, bool, int]]:
             yield prefix + field.name, float not in flat, 1 if many or not sizes else sizes[0]
 
 
-FIELDS = [(verb, *found) for verb, (kind, _) in cli.VERBS.items() for found in numbers(kind)]
+FIELDS = [(verb, *found) for verb in cli.VERBS for found in numbers(cli.verb_of(verb)[0])]
 
 
 def replaced(settings: Any, path: str, value: Any) -> Any:
@@ -82,7 +82,7 @@ def test_every_numeric_field_of_every_verb_has_a_range() -> None:
 
 @pytest.mark.parametrize("verb", sorted({verb for verb, *_ in FIELDS}))
 def test_hostile_numbers_are_refused_with_name_and_range_or_are_known_to_be_fine(verb: str) -> None:
-    usual = tyro.cli(cli.VERBS[verb][0], args=NEEDED.get(verb, []))
+    usual = tyro.cli(cli.verb_of(verb)[0], args=NEEDED.get(verb, []))
     for _, path, whole, count in (one for one in FIELDS if one[0] == verb):
         for value in HOSTILE:
             if whole and not math.isfinite(value):

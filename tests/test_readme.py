@@ -21,10 +21,14 @@ from data.template import mni_template
 from data.volume import Grid
 from models.encoder import EncoderSettings
 from tests.study import HEALTHY, LAYERS, PREPROCESSING, SCAN_FLAGS, TinyStudy
+from verbs import serve
 from verbs.diagnosis import DetectionLimitsVerb, ReportVerb
+from verbs.fit import FitVerb
 from verbs.gate import GateVerb
 from verbs.neighbours import NeighboursVerb
 from verbs.pretraining import ComparePretrainingVerb
+from verbs.scans import PlantVerb
+from verbs.score import ScoreVerb
 from verbs.visibility import VisibilityBeforeVerb, VisibilityVerb
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -102,7 +106,7 @@ def tiny_stand_ins(study: TinyStudy, tmp_path: Path) -> Callable[[Any], Any]:
             changes |= {"layers": ("stage1",), "grid": "8mm"}
         if isinstance(arguments, VisibilityBeforeVerb):
             changes |= {"width": 4, "scans": 2}
-        if isinstance(arguments, cli.FitVerb) and arguments.grid is not None and arguments.grid.endswith("mm"):
+        if isinstance(arguments, FitVerb) and arguments.grid is not None and arguments.grid.endswith("mm"):
             changes["grid"] = "8mm"
         if "run" in names:
             changes["run"] = "tiny"
@@ -112,10 +116,10 @@ def tiny_stand_ins(study: TinyStudy, tmp_path: Path) -> Callable[[Any], Any]:
             changes |= {"run": _bank(study), "subject": "test01"}
         if isinstance(arguments, GateVerb):
             changes |= {"gate": "tiny", "second": "tiny-intensity"}
-        if isinstance(arguments, cli.ScoreVerb):
+        if isinstance(arguments, ScoreVerb):
             changes["layers"] = "+".join(w for w in LAYERS if w in arguments.layers) or (arguments.layers and LAYERS[0])
             changes["export"] = tmp_path / "export" if arguments.export is not None else None
-        if isinstance(arguments, cli.PlantVerb):
+        if isinstance(arguments, PlantVerb):
             changes |= {"cohort": _healthy(study), "shapes": _shapes(tmp_path), "out": tmp_path / "planted"}
             changes |= {"contrast": "FLAIR"}
         if "masks" in names:
@@ -143,7 +147,7 @@ def run_line(argv: list[str], study: TinyStudy, tmp_path: Path, monkeypatch: pyt
     """Parse the line exactly as it stands, then run it with the stand-ins. `app` is parsed only: it never ends."""
     stand_in, parse = tiny_stand_ins(study, tmp_path), tyro.cli
     with monkeypatch.context() as patched:
-        patched.setattr(cli.tyro, "cli", lambda kind, **given: stand_in(parse(kind, **given)))
+        patched.setattr(tyro, "cli", lambda kind, **given: stand_in(parse(kind, **given)))
         patched.setattr(demo, "write_demo_cohort", lambda *a, **k: study.table)
         patched.setattr(demo, "PREPROCESSING", PREPROCESSING)
         patched.setattr(demo, "LAYERS", ("input", "stage1"))
@@ -152,7 +156,7 @@ def run_line(argv: list[str], study: TinyStudy, tmp_path: Path, monkeypatch: pyt
         simclr = dataclasses.replace(demo.SIMCLR, steps=3, batch=2, encoder=EncoderSettings(width=4))
         views = dataclasses.replace(simclr.views, crop_voxels=(32, 32, 32))
         patched.setattr(demo, "SIMCLR", dataclasses.replace(simclr, views=views))
-        patched.setitem(cli.VERBS, "app", (cli.AppVerb, lambda arguments: 0))
+        patched.setitem(serve.VERBS, "app", (serve.AppVerb, lambda arguments: 0))
         return cli.main(argv)
 
 

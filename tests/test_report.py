@@ -41,6 +41,7 @@ from data.volume import Grid, Mask, Volume
 from tests.browser import FLAGS, find_chromium
 from tests.diagnosis_example import example
 from tests.study import TinyStudy, recommit, write_record
+from verbs.fit import detector_of
 
 MARKUP = '"><img src=x onerror=alert(1)>'
 NAME = 'it\'s "Größe" <b>脳</b> & co'
@@ -477,9 +478,9 @@ def test_the_commands_are_accepted_and_describe_the_same_detector(study: TinyStu
         verbs = [words[0] for words in made]
         assert verbs == [*(["pretrain"] if name == "tiny" else []), "fit", "score", "evaluate", "report"]
         for verb, *words in made:
-            arguments = tyro.cli(cli.VERBS[verb][0], args=words)
+            arguments = tyro.cli(cli.verb_of(verb)[0], args=words)
             if verb == "fit":
-                detector, _ = cli._detector(arguments)
+                detector, _ = detector_of(arguments)
                 wanted = dict(run.record["recipe"]) | {"weights": ""} if name == "tiny" else run.record["recipe"]
                 assert recipe_json(detector) == wanted
                 assert (
@@ -510,7 +511,7 @@ def test_stored_explorations_are_among_the_commands(run: Run) -> None:
     assert [w[0] for w in made][-3:] == ["post-processing", "diagnose", "report"]
     assert made[-1][-4:] == ["--layers", "stage1", "--protocol", "validation"]
     for verb, *words in made:
-        tyro.cli(cli.VERBS[verb][0], args=words)
+        tyro.cli(cli.verb_of(verb)[0], args=words)
 
 
 def test_paths_lose_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

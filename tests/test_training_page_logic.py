@@ -10,7 +10,6 @@ import pytest
 import tyro
 from streamlit.testing.v1 import AppTest
 
-from cli import FitVerb, PretrainVerb
 from core import commands, figures_training, training_view
 from core.commands import Scans, next_step, pretrain_argv, pretrain_id, resume_argv, scans_at, scans_of, start_once
 from core.jobs import Job
@@ -42,6 +41,7 @@ from models.encoder import EncoderSettings, make_encoder
 from pages._negatives import KINDS, layers_of
 from pages._pretrain import ARCHITECTURES, VIEW_WORDS
 from tests.study import write_record
+from verbs.fit import FitVerb, PretrainVerb
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = SimclrSettings(

@@ -1,7 +1,7 @@
 """Verbs that explain a run: ceiling, diagnose, what-if, post-processing, detection-limits, report."""
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +16,7 @@ from verbs.shared import (
     EXIT_OK,
     OneRun,
     TakeOver,
+    Verbs,
     console,
     interval_text,
     number_text,
@@ -28,7 +29,7 @@ Protocol = Literal["healthy", "validation"]
 
 @dataclass(frozen=True)
 class CeilingVerb:
-    """The best Dice that a feature grid allows, from lesion masks alone: before any training, per lesion and by size.
+    """The best Dice that a feature grid allows, from lesion masks alone: before training, per lesion and by size.
 
     Example: python cli.py ceiling scans/cohort.csv --cells-mm 2 4 8
     """
@@ -49,7 +50,7 @@ class CeilingVerb:
 
 @dataclass(frozen=True)
 class DiagnoseVerb(OneRun):
-    """Why Dice is low: ladder of ceilings, additive error map, causes with their cost, and what would raise it most.
+    """Why Dice is low: ladder of ceilings, additive error map, causes with their cost, what would raise it most.
 
     Example: python cli.py diagnose latest --protocol validation
     """
@@ -422,7 +423,7 @@ def _report(arguments: ReportVerb) -> int:
     return EXIT_OK
 
 
-DIAGNOSIS_VERBS: dict[str, tuple[Any, Callable[[Any], int]]] = {
+VERBS: Verbs = {
     "ceiling": (CeilingVerb, _ceiling),
     "diagnose": (DiagnoseVerb, _diagnose),
     "what-if": (WhatIfVerb, _what_if),

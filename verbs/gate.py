@@ -1,15 +1,14 @@
 """The verb that makes one run out of two: a second map inside the segmentation of a first."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import tyro
 
 from core.progress import open_progress
 from core.store import open_run, runs_flag
-from verbs.shared import EXIT_OK, RUNS, TakeOver, console, number_text, print_json, tell_versions
+from verbs.shared import EXIT_OK, RUNS, TakeOver, Verbs, console, number_text, print_json, tell_versions
 
 Cut = Literal["validation", "healthy"]
 
@@ -86,4 +85,4 @@ def _gate(arguments: GateVerb) -> int:
     return EXIT_OK
 
 
-GATE_VERBS: dict[str, tuple[Any, Callable[[Any], int]]] = {"gate": (GateVerb, _gate)}
+VERBS: Verbs = {"gate": (GateVerb, _gate)}

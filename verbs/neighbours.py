@@ -1,6 +1,5 @@
 """The verb behind the picture: which healthy patches of a memory bank are nearest to one place of a scan."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from core.store import Run, open_run
-from verbs.shared import EXIT_OK, RUNS, console, print_json, tell_versions
+from verbs.shared import EXIT_OK, RUNS, Verbs, console, print_json, tell_versions
 
 
 @dataclass(frozen=True)
@@ -108,4 +107,4 @@ def _table(view: Any) -> Table:
     return table
 
 
-NEIGHBOUR_VERBS: dict[str, tuple[Any, Callable[[Any], int]]] = {"neighbours": (NeighboursVerb, _neighbours)}
+VERBS: Verbs = {"neighbours": (NeighboursVerb, _neighbours)}

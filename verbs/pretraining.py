@@ -1,9 +1,8 @@
 """The verb that compares ways of training an encoder: compare-pretraining."""
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import tyro
 
@@ -12,7 +11,7 @@ from core.progress import open_progress
 from core.simclr_settings import SimclrSettings
 from core.store import runs_flag
 from data.preprocessing import Preprocessing
-from verbs.shared import EXIT_OK, RUNS, TakeOver, console, print_json
+from verbs.shared import EXIT_OK, RUNS, TakeOver, Verbs, console, print_json
 
 if TYPE_CHECKING:
     from core.pretraining_comparison import ComparisonPlan
@@ -125,6 +124,6 @@ def _compare_pretraining(arguments: ComparePretrainingVerb) -> int:
     return EXIT_OK
 
 
-PRETRAINING_VERBS: Mapping[str, tuple[Any, Callable[[Any], int]]] = {
+VERBS: Verbs = {
     "compare-pretraining": (ComparePretrainingVerb, _compare_pretraining),
 }

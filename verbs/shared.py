@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,6 +15,8 @@ from core.versions import version_notes
 
 EXIT_OK, EXIT_BAD_INPUT, EXIT_ENVIRONMENT, EXIT_INTEGRITY, EXIT_INTERRUPTED, EXIT_BUG = 0, 2, 3, 4, 5, 6
 RUNS = RUNS_DEFAULT
+Verbs = dict[str, tuple[Any, Callable[[Any], int]]]
+"""Of a module: name of the verb, its arguments as a dataclass, and what it does with them."""
 TakeOver = Annotated[
     bool,
     tyro.conf.arg(
@@ -76,3 +78,12 @@ def print_json(value: Any) -> None:
         return
     json.dump(value, sys.stdout, indent=1, allow_nan=False)
     print()
+
+
+def report(run: Run, as_json_text: bool, next_step: str) -> int:
+    """Where a run lies and what comes next; returns the exit code."""
+    if as_json_text:
+        print_json({"run_id": run.run_id, "directory": str(run.directory)})
+    else:
+        print(f"{run.run_id} is in {run.directory}. {next_step}")
+    return EXIT_OK

@@ -1,6 +1,6 @@
 """Verbs that say what an encoder was, or would be, taught to ignore: visibility and visibility-before."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +16,18 @@ from core.visibility.settings import VisibilitySettings
 from data.errors import BadInput
 from data.preprocessing import Preprocessing
 from data.template import working_grid
-from verbs.shared import EXIT_OK, RUNS, OneRun, TakeOver, console, interval_text, number_text, print_json, tell_versions
+from verbs.shared import (
+    EXIT_OK,
+    RUNS,
+    OneRun,
+    TakeOver,
+    Verbs,
+    console,
+    interval_text,
+    number_text,
+    print_json,
+    tell_versions,
+)
 
 _RATIO_WORDS = (
     "How far a change moves the features after training, divided by before. Views below 1: the encoder has learned to "
@@ -186,7 +197,7 @@ def _print_sentences(found: Mapping[str, Any]) -> None:
         print(sentence)
 
 
-VISIBILITY_VERBS: dict[str, tuple[Any, Callable[[Any], int]]] = {
+VERBS: Verbs = {
     "visibility": (VisibilityVerb, _visibility),
     "visibility-before": (VisibilityBeforeVerb, _visibility_before),
 }

@@ -1,0 +1,173 @@
+"""Scans from the terminal: read, prepared, planted into."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import tyro
+
+from core.progress import open_progress
+from core.recipes import as_json
+from data.preprocessing import Preprocessing
+from verbs.shared import EXIT_BAD_INPUT, EXIT_OK, RUNS, Verbs, print_json
+
+if TYPE_CHECKING:
+    from core.experiment import DataSource
+
+
+@dataclass(frozen=True)
+class CheckVerb:
+    """Read every scan of a cohort strictly, name the bad ones with cause and remedy; exit 2 if there is any.
+
+    Example: python cli.py check scans/cohort.csv
+    """
+
+    cohort: tyro.conf.Positional[Path]
+    """A table (CSV, TSV) or a folder (BIDS, IXI, BraTS)."""
+    layout: str = "auto"
+    """table, bids, ixi, brats, or auto."""
+    contrasts: tuple[str, ...] = ()
+    """Contrasts to read; all of the first subject when not given."""
+    json: bool = False
+    """Print JSON."""
+
+
+@dataclass(frozen=True)
+class Scans:
+    cohort: tyro.conf.Positional[Path]
+    """A table (CSV, TSV) or a folder (BIDS, IXI, BraTS)."""
+    runs: Path = RUNS
+    """Directory that holds the runs."""
+    layout: str = "auto"
+    """table, bids, ixi, brats, or auto."""
+    split: Path | None = None
+    """JSON with the lists train, calibration, validation, test; else the table's roles, else a seeded draw."""
+    split_seed: int = 0
+    """Seed of the drawn split."""
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    json: bool = False
+    """Print JSON."""
+
+
+@dataclass(frozen=True)
+class PrepareVerb(Scans):
+    """Register, resample and normalise every scan into the cache; later verbs reuse it.
+
+    Example: python cli.py prepare scans/cohort.csv --preprocessing.contrasts T1 --preprocessing.registration affine
+    """
+
+    workers: int = 2
+    """Processes."""
+
+
+@dataclass(frozen=True)
+class PlantVerb:
+    """Plant lesions of given shapes into healthy scans: NIfTI files and a table that is read like any cohort.
+
+    Example: python cli.py plant healthy.csv shapes/ planted/ --seed 1
+    """
+
+    cohort: tyro.conf.Positional[Path]
+    """Healthy scans: a table or a folder."""
+    shapes: tyro.conf.Positional[Path]
+    """Folder of lesion masks in MNI space (NIfTI)."""
+    out: tyro.conf.Positional[Path]
+    """Folder to write."""
+    layout: str = "auto"
+    """table, bids, ixi, brats, or auto."""
+    contrast: str = "T1"
+    """Contrast to plant into."""
+    role: Literal["validation", "test"] = "test"
+    """Split of the planted scans in the written table."""
+    seed: int = 0
+    """Of shapes, strengths and places."""
+    workers: int = 2
+    """Processes."""
+
+
+def _check(arguments: CheckVerb) -> int:
+    from data.layout import read_cohort
+    from data.reading import check_cohort
+
+    cohort = read_cohort(arguments.cohort, arguments.layout)
+    contrasts = arguments.contrasts or tuple(cohort.subjects[0].scans)
+    with open_progress().task("Reading scans", len(cohort.subjects)) as advance:
+        check = check_cohort(cohort, contrasts, monitor=lambda number, text: advance(1, text))
+    if arguments.json:
+        print_json(as_json(check))
+    else:
+        print(f"{len(check.facts)} of {check.n_total} subjects can be read ({', '.join(contrasts)}).")
+        for note in cohort.notes:
+            print(f"note: {note}")
+        for one in check.set_aside:
+            print(f"set aside: {one.subject_id} [{one.code}] {one.cause}")
+        for first, second in check.duplicates:
+            print(f"duplicate: {first} and {second} hold the same voxels. Remove one of them.")
+    return EXIT_BAD_INPUT if check.set_aside or check.duplicates else EXIT_OK
+
+
+def _prepare(arguments: PrepareVerb) -> int:
+    from core import experiment
+
+    study = experiment.prepare(arguments.runs, source_of(arguments), open_progress(), workers=arguments.workers)
+    counts = {role: len(getattr(study.split, role)) for role in ("train", "calibration", "validation", "test")}
+    aside = [as_json(s) for s in study.prepared.set_aside]
+    if arguments.json:
+        print_json(
+            {
+                "prepared": len(study.prepared.keys),
+                "of": len(study.cohort.subjects),
+                "split": counts,
+                "set_aside": aside,
+            }
+        )
+    else:
+        print(
+            f"{len(study.prepared.keys)} of {len(study.cohort.subjects)} subjects are prepared: "
+            + ", ".join(f"{n} {role}" for role, n in counts.items())
+            + "."
+        )
+        for note in study.cohort.notes:
+            print(f"note: {note}")
+        for one in study.prepared.set_aside:
+            print(f"set aside: {one.subject_id} [{one.code}] {one.cause}")
+    return EXIT_OK
+
+
+def _plant(arguments: PlantVerb) -> int:
+    from data.layout import read_cohort
+    from data.planting import plant_cohort, read_shapes
+
+    cohort = read_cohort(arguments.cohort, arguments.layout)
+    chosen = tuple(dataclasses.replace(s, role=arguments.role) for s in cohort.subjects if s.healthy)
+    table = plant_cohort(
+        dataclasses.replace(cohort, subjects=chosen),
+        read_shapes(arguments.shapes),
+        arguments.out,
+        contrast=arguments.contrast,
+        seed=arguments.seed,
+        workers=arguments.workers,
+    )
+    planted = len(read_cohort(table, "table").subjects)
+    print(f"Planted {planted} of {len(cohort.subjects)} scans: {table}. Check it: python cli.py check {table}")
+    return EXIT_OK
+
+
+def source_of(arguments: Scans) -> "DataSource":
+    from core.experiment import DataSource
+
+    return DataSource(
+        cohort=arguments.cohort,
+        layout=arguments.layout,
+        split=arguments.split,
+        seed=arguments.split_seed,
+        preprocessing=arguments.preprocessing,
+    )
+
+
+VERBS: Verbs = {
+    "check": (CheckVerb, _check),
+    "prepare": (PrepareVerb, _prepare),
+    "plant": (PlantVerb, _plant),
+}
