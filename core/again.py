@@ -4,7 +4,7 @@ Whatever shows, starts or stores such a command takes it from here. The command 
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from core.detectors import CATALOGUE, recipe_json
@@ -68,6 +68,8 @@ class Place:
     """A file with the four lists; None lets the table or the seeded draw decide."""
     runs: str | None = None
     """The runs directory; None for the usual one."""
+    choices: Mapping[str, Any] = field(default_factory=dict)
+    """What was said of the data set besides, as `Choices.said` gives it."""
 
     def runs_words(self) -> list[str]:
         """`--runs`, when it is another than the usual one."""
@@ -101,7 +103,16 @@ def scan_words(place: Place, preprocessing: Mapping[str, Any]) -> list[str]:
     words += ["--layout", place.layout] if place.layout != "auto" else []
     usual = as_json(Preprocessing())
     chosen = {k: v for k, v in preprocessing.items() if usual.get(k) != v or k == "contrasts"}
-    return [*words, *place.runs_words(), *settings_words("preprocessing", chosen)]
+    return [*words, *place.runs_words(), *choice_words(place.choices), *settings_words("preprocessing", chosen)]
+
+
+def choice_words(said: Mapping[str, Any]) -> list[str]:
+    """What was said of a data set, as flags."""
+    words: list[str] = []
+    for key, value in said.items():
+        name = f"--{key.replace('_', '-')}"
+        words += ([name] if value else []) if isinstance(value, bool) else _flag(name, value)
+    return words
 
 
 def detector_words(recipe: Mapping[str, Any], encoder: str = "") -> list[str]:
@@ -174,6 +185,7 @@ def visibility_argv(run_id: str, result: Mapping[str, Any]) -> list[str]:
 def comparison_argv(found: Mapping[str, Any], place: Place) -> list[str]:
     """`compare-pretraining` with the whole plan of a finished comparison."""
     plan = found["plan"]
+    place = replace(place, choices=found["source"].get("choices") or place.choices)
     words = ["compare-pretraining", *scan_words(place, found["source"]["preprocessing"])]
     words += _flag("--name", plan["name"], joined=True)
     for key in ("variants", "views", "also", "seeds"):

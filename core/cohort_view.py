@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core.experiment import prepared_of
+from core.experiment import UNKNOWN, prepared_of
 from core.store import Run
 from core.training_view import in_words
 from data.cohort import ROLES
@@ -28,14 +28,22 @@ class Leakage:
 
 
 def split_table(run: Run) -> list[dict[str, Any]]:
-    """Healthy and lesion-bearing subjects of each split, and their sum."""
-    rows: list[dict[str, Any]] = [
-        {"split": role, "healthy": healthy, "with lesions": ill, "subjects": healthy + ill}
-        for role in ROLES
-        for healthy, ill in [_counts(run, role)]
-    ]
-    healthy, ill = (sum(row[key] for row in rows) for key in ("healthy", "with lesions"))
-    return [*rows, {"split": "all", "healthy": healthy, "with lesions": ill, "subjects": healthy + ill}]
+    """Healthy and ill subjects of each split, those of unknown health where there are any, and their sum."""
+    rows: list[dict[str, Any]] = [{"split": role, **_counts(run, role)} for role in ROLES]
+    rows.append({"split": "all", **{key: sum(row[key] for row in rows) for key in rows[0] if key != "split"}})
+    if not rows[-1]["unknown"]:
+        return [{key: value for key, value in row.items() if key != "unknown"} for row in rows]
+    return rows
+
+
+def on_whose_word(run: Run) -> str:
+    """Who says that the subjects of train and calibration are healthy, in words."""
+    words = [str(s.get("health") or "") for s in subjects_in(run, ("train", "calibration"))]
+    counts = {word: words.count(word) for word in sorted(set(words), key=lambda word: -words.count(word)) if word}
+    if not counts:
+        return "the table's or the layout's, as read when the run was made"
+    told = [f"{word} ({n})" for word, n in counts.items()]
+    return "; ".join(told[:4]) + (f"; and {len(told) - 4} more" if len(told) > 4 else "")
 
 
 def subjects_in(run: Run, roles: Sequence[str]) -> list[dict[str, Any]]:
@@ -49,7 +57,8 @@ def subject_row(run: Run, subject: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "subject": subject["subject_id"],
         "split": subject["role"],
-        "healthy": bool(subject["healthy"]),
+        "healthy": None if subject.get("health") == UNKNOWN else bool(subject["healthy"]),
+        "on whose word": subject.get("health") or "",
         "site": subject.get("site"),
         "age": subject.get("age"),
         "sex": subject.get("sex"),
@@ -112,6 +121,7 @@ def facts_rows(facts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             "subject": one["subject_id"],
             "split": one["role"],
             "healthy": one["healthy"],
+            "on whose word": one.get("health_from") or "",
             "brain mL": one["brain_ml"],
             "lesion mL": one["lesion_ml"],
             "lesions": one["n_lesions"],
@@ -132,6 +142,13 @@ def _scan_text(shape: Sequence[int], spacing_mm: Sequence[float]) -> str:
     return f"{' × '.join(map(str, shape))} at {' × '.join(f'{s:.3g}' for s in spacing_mm)} mm"
 
 
-def _counts(run: Run, role: str) -> tuple[int, int]:
-    healthy = [bool(s["healthy"]) for s in run.record["cohort"]["subjects"] if s["role"] == role]
-    return sum(healthy), len(healthy) - sum(healthy)
+def _counts(run: Run, role: str) -> dict[str, int]:
+    there = [s for s in run.record["cohort"]["subjects"] if s["role"] == role]
+    unknown = sum(s.get("health") == UNKNOWN for s in there)
+    healthy = sum(bool(s["healthy"]) for s in there)
+    return {
+        "healthy": healthy,
+        "with lesions": len(there) - healthy - unknown,
+        "unknown": unknown,
+        "subjects": len(there),
+    }

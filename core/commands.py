@@ -35,6 +35,8 @@ class Scans:
     split: str | None = None
     """A file with the four lists; None lets the table or the seeded draw decide."""
     preprocessing: Preprocessing = dataclasses.field(default_factory=Preprocessing)
+    choices: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """What was said of the data set besides, as `Choices.said` gives it."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,8 @@ def scans_of(runs: Path, run: Run) -> Scans:
         write_json(path, {role: list(run.record["split"].get(role, [])) for role in ROLES})
     cohort = run.record["cohort"]
     preprocessing = from_json(Preprocessing, run.record["preprocessing"])
-    return Scans(str(cohort["path"]), str(cohort.get("layout", "auto")), str(path), preprocessing)
+    said = cohort.get("choices") or {}
+    return Scans(str(cohort["path"]), str(cohort.get("layout", "auto")), str(path), preprocessing, said)
 
 
 def scans_at(path: str, layout: str, preprocessing: Preprocessing) -> Scans:
@@ -184,4 +187,4 @@ def _fit_argv(runs: Path, encoder: Run, run_id: str) -> list[str]:
 
 
 def _place(runs: Path, scans: Scans) -> Place:
-    return Place(scans.cohort, scans.layout, scans.split, str(runs.absolute()))
+    return Place(scans.cohort, scans.layout, scans.split, str(runs.absolute()), scans.choices)

@@ -54,9 +54,11 @@ from core.store import (
 from core.training import checkpoint_history, checkpoint_step
 from core.versions import note_resumed, version_notes
 from core.views import check_crop
-from data.cohort import ROLES, Cohort, Split, Subject, check_healthy, split_by_roles
+from data.choices import NOTHING, Choices
+from data.cohort import ROLES, SAY_HEALTH, Cohort, Split, Subject, check_healthy, split_by_roles
 from data.errors import BadInput, EnvironmentProblem, IntegrityError, Interrupted, together
 from data.files import committed_directory, is_committed, read_committed_json, sha256_file, write_json
+from data.health import grouped, health_summary
 from data.layout import read_cohort
 from data.preprocessing import Prepared, PreparedCohort, Preprocessing, load_prepared, load_voxel_hash, prepare_cohort
 from data.ranges import check_range, refuse_out_of_range
@@ -71,6 +73,8 @@ from models.encoder import EncoderSettings, make_encoder
 CHUNK = 24
 """Subjects scored together where memory allows: more gain no speed."""
 
+UNKNOWN = "unknown"
+"""Health of a subject of whom nobody says."""
 SUBJECT_FILE = "subject.json"
 """Beside a scan's distances: one score of the whole scan per layer set, where the detector gives one."""
 
@@ -82,13 +86,15 @@ class DataSource:
     cohort: Path
     """A table (CSV, TSV) or a data set's folder."""
     layout: str = "auto"
-    """table, bids, ixi, brats, or auto."""
+    """table, bids, ixi, brats, nnunet, wmh, or auto."""
     split: Path | None = None
     """JSON with the lists train, calibration, validation, test; else the table's roles, else a seeded draw."""
     seed: int = 0
     """Of the drawn split."""
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     """Registration, working grid, intensity."""
+    choices: Choices = NOTHING
+    """What the data set does not say by itself."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,10 +148,10 @@ def prepare(runs: Path, source: DataSource, progress: Progress, workers: int = 2
     """
     check_range("workers", workers)
     check_range("split_seed", source.seed)
-    cohort = read_cohort(source.cohort, source.layout).in_order()
+    cohort = read_cohort(source.cohort, source.layout, source.choices).in_order()
     asked = _split(cohort, source)
     check_healthy(cohort, asked)
-    _require_training(asked)
+    _require_training(asked, cohort)
     with progress.task("Preparing scans", len(cohort.subjects)) as advance:
         done = 0
 
@@ -178,7 +184,7 @@ def pretrain(
     check_settings(settings)
     _check_run_id(run_id)
     check_crop(settings.views, working_grid(source.preprocessing.spacing_mm).shape)
-    check_settings(settings, len(_split(read_cohort(source.cohort, source.layout), source).train))
+    check_settings(settings, len(_split(read_cohort(source.cohort, source.layout, source.choices), source).train))
     study = prepare(runs, source, progress)
     check_settings(settings, len(study.split.train))  # again: some of the scans may have been set aside
     recipe = {"kind": "SimCLR", **as_json(settings)}
@@ -228,6 +234,7 @@ def fit(
     if isinstance(detector, LAYERED):
         _check_layers(detector, encoder_run, source.preprocessing)
     study = prepare(runs, source, progress)
+    _tell_notes(study, progress)
     if not study.split.calibration:
         progress.say("note: no calibration subject, so this run cannot be evaluated: no label-free threshold.")
     parents: dict[str, str] = {}
@@ -271,6 +278,16 @@ def fit(
                     if "audit" in settings:
                         progress.say(f"note: {settings['audit']}")
     return run
+
+
+def _tell_notes(study: Study, progress: Progress) -> None:
+    """What concerns the scans that are learnt from: who is healthy on whose word, and what was noticed."""
+    train = set(study.split.train)
+    progress.say("Training scans: " + health_summary([(s.healthy, s.health_from) for s in study.cohort.subjects
+                                                      if s.subject_id in train]))  # fmt: skip
+    told = study.prepared.notes(study.split.train)
+    for note in (*study.cohort.notes, *grouped([(i, note) for i, notes in told.items() for note in notes], most=8)):
+        progress.say(f"note: {note}")
 
 
 def score(run: Run, progress: Progress, *, memory_gb: float | None = None) -> Run:
@@ -447,10 +464,13 @@ def _split(cohort: Cohort, source: DataSource) -> Split:
 
 
 def draw_split(subjects: Sequence[Subject], seed: int) -> Split:
-    """Seeded: 70 % of the healthy train, 15 % calibrate, 15 % test; of the others 40 % validate, 60 % test."""
+    """Seeded: 70 % of the healthy train, 15 % calibrate, 15 % test; of the ill 40 % validate, 60 % test.
+
+    Who is of unknown health is in no split: neither Dice nor false positives could be told of it.
+    """
     generator = np.random.Generator(np.random.Philox(key=np.array([seed, 0x5911], dtype=np.uint64)))
     healthy = sorted(s.subject_id for s in subjects if s.healthy)
-    ill = sorted(s.subject_id for s in subjects if not s.healthy)
+    ill = sorted(s.subject_id for s in subjects if s.healthy is False)
     healthy = [healthy[i] for i in generator.permutation(len(healthy))]
     ill = [ill[i] for i in generator.permutation(len(ill))]
     first, second = round(0.7 * len(healthy)), round(0.85 * len(healthy))
@@ -463,12 +483,24 @@ def draw_split(subjects: Sequence[Subject], seed: int) -> Split:
     )
 
 
-def _require_training(split: Split) -> None:
-    if len(split.train) < 2:
-        raise BadInput(
-            f"The split has {len(split.train)} healthy training subject(s). At least 2 are needed. Give more subjects "
-            "the role train, in the table or in the split file."
+def _require_training(split: Split, cohort: Cohort) -> None:
+    if len(split.train) >= 2:
+        return
+    known = sum(bool(s.healthy) for s in cohort.subjects)
+    unknown = [s for s in cohort.subjects if s.healthy is None]
+    message = (
+        f"The split has {len(split.train)} healthy training subject(s). At least 2 are needed. Give more subjects "
+        "the role train, in the table or in the split file."
+    )
+    if unknown:
+        message = (
+            f"{len(split.train)} healthy training subject(s): of {len(cohort.subjects)} subjects {known} are known to "
+            f"be healthy, of {len(unknown)} it is unknown ({unknown[0].subject_id}: {unknown[0].health_from}). "
+            f"At least 2 are needed. {SAY_HEALTH}"
         )
+    raise BadInput(
+        " ".join([message, *[note for note in cohort.notes if "looks like" in note or "seems to" in note][:3]])
+    )
 
 
 def _readable(split: Split, prepared: PreparedCohort) -> Split:
@@ -607,7 +639,8 @@ def _cohort_record(study: Study) -> dict[str, Any]:
     subjects = [
         {
             "subject_id": s.subject_id,
-            "healthy": s.healthy,
+            "healthy": bool(s.healthy),
+            "health": UNKNOWN if s.healthy is None else s.health_from,
             "site": s.site,
             "age": s.age,
             "sex": s.sex,
@@ -627,6 +660,7 @@ def _cohort_record(study: Study) -> dict[str, Any]:
         "subjects": subjects,
         "set_aside": [as_json(s) for s in study.prepared.set_aside],
         "notes": list(study.cohort.notes),
+        **({"choices": as_json(said)} if (said := study.source.choices.said()) else {}),
     }
 
 

@@ -119,6 +119,7 @@ def compare_pretraining(
             "cohort": first.record["cohort"]["fingerprint"],
             "layout": source.layout,
             "preprocessing": as_json(source.preprocessing),
+            **({"choices": as_json(said)} if (said := source.choices.said()) else {}),
         },
         "split": {role: len(ids) for role, ids in first.record["split"].items()},
         "failed": failed,

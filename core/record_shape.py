@@ -41,7 +41,12 @@ COHORT = {
     "notes": list,
 }
 SUBJECT = {"subject_id": str, "key": str, "role": str, "healthy": bool}
-SUBJECT_TOO = {"site": (str, type(None)), "sex": (str, type(None)), "age": (int, float, type(None))}
+SUBJECT_TOO = {
+    "health": (str, type(None)),
+    "site": (str, type(None)),
+    "sex": (str, type(None)),
+    "age": (int, float, type(None)),
+}
 """What a subject may have besides."""
 SET_ASIDE = {"subject_id": str, "code": str}
 

@@ -1,40 +1,69 @@
 """BIDS: raw scans under sub-*, masks beside them or under derivatives, people in participants.tsv.
 
-https://bids-specification.readthedocs.io, v1.10.
+https://bids-specification.readthedocs.io, v1.10, and what published data sets do besides: ATLAS R2.0 (scan and mask in
+one template space), ISLES (_msk), ivadomed (T2w_lesion-manual), masks in another session or folder of derivatives.
 """
 
-from dataclasses import dataclass
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from data.choices import NOTHING, Choices
 from data.cohort import ROLES, Cohort, Subject
-from data.folders import BadDataset, scans_under, stem
+from data.folders import BadDataset, refuse_twins, scans_under, stem
+from data.health import group_columns, health_of, notes_on_health, speaks_of_health
 from data.table import number, read_rows
 
-CONTROL_GROUPS = ("control", "controls", "healthy", "hc", "con")
-"""Values of the group column that mean a healthy person."""
 _SUFFIXES = {"T1w": "t1", "T2w": "t2", "FLAIR": "flair", "PDw": "pd", "T2starw": "t2star"}
-_NATIVE_SPACES = ("", "orig", "T1w", "T2w", "FLAIR", "individual", "scanner", "native")
+_NATIVE_SPACES = ("", "orig", "t1w", "t2w", "flair", "individual", "scanner", "native", "anat")
+_NOT_DATA = ("sourcedata", "code", "stimuli", "phenotype", "tmp")
+"""Folders of a data set that hold no data of it."""
+_ELSEWHERE = ("func", "fmap", "perf", "meg", "eeg", "ieeg", "beh", "pet", "mrs", "nirs", "motion", "micr")
+_MASK_SUFFIXES = ("mask", "roi", "msk", "seg", "segm", "segmentation", "label", "labels", "dseg", "probseg")
+_LESION = re.compile(r"lesion|msk|stroke|infarct|tumou?r|glioma|wmh|\broi\b|edema|oedema|haemorrhage|hemorrhage")
+_BRAIN = re.compile(r"brain|dlmuse|skullstrip|\bbet\b|synthstrip")
+_TISSUE = re.compile(
+    r"\bgm\b|\bwm\b|\bcsf\b|aseg|aparc|tissue|ribbon|cortex|cortical|hippo|thalam|ventric|cerebell|\bcord\b|\bsc\b|"
+    r"spinal|vertebra|disc|eye|skull|scalp|head|bold|gray|grey|white|synthseg|fast|atlas|parc|nonzero|defacemask"
+)
+_FIRST = re.compile(r"base|^bl\d*$|^pre|^init|^m?0+$|screen|first|acute|^t0|^v0|^y0")
+_LATER = re.compile(r"follow|^fu|post|late|final|last|chronic|month|year|week|^m\d|^y\d|^w\d|^v[1-9]|^t[1-9]")
+_RESERVED = ("participant_id", "age", "sex", "gender", "site", "role", "healthy", "handedness")
 
 
-def read_bids(root: Path, *, follow_symlinks: bool = False) -> Cohort:
+def read_bids(root: Path, choices: Choices = NOTHING) -> Cohort:
     """Subjects of a BIDS folder; contrasts t1, t1c (with a ce entity), t2, flair, pd from the raw scans.
 
-    Brain mask: desc-brain_mask. Lesion mask: a mask or roi whose label or desc holds "lesion". Both in native space,
-    beside the scans or under derivatives. Of several sessions and runs the first is taken, with a note.
-    participants.tsv may give age, sex, site, role, healthy or group; without the last two, no lesion mask is healthy.
+    Lesion mask: a mask, roi, dseg, probseg, seg or msk whose label, desc or name speaks of a lesion, in the space of
+    the scans, beside them or under derivatives. Brain mask: desc-brain_mask. Of several sessions the first that holds
+    scan and lesion mask is taken; a contrast that it lacks comes from another one. What is left out, and what looks
+    like a mask and is not used, is said. Health: see `data.health`; nobody is healthy because no mask was found.
     """
-    files, left_out = scans_under(root, follow_symlinks=follow_symlinks)
+    files, left_out = scans_under(root, follow_symlinks=choices.follow_symlinks)
     notes = list(left_out)
-    parsed = [image for file in files if (image := _parse(root, file, notes)) is not None]
-    people = _participants(root, notes)
-    ids = sorted({image.subject for image in parsed if image.contrast})
+    apart = [file for file in files if _not_data(root, file)]
+    if apart:
+        notes.append(f"{len(apart)} scans in {', '.join(sorted({_not_data(root, f) for f in apart}))} are not read.")
+    parsed = [image for file in files if (image := _parse(root, file, choices)) is not None]
+    refuse_twins(files, {image.path for image in parsed})
+    people, header = _participants(root, notes)
+    levels = _levels(root)
+    ids = sorted({image.subject for image in parsed if image.kind == "scan"})
     if not ids:
-        raise BadDataset("E-BIDS-EMPTY", root, "holds no sub-*/anat/*_T1w.nii.gz or the like.", "Check the folder.")
+        links = f" {len(left_out)} links lead out of it: --follow-symlinks follows them." if left_out else ""
+        raise BadDataset("E-BIDS-EMPTY", root, "holds no sub-*/anat/*_T1w.nii.gz or the like." + links,
+                         "Check the folder.")  # fmt: skip
     notes += [f"{name} is in participants.tsv but has no scan." for name in sorted(set(people) - set(ids))]
     if people:
         notes += [f"{name} is not in participants.tsv." for name in ids if name not in people]
-    subjects = [_subject(root, name, [i for i in parsed if i.subject == name], people.get(name, {}), notes)
-                for name in ids]  # fmt: skip
+    notes += _notes_on_columns(header, people)
+    images: dict[str, list[_Image]] = {name: [] for name in ids}
+    for image in parsed:
+        images.get(image.subject, []).append(image)
+    subjects = [_Chosen(root, name, images[name], choices, notes).subject(people.get(name, {}), levels) for name in ids]
+    notes += notes_on_health([(s.subject_id, s.healthy, s.health_from) for s in subjects], "participants.tsv")
     return Cohort(root.resolve().name or "bids", tuple(subjects), notes=tuple(notes))
 
 
@@ -42,77 +71,267 @@ def read_bids(root: Path, *, follow_symlinks: bool = False) -> Cohort:
 class _Image:
     path: Path
     subject: str
-    session: str
-    contrast: str
-    mask: str
-    """brain, lesion, or nothing."""
+    entities: Mapping[str, str]
+    kind: str
+    """scan, lesion, brain, or doubtful: it looks like a mask, of what is not clear."""
+    contrast: str = ""
+
+    @property
+    def session(self) -> str:
+        return self.entities.get("ses", "")
+
+    @property
+    def space(self) -> str:
+        """Empty for the scanner's own."""
+        space = self.entities.get("space", "")
+        return "" if space.casefold() in _NATIVE_SPACES else space
 
 
-def _parse(root: Path, file: Path, notes: list[str]) -> _Image | None:
-    *parts, suffix = stem(file).split("_")
-    entities = dict(part.split("-", 1) for part in parts if "-" in part)
-    if "sub" not in entities:
+def _parse(root: Path, file: Path, choices: Choices) -> _Image | None:
+    folders = [part.casefold() for part in file.relative_to(root).parts[:-1]]
+    if _not_data(root, file) or "freesurfer" in folders:
         return None
-    derived = "derivatives" in file.relative_to(root).parts
-    label = (entities.get("label", "") + " " + entities.get("desc", "")).lower()
-    mask = contrast = ""
-    if suffix in ("mask", "roi") and ("lesion" in label or "brain" in label):
-        mask = "lesion" if "lesion" in label else "brain"
-        if entities.get("space", "") not in _NATIVE_SPACES:
-            notes.append(f"{file.relative_to(root)} lies in another space than the scan and was left out.")
+    parts = stem(file).split("_")
+    entities: dict[str, str] = {}
+    rest: list[str] = []
+    for part in parts:
+        key, dash, value = part.partition("-")
+        if dash and not rest and key not in ("lesion", "seg"):
+            entities.setdefault(key, value)
+        else:
+            rest.append(part)
+    if not entities.get("sub") or not rest:
+        return None
+    subject = f"sub-{entities['sub']}"
+    derived = "derivatives" in folders or any(part.startswith("derivative") for part in folders)
+    if "task" in entities or any(part in _ELSEWHERE for part in folders):
+        return None
+    if len(rest) == 1 and rest[0] in _SUFFIXES and "desc" not in entities and "label" not in entities:
+        if derived:
             return None
-    elif suffix in _SUFFIXES and not derived:
-        contrast = _SUFFIXES[suffix] + ("c" if "ce" in entities else "")
-    else:
+        return _Image(file, subject, entities, "scan", _SUFFIXES[rest[0]] + ("c" if "ce" in entities else ""))
+    kind = _kind_of_mask(entities, rest, folders, choices)
+    return None if kind is None else _Image(file, subject, entities, kind)
+
+
+def _not_data(root: Path, file: Path) -> str:
+    """The folder on the way to a file that holds no data of a data set, such as sourcedata."""
+    return next((part for part in file.relative_to(root).parts[:-1] if part.casefold() in _NOT_DATA), "")
+
+
+def _kind_of_mask(
+    entities: Mapping[str, str], rest: Sequence[str], folders: Sequence[str], choices: Choices
+) -> str | None:
+    """lesion, brain, doubtful; None for what is no mask, or one of known tissue."""
+    names = [entities.get("label", ""), entities.get("desc", ""), *(r for r in rest if r not in _SUFFIXES)]
+    told = " ".join(names).casefold()
+    suffix = re.split(r"[^a-z]", rest[-1].casefold())[0]
+    masklike = (
+        suffix in _MASK_SUFFIXES or bool(_LESION.search(told)) or rest[-1].casefold().startswith(("lesion", "seg"))
+    )
+    if not masklike:
         return None
-    return _Image(file, f"sub-{entities['sub']}", entities.get("ses", ""), contrast, mask)
+    if choices.label:
+        wanted = choices.label.casefold()
+        if wanted in [name.casefold() for name in names] or wanted == rest[-1].casefold():
+            return "lesion"
+    if _BRAIN.search(told) and not _LESION.search(told):
+        return "brain" if suffix in ("mask", "brain") and "dwi" not in folders else None
+    if _LESION.search(told):
+        return "doubtful" if choices.label else "lesion"
+    if _TISSUE.search(told) or (suffix in ("dseg", "probseg") and len(told.split()) == 1):
+        return None  # BIDS: a dseg without label is a map of tissues
+    return "doubtful"
 
 
-def _subject(root: Path, name: str, images: list[_Image], person: dict[str, str], notes: list[str]) -> Subject:
-    session = min(image.session for image in images if image.contrast)
-    later = sorted({image.session for image in images} - {session, ""})
-    if later:
-        notes.append(f"{name}: session {session} taken, {', '.join(later)} left out; one person is one subject.")
-    here = [image for image in images if image.session in (session, "")]
-    scans: dict[str, Path] = {}
-    masks: dict[str, Path] = {}
-    for image in here:
-        kept = scans if image.contrast else masks
-        first = kept.setdefault(image.contrast or image.mask, image.path)
-        if first is not image.path:
-            notes.append(f"{image.path.relative_to(root)} left out, {first.name} comes first.")
-    role = person.get("role", "").lower() or None
-    if role not in (None, *ROLES):
-        raise BadDataset(
-            "E-BIDS-ROLE", root / "participants.tsv", f"{name} has role {role!r}.", f"Allowed: {', '.join(ROLES)}."
+@dataclass
+class _Chosen:
+    """Which of a subject's files are taken."""
+
+    root: Path
+    name: str
+    images: list[_Image]
+    choices: Choices
+    notes: list[str]
+    lesion: _Image | None = None
+    brain: _Image | None = None
+    scans: dict[str, Path] = field(default_factory=dict)
+
+    def subject(self, person: Mapping[str, str], levels: Mapping[str, Mapping[str, str]]) -> Subject:
+        space = self._space()
+        session = self._session(space)
+        self._take_scans(space, session)
+        self.lesion = self._mask("lesion", space, session)
+        self.brain = self._mask("brain", space, session)
+        unused = [i.path for i in self.images if i.kind in ("lesion", "doubtful") and i is not self.lesion]
+        said = [self._where(path) for path in unused]
+        if unused:
+            flag = "--session, --space or --label" if self.lesion is None else "--session, --space, --run or --label"
+            self.notes.append(
+                f"{self.name}: {', '.join(said[:3])}{' ...' if len(said) > 3 else ''} looks like a lesion mask and is "
+                f"not used; {flag} chooses another one."
+            )
+        role = person.get("role", "").casefold() or None
+        if role not in (None, *ROLES):
+            raise BadDataset(
+                "E-BIDS-ROLE", self.root / "participants.tsv", f"{self.name} has role {role!r}.",
+                f"Allowed: {', '.join(ROLES)}.",
+            )  # fmt: skip
+        health = health_of(
+            person,
+            "participants.tsv",
+            self.choices,
+            mask="" if self.lesion is None else self._where(self.lesion.path),
+            unused=said,
+            role=role,
+            used=_RESERVED,
+            levels=levels,
         )
-    return Subject(
-        name, scans, masks.get("brain"), masks.get("lesion"), _healthy(person, masks), role,
-        person.get("site") or None, number(person.get("age", "")), person.get("sex") or None,
-    )  # fmt: skip
+        return Subject(
+            self.name, self.scans, self.brain.path if self.brain else None, self.lesion.path if self.lesion else None,
+            health.healthy, role, person.get("site") or None, number(person.get("age", "")),
+            person.get("sex") or person.get("gender") or None, health_from=health.word,
+        )  # fmt: skip
+
+    def _where(self, path: Path) -> str:
+        return path.relative_to(self.root).as_posix()
+
+    def _space(self) -> str:
+        """The space of the scans that are taken: the asked one, else the scanner's own, else one that has masks."""
+        there = {i.space for i in self.images if i.kind == "scan"}
+        if self.choices.space and self.choices.space in there:
+            return self.choices.space
+        if self.choices.space:
+            self.notes.append(f"{self.name}: has no scan in space {self.choices.space!r}.")
+        if "" in there:
+            return ""
+        masked = {i.space for i in self.images if i.kind == "lesion"}
+        return min(there, key=lambda space: (space not in masked, natural(space)))
+
+    def _session(self, space: str) -> str:
+        scans = [i for i in self.images if i.kind == "scan" and i.space == space]
+        there = {i.session for i in scans}
+        if self.choices.session:
+            wanted = self.choices.session.removeprefix("ses-")
+            if wanted in there:
+                return wanted
+            self.notes.append(f"{self.name}: has no session {wanted!r}; it has {', '.join(sorted(there))}.")
+        masked = {i.session for i in self.images if i.kind == "lesion" and i.space == space}
+        first, *others = sorted(there, key=lambda s: (s not in masked, _session_order(s)))
+        others = sorted(set(others) - {"", first}, key=_session_order)
+        if others:
+            self.notes.append(
+                f"{self.name}: session {first} taken, {', '.join(others)} left out; one person is one subject."
+            )
+        return first
+
+    def _take_scans(self, space: str, session: str) -> None:
+        scans = [i for i in self.images if i.kind == "scan" and i.space == space]
+        away = sorted({i.space for i in self.images if i.kind == "scan"} - {space})
+        if away:
+            self.notes.append(
+                f"{self.name}: scans in space {', '.join(a or 'native' for a in away)} left out; --space takes them."
+            )
+        for contrast in dict.fromkeys(i.contrast for i in scans):
+            fitting = sorted((i for i in scans if i.contrast == contrast), key=lambda i: self._order(i, session))
+            taken = fitting[0]
+            self.scans[contrast] = taken.path
+            if taken.session not in (session, ""):
+                self.notes.append(
+                    f"{self.name}: {contrast.upper()} is of session {taken.session}; session {session} has none."
+                )
+            twice = [i.path.name for i in fitting[1:] if i.session in (session, taken.session)]
+            self.notes += [f"{self.name}: {name} left out, {taken.path.name} comes first." for name in twice]
+
+    def _mask(self, kind: str, space: str, session: str) -> _Image | None:
+        fitting = [i for i in self.images if i.kind == kind]
+        here = sorted((i for i in fitting if i.space == space), key=lambda i: self._order(i, session))
+        if not here and fitting:
+            self.notes.append(
+                f"{self._where(fitting[0].path)} lies in another space than the scan and was left out; --space chooses."
+            )
+        if not here:
+            return None
+        if here[0].session not in (session, ""):
+            self.notes.append(f"{self.name}: the {kind} mask is of session {here[0].session}, the scan of {session}.")
+        if kind == "brain":
+            self.notes += [f"{self._where(i.path)} left out, {here[0].path.name} comes first." for i in here[1:]]
+        return here[0]
+
+    def _order(self, image: _Image, session: str) -> tuple[object, ...]:
+        entities, choices = image.entities, self.choices
+        asked = [(choices.run, "run"), (choices.acq, "acq")]
+        missed = tuple(bool(want) and not _same(entities.get(key, ""), want) for want, key in asked)
+        runs = natural(entities.get("run", ""))
+        where = (image.session != session, _session_order(image.session))
+        words = len(image.path.name)
+        return (*missed, *where, natural(entities.get("acq", "")), runs, words, image.path.as_posix())
 
 
-def _healthy(person: dict[str, str], masks: dict[str, Path]) -> bool:
-    stated = person.get("healthy", "").lower()
-    if stated in ("1", "true", "yes", "0", "false", "no"):
-        return stated in ("1", "true", "yes")
-    if person.get("group"):
-        return person["group"].lower() in CONTROL_GROUPS
-    return "lesion" not in masks
+def natural(text: str) -> tuple[tuple[int, int, str], ...]:
+    """A key under which 2 comes before 10, and nothing before everything."""
+    return tuple((0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", text) if part)
 
 
-def _participants(root: Path, notes: list[str]) -> dict[str, dict[str, str]]:
+def _session_order(session: str) -> tuple[object, ...]:
+    word = session.casefold()
+    rank = 0 if _FIRST.search(word) else 2 if _LATER.search(word) and not word.isdecimal() else 1
+    return (rank if session else -1, natural(word))
+
+
+def _same(value: str, wanted: str) -> bool:
+    return natural(value.casefold()) == natural(re.sub(r"^(run|acq)-", "", wanted.casefold()))
+
+
+def _participants(root: Path, notes: list[str]) -> tuple[dict[str, dict[str, str]], list[str]]:
     table = root / "participants.tsv"
     if not table.is_file():
         notes.append("There is no participants.tsv; ages, sites and groups are unknown.")
-        return {}
+        return {}, []
     header, rows = read_rows(table)
+    header = [_own_name(column) for column in header]
     if "participant_id" not in header:
         raise BadDataset("E-BIDS-PARTICIPANTS", table, "has no column participant_id.", "Add it.")
     people: dict[str, dict[str, str]] = {}
-    for line, row in rows:
+    for line, cells in rows:
+        row = {_own_name(column): cell for column, cell in cells.items()}
         name = row["participant_id"] if row["participant_id"].startswith("sub-") else f"sub-{row['participant_id']}"
         if name in people:
             raise BadDataset("E-BIDS-PARTICIPANTS", table, f"row {line} repeats {name}.", "Keep one row per person.")
         people[name] = row
-    return people
+    return people, header
+
+
+def _own_name(column: str) -> str:
+    """Columns that the specification names, however they are written."""
+    return column.casefold() if column.casefold() in _RESERVED else column
+
+
+def _levels(root: Path) -> dict[str, dict[str, str]]:
+    """What participants.json declares of the values of each column."""
+    try:
+        told = json.loads((root / "participants.json").read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    found: dict[str, dict[str, str]] = {}
+    for column, about in told.items() if isinstance(told, dict) else ():
+        levels = about.get("Levels") if isinstance(about, dict) else None
+        if isinstance(levels, dict):
+            texts = {str(v): m if isinstance(m, str) else str(m.get("Description", "")) if isinstance(m, dict) else ""
+                     for v, m in levels.items()}  # fmt: skip
+            found[column] = texts
+    return found
+
+
+def _notes_on_columns(header: Iterable[str], people: Mapping[str, Mapping[str, str]]) -> list[str]:
+    known = {*_RESERVED, *group_columns(list(header))}
+    notes = []
+    for column in header:
+        cells = [row.get(column, "") for row in people.values()]
+        if column not in known and speaks_of_health(column, cells):
+            shown = ", ".join(sorted({c for c in cells if c})[:4])
+            notes.append(
+                f"Column {column!r} of participants.tsv seems to say who is ill ({shown}) and was not used: call it "
+                "group or diagnosis."
+            )
+    return notes

@@ -6,7 +6,16 @@ from pathlib import Path
 
 from data.errors import BadInput
 
+SAY_HEALTH = (
+    "Only subjects that are known to be healthy may be there. Say so in a column healthy (true or false) or group "
+    "(control, patient) of the table or participants.tsv, or with --healthy-unless-masked."
+)
 ROLES = ("train", "calibration", "validation", "test")
+
+
+def contrast_name(name: str) -> str:
+    """A contrast's one name: upper case, and T1 for T1w."""
+    return name.upper()[:-1] if name.upper() in ("T1W", "T2W", "PDW") else name.upper()
 
 
 @dataclass(frozen=True)
@@ -17,7 +26,8 @@ class Subject:
     scans: Mapping[str, Path]
     brain_mask: Path | None = None
     lesion_mask: Path | None = None
-    healthy: bool = True
+    healthy: bool | None = None
+    """None when nobody says: such a subject neither trains nor calibrates."""
     role: str | None = None
     """The split that the table asks for: train, calibration, validation or test."""
     site: str | None = None
@@ -25,12 +35,31 @@ class Subject:
     sex: str | None = None
     lesion_labels: tuple[int, ...] | None = None
     """Which values of the lesion mask are lesion, when it is a label map (BraTS: 1, 2, 4)."""
+    ignore_labels: tuple[int, ...] = ()
+    """Which values are neither lesion nor healthy tissue: those voxels are left out of everything."""
+    labels_complete: bool = False
+    """Whether a value that is in neither list is a question instead of tissue: the layout knows all of them."""
+    health_from: str = field(default="", compare=False)
+    """On whose word the subject is healthy or ill; why it is unknown."""
+    volumes: Mapping[str, int] = field(default_factory=dict)
+    """Contrasts that are one volume of a 4-D file: which, counted from 0."""
+    header_form: str = ""
+    """Which orientation of the headers is right where two disagree: sform or qform."""
+    mask_cut: float | None = None
+    """From which probability on a voxel belongs to a mask of probabilities."""
 
     def __post_init__(self) -> None:
-        scans = {name.upper(): path for name, path in self.scans.items()}
+        scans = {contrast_name(name): path for name, path in self.scans.items()}
         if len(scans) != len(self.scans):
             raise BadInput(f"Subject {self.subject_id!r} has one contrast twice: {', '.join(self.scans)}. Keep one.")
         object.__setattr__(self, "scans", scans)
+        object.__setattr__(self, "volumes", {contrast_name(name): number for name, number in self.volumes.items()})
+        both = set(self.lesion_labels or ()) & set(self.ignore_labels)
+        if both:
+            raise BadInput(
+                f"Subject {self.subject_id!r}: label {min(both)} is called lesion and ignored. Say which it is: leave "
+                "it out of --lesion-labels or of --ignore-labels."
+            )
 
 
 @dataclass(frozen=True)
@@ -98,13 +127,22 @@ class Split:
 
 def check_healthy(cohort: Cohort, split: Split) -> None:
     """Raise BadInput unless train and calibration hold healthy subjects only."""
-    healthy = {s.subject_id: s.healthy for s in cohort.subjects}
+    by_id = {s.subject_id: s for s in cohort.subjects}
     for role in ("train", "calibration"):
-        ill = [i for i in getattr(split, role) if not healthy.get(i, True)]
+        there = [by_id[i] for i in getattr(split, role) if i in by_id]
+        ill = [s.subject_id for s in there if s.healthy is False]
         if ill:
             raise BadInput(
-                f"{len(ill)} subject(s) with lesions in the {role} split: {', '.join(ill[:5])}. "
+                f"{len(ill)} subject(s) with lesions in the {role} split: {', '.join(ill[:5])} "
+                f"({by_id[ill[0]].health_from or 'called ill'}). "
                 "Only healthy subjects may be there. Move them to validation or test."
+            )
+        unknown = [s for s in there if s.healthy is None]
+        if unknown:
+            named = ", ".join(s.subject_id for s in unknown[:5])
+            raise BadInput(
+                f"{len(unknown)} subject(s) of unknown health in the {role} split: {named} "
+                f"({unknown[0].health_from or 'nobody says'}). {SAY_HEALTH}"
             )
 
 

@@ -3,6 +3,7 @@
 import os
 import unicodedata
 from collections import defaultdict
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from data.errors import BadInput
@@ -22,8 +23,8 @@ class BadDataset(BadInput):
 def scans_under(root: Path, *, follow_symlinks: bool = False) -> tuple[tuple[Path, ...], tuple[str, ...]]:
     """All .nii and .nii.gz files under a folder in sorted order, and notes on what was left out.
 
-    Links to places inside the folder count (datalad), links that leave it only with `follow_symlinks`.
-    BadDataset when names differ only by case, or a .nii lies beside a .nii.gz of the same name.
+    Links to places inside the folder count (datalad), links that leave it only with `follow_symlinks`. Whoever uses
+    them asks `refuse_twins` of what it uses.
     """
     if not root.is_dir():
         raise BadDataset("E-DATA-ROOT", root, "is not a folder.", "Give the folder that holds the subjects.")
@@ -51,7 +52,6 @@ def scans_under(root: Path, *, follow_symlinks: bool = False) -> tuple[tuple[Pat
                 left_out.append(f"{link.relative_to(root)} {why}.")
             else:
                 found.append(link)
-    _refuse_twins(found)
     return tuple(sorted(found)), tuple(left_out)
 
 
@@ -74,15 +74,19 @@ def _why_left_out(link: Path, home: Path, follow_symlinks: bool) -> str:
         return "is a link that leads back to itself and was left out"
     if follow_symlinks or end.is_relative_to(home):
         return ""
-    return "leads out of the data set and was not followed"
+    return "leads out of the data set and was not followed (--follow-symlinks does)"
 
 
-def _refuse_twins(paths: list[Path]) -> None:
+def refuse_twins(paths: Iterable[Path], used: Collection[Path] | None = None) -> None:
+    """BadDataset when names differ only by case, or a .nii lies beside a .nii.gz of the same name.
+
+    `used`: only what is the twin of one of these matters.
+    """
     owners: dict[tuple[str, str], list[Path]] = defaultdict(list)
     for path in paths:
         owners[_same_name(str(path.parent)), _same_name(stem(path))].append(path)
     for twins in owners.values():
-        if len(twins) > 1:
+        if len(twins) > 1 and (used is None or any(path in used for path in twins)):
             raise BadDataset(
                 "E-DATA-TWINS", twins[0], f"and {twins[1].name} are the same name but for case, accents' coding or "
                 "packing.",

@@ -3,8 +3,10 @@
 import re
 from pathlib import Path
 
+from data.choices import NOTHING, Choices
 from data.cohort import Cohort, Subject
-from data.folders import BadDataset, scans_under, stem
+from data.folders import BadDataset, refuse_twins, scans_under, stem
+from data.health import MASK_WORDS, notes_on_health
 from data.table import number, read_rows
 
 NAME = re.compile(r"^(?P<id>IXI\d{3}-(HH|Guys|IOP)-\d+)[-_](?P<rest>.+)$")
@@ -13,19 +15,24 @@ _CONTRASTS = ("t1", "t2", "pd", "mra")
 _MASK_ENDS = ("dlmuse", "mask")
 
 
-def read_ixi(root: Path, *, follow_symlinks: bool = False) -> Cohort:
+def read_ixi(root: Path, choices: Choices = NOTHING) -> Cohort:
     """IXI012-HH-1211-T1.nii.gz, or _T1 with _dlmuse or _mask beside it, in any folders; IXI.csv gives age and sex.
 
-    All subjects are healthy; the site is HH, Guys or IOP. A second visit of a person is left out with a note.
+    All subjects are healthy, on the word of the data set, but one with a file that looks like a lesion mask: that is
+    unknown. The site is HH, Guys or IOP. A second visit of a person is left out with a note.
     """
-    files, left_out = scans_under(root, follow_symlinks=follow_symlinks)
+    files, left_out = scans_under(root, follow_symlinks=choices.follow_symlinks)
+    refuse_twins(files)
     notes = list(left_out)
     found: dict[str, dict[str, Path]] = {}
+    doubts: dict[str, str] = {}
     for file in files:
         match = NAME.match(stem(file))
         kind = _kind(match["rest"]) if match else None
         if match is None or kind is None:
             notes.append(f"{file.relative_to(root)} is no IXI scan or mask and was left out.")
+            if match and MASK_WORDS.search(match["rest"]):
+                doubts[match["id"]] = file.relative_to(root).as_posix()
         elif kind in (kinds := found.setdefault(match["id"], {})):
             notes.append(f"{file.relative_to(root)} is a second {kind} and was left out.")
         else:
@@ -38,11 +45,17 @@ def read_ixi(root: Path, *, follow_symlinks: bool = False) -> Cohort:
         if not scans or person in subjects:
             notes.append(f"{name}: " + ("no scan" if not scans else f"a second visit of {person}") + "; left out.")
             continue
+        healthy: bool | None = True
+        word = "IXI holds healthy people"
+        if name in doubts:
+            healthy, word = None, f"{doubts[name]} looks like a lesion mask and is not used"
         subjects[person] = Subject(
-            name, scans, kinds.get("mask"), site=site, age=ages.get(person), sex=sexes.get(person)
-        )
+            name, scans, kinds.get("mask"), healthy=healthy, site=site, age=ages.get(person), sex=sexes.get(person),
+            health_from=word,
+        )  # fmt: skip
     if not subjects:
         raise BadDataset("E-IXI-EMPTY", root, "holds no IXI scan.", "Names look like IXI012-HH-1211-T1.nii.gz.")
+    notes += notes_on_health([(s.subject_id, s.healthy, s.health_from) for s in subjects.values()], "a table")
     return Cohort("ixi", tuple(subjects.values()), CITATION, tuple(notes))
 
 

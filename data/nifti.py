@@ -33,6 +33,8 @@ DEFLATE_LIMIT = 1032
 """Deflate cannot expand a byte into more than this (zlib technical notes)."""
 MOST_MASK_VALUES = 8
 """An image of so few values is a mask."""
+NEARLY_WHOLE = 1e-4
+"""How far a label may lie from a whole number: resampling and compression leave 0.99994."""
 LARGEST_ERROR = 0.01
 """How far float32 may move a voxel, in standard deviations of the non-zero voxels."""
 _CHUNK = 1 << 20
@@ -64,16 +66,19 @@ class Labels:
     sha256: str
 
 
-def read_scan(path: Path, *, volume_index: int | None = None, max_bytes: int = MAX_BYTES) -> Scan:
+def read_scan(
+    path: Path, *, volume_index: int | None = None, max_bytes: int = MAX_BYTES, header_form: str = ""
+) -> Scan:
     """The scan in a .nii or .nii.gz file (NIfTI-1 or 2, either byte order), in RAS+ order and mm.
 
     The gzip stream is read to its end (CRC and length), the header is held against the file before memory is taken,
-    scaling is applied once. `volume_index` picks a volume of a 4-D file. BadScan for everything that is wrong or
+    scaling is applied once. `volume_index` picks a volume of a 4-D file, `header_form` (sform, qform) the orientation
+    that is right where both are given. BadScan for everything that is wrong or
     ambiguous, also for images without information (constant) and for label maps.
     """
     path = Path(path)
     with _memory_named(path):
-        raw = _read(path, volume_index, max_bytes, _bytes_for_scan)
+        raw = _read(path, volume_index, max_bytes, _bytes_for_scan, header_form)
         notes = list(raw.notes)
         voxels = _scaled_float32(raw)
         finite = np.isfinite(voxels)
@@ -86,18 +91,19 @@ def read_scan(path: Path, *, volume_index: int | None = None, max_bytes: int = M
     return Scan(frozen(canonical), grid, tuple(notes), raw.sha256, "".join(nib.aff2axcodes(raw.affine)))
 
 
-def read_labels(path: Path, *, max_bytes: int = MAX_BYTES) -> Labels:
+def read_labels(path: Path, *, max_bytes: int = MAX_BYTES, cut: float | None = None, header_form: str = "") -> Labels:
     """The label map in a NIfTI file: whole numbers only, in RAS+ order; as strict as `read_scan`.
 
-    Values within 1e-5 of a whole number are rounded, with a note. BadScan E-LAB-SOFT for anything in between.
+    Values within 1e-4 of a whole number are rounded, with a note. BadScan E-LAB-SOFT for anything in between, unless
+    `cut` says from which probability on a voxel belongs to the mask.
     """
     path = Path(path)
     with _memory_named(path):
-        raw = _read(path, None, max_bytes, _bytes_for_labels)
+        raw = _read(path, None, max_bytes, _bytes_for_labels, header_form)
         notes = list(raw.notes)
         values = raw.voxels
         if values.dtype.kind == "f" or (raw.slope, raw.inter) != (1.0, 0.0):
-            values = _rounded(raw, notes)
+            values = _rounded(raw, notes, cut)
         limits = np.iinfo(np.int32)
         if values.min() < limits.min or values.max() > limits.max:
             refuse("E-LAB-RANGE", raw.path, "labels do not fit into 32 bits.", "A label map is expected; give one.")
@@ -110,15 +116,29 @@ def claimed_voxels(path: Path) -> int:
 
     The header is not believed beyond what a file of that size can hold.
     """
+    header = _claimed(path)
+    if header is None:
+        return 0
+    packed = path.name.lower().endswith(".gz")
+    most = path.stat().st_size * (DEFLATE_LIMIT if packed else 1)
+    return min(math.prod(header.shape[:3]), most, MAX_BYTES)
+
+
+def volumes_of(path: Path) -> int:
+    """How many volumes a file has by its header; 1 when that cannot be read."""
+    header = _claimed(path)
+    return 1 if header is None or len(header.shape) < 4 else int(header.shape[3])
+
+
+def _claimed(path: Path) -> Header | None:
+    """The header by itself; None when it cannot be read. Of two orientations none is judged."""
     packed = path.name.lower().endswith(".gz")
     try:
-        most = path.stat().st_size * (DEFLATE_LIMIT if packed else 1)
         with path.open("rb") as file:
             start = gzip.GzipFile("", "rb", fileobj=file).read(1024) if packed else file.read(1024)
-        header = parse_header(path, start)
+        return parse_header(path, start, "sform")
     except (OSError, EOFError, zlib.error, BadInput):
-        return 0
-    return min(math.prod(header.shape[:3]), most, MAX_BYTES)
+        return None
 
 
 def write_nifti(path: Path, values: Shaped[np.ndarray, "x y z"], grid: Grid, *, description: str = "") -> None:
@@ -197,10 +217,12 @@ def _free_memory() -> int:
     return max(0, free)
 
 
-def _read(path: Path, volume_index: int | None, max_bytes: int, needed: Callable[[Header], int]) -> _Raw:
+def _read(
+    path: Path, volume_index: int | None, max_bytes: int, needed: Callable[[Header], int], form: str = ""
+) -> _Raw:
     _check_name(path)
     try:
-        header, buffer, sha256 = trouble.patiently(lambda: _read_bytes(path, max_bytes, needed))
+        header, buffer, sha256 = trouble.patiently(lambda: _read_bytes(path, max_bytes, needed, form))
     except OSError as error:
         refuse_unreadable(path, error)
     voxels = np.frombuffer(buffer, dtype=header.dtype, offset=header.offset).reshape(header.shape, order="F")
@@ -209,7 +231,9 @@ def _read(path: Path, volume_index: int | None, max_bytes: int, needed: Callable
     return _Raw(path, voxels, header.slope, header.inter, header.affine, tuple(notes), sha256)
 
 
-def _read_bytes(path: Path, max_bytes: int, needed: Callable[[Header], int]) -> tuple[Header, bytearray, str]:
+def _read_bytes(
+    path: Path, max_bytes: int, needed: Callable[[Header], int], form: str
+) -> tuple[Header, bytearray, str]:
     """Header, all bytes of the uncompressed file, and the hash of the file as it lies on the disk."""
     faultpoint(f"read.{path.parent.name}/{path.name}")
     digest = hashlib.sha256()
@@ -220,7 +244,7 @@ def _read_bytes(path: Path, max_bytes: int, needed: Callable[[Header], int]) -> 
         file.seek(0)
         chunks = _chunks(file, digest)
         stream = _inflated(path, chunks) if path.name.lower().endswith(".gz") else chunks
-        header, buffer = _fill(path, stream, size, max_bytes, needed)
+        header, buffer = _fill(path, stream, size, max_bytes, needed, form)
     return header, buffer, digest.hexdigest()
 
 
@@ -316,7 +340,7 @@ def _inflated(path: Path, chunks: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _fill(
-    path: Path, stream: Iterator[bytes], size: int, max_bytes: int, needed: Callable[[Header], int]
+    path: Path, stream: Iterator[bytes], size: int, max_bytes: int, needed: Callable[[Header], int], form: str
 ) -> tuple[Header, bytearray]:
     """Header and all bytes of the uncompressed file; memory is taken after the header was believed."""
     head = bytearray()
@@ -324,7 +348,7 @@ def _fill(
         head += piece
         if len(head) >= 544:
             break
-    header = parse_header(path, bytes(head[:544]))
+    header = parse_header(path, bytes(head[:544]), form)
     total = header.file_bytes
     _check_size(path, total, size, max_bytes)
     free = _free_memory()
@@ -390,7 +414,7 @@ def _three_axes(path: Path, voxels: np.ndarray, volume_index: int | None, notes:
     if volume_index is None:
         refuse(
             "E-NII-4D", path, f"is a series of {extra[0]} volumes.",
-            f"Which one is meant is not guessed: export it (0 to {extra[0] - 1}) to a file of its own.",
+            f"Which one is meant is not guessed: say --volume with a number from 0 to {extra[0] - 1}.",
         )  # fmt: skip
     if not 0 <= volume_index < extra[0]:
         refuse("E-NII-VOLUME", path, f"has volumes 0 to {extra[0] - 1}, not {volume_index}.", "Choose one of them.")
@@ -433,17 +457,21 @@ def _refuse_lost_digits(raw: _Raw) -> None:
         )  # fmt: skip
 
 
-def _rounded(raw: _Raw, notes: list[str]) -> np.ndarray:
+def _rounded(raw: _Raw, notes: list[str], cut: float | None) -> np.ndarray:
     with np.errstate(over="ignore", invalid="ignore"):
         values = raw.voxels.astype(np.float64) * raw.slope + raw.inter
     if not np.isfinite(values).all():
         refuse("E-LAB-NAN", raw.path, "holds NaN or infinite labels.", "Give every voxel a label; 0 is none.")
     whole: np.ndarray = np.rint(values)
     away = float(np.abs(values - whole).max())
-    if away > 1e-5:
+    if away >= NEARLY_WHOLE:
+        low, high = float(values.min()), float(values.max())
+        if cut is not None and low >= -NEARLY_WHOLE and high <= 1 + NEARLY_WHOLE:
+            notes.append(f"Probabilities from {cut:g} on are the mask, as was asked.")
+            return np.asarray(values >= cut, dtype=np.float64)
         refuse(
-            "E-LAB-SOFT", raw.path, "holds fractions, it is a soft mask and not a label map.",
-            "Decide on a threshold and save 0 and 1.",
+            "E-LAB-SOFT", raw.path, f"holds fractions ({low:.3g} to {high:.3g}): a soft mask and no label map.",
+            "Say from which probability on a voxel belongs to it, such as --mask-cut 0.5, or save 0 and 1.",
         )  # fmt: skip
     if away > 0:
         notes.append(f"Labels rounded to whole numbers (by at most {away:.1g}).")

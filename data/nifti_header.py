@@ -62,14 +62,17 @@ def refuse(code: str, path: Path, cause: str, remedy: str) -> NoReturn:
     raise BadScan(code, path, cause, remedy)
 
 
-def parse_header(path: Path, block: bytes) -> Header:
-    """The header in the first 544 bytes of a file. BadScan when anything in it is impossible or ambiguous."""
+def parse_header(path: Path, block: bytes, form: str = "") -> Header:
+    """The header in the first 544 bytes of a file. BadScan when anything in it is impossible or ambiguous.
+
+    `form`: sform or qform, the one that is right where both are given and disagree.
+    """
     # Signalling NaN in a damaged header would warn where it is converted; every value is checked afterwards.
     with np.errstate(all="ignore"):
-        return _believed(path, _fields(path, block))
+        return _believed(path, _fields(path, block), form)
 
 
-def _believed(path: Path, fields: Any) -> Header:
+def _believed(path: Path, fields: Any, form: str) -> Header:
     notes: list[str] = []
     shape = _shape(path, fields)
     dtype = _dtype(path, fields)
@@ -81,7 +84,7 @@ def _believed(path: Path, fields: Any) -> Header:
             "Header bytes would be read as voxels; save it again from the original.",
         )  # fmt: skip
     slope, inter = _scaling(path, fields, notes)
-    affine = _affine(path, fields, shape, notes)
+    affine = _affine(path, fields, shape, notes, form)
     return Header(shape, dtype, int(offset), slope, inter, affine, tuple(notes))
 
 
@@ -140,30 +143,49 @@ def _scaling(path: Path, fields: Any, notes: list[str]) -> tuple[float, float]:
     return slope, inter
 
 
-def _affine(path: Path, fields: Any, shape: tuple[int, ...], notes: list[str]) -> Float64[np.ndarray, "4 4"]:
+def _affine(
+    path: Path, fields: Any, shape: tuple[int, ...], notes: list[str], chosen: str
+) -> Float64[np.ndarray, "4 4"]:
     scale = _unit(path, fields, notes)
     spacing = np.array(fields["pixdim"][1:4], dtype=np.float64)
     if not np.isfinite(spacing).all() or (spacing <= 0).any():
         refuse("E-NII-PIXDIM", path, f"has voxel sizes {spacing.tolist()}.", "Save it again from the original.")
-    forms = []
-    if int(fields["sform_code"]) > 0:
-        forms.append(_sform(fields))
-    if int(fields["qform_code"]) > 0:
-        forms.append(_qform(path, fields, spacing))
-    if not forms:
+    given = [name for name in ("sform", "qform") if int(fields[f"{name}_code"]) > 0]
+    if not given:
         refuse(
             "E-NII-ORIENT", path, "does not say how it lies in space (qform and sform codes are 0); left and right "
             "are unknown.", "Set the sform from the original DICOM and save it again.",
         )  # fmt: skip
-    grids = [_believable(path, form, scale, spacing, shape) for form in forms]
-    if len(grids) == 2:
-        apart = float(np.abs(grids[0].corners_mm() - grids[1].corners_mm()).max())
-        if apart > FORM_TOLERANCE_MM + _qform_doubt_mm(fields, grids[0]):
+    if chosen not in given:
+        chosen = given[0]
+        decided = False
+    else:
+        decided = len(given) == 2
+
+    def grid_of(name: str) -> Grid:
+        form = _sform(fields) if name == "sform" else _qform(path, fields, spacing)
+        return _believable(path, form, scale, spacing, shape)
+
+    grid = grid_of(chosen)
+    for other in given:
+        if other == chosen:
+            continue
+        try:
+            apart = float(np.abs(grid.corners_mm() - grid_of(other).corners_mm()).max())
+        except BadScan:
+            if not decided:
+                raise
+            apart = math.inf
+        if apart <= FORM_TOLERANCE_MM + _qform_doubt_mm(fields, grid):
+            continue
+        if not decided:
             refuse(
                 "E-NII-FORMS", path, f"has a qform and an sform that disagree by {apart:.2f} mm; tools would differ in "
-                "where it lies, perhaps in left and right.", "Decide which is right and copy it onto the other.",
+                "where it lies, perhaps in left and right.",
+                "Decide which is right and say --header-form sform or --header-form qform.",
             )  # fmt: skip
-    return grids[0].affine
+        notes.append(f"Its {chosen} is taken, as was asked; its {other} lies {apart:.2f} mm apart.")
+    return grid.affine
 
 
 def _unit(path: Path, fields: Any, notes: list[str]) -> float:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Bool, Float32, Float64
 
-from data.cohort import Cohort, Subject
+from data.cohort import Cohort, Subject, contrast_name
 from data.errors import BadInput, EnvironmentProblem, IntegrityError
 from data.files import (
     clear_litter,
@@ -67,7 +67,7 @@ class Preprocessing:
     """Whether a mask on another grid than its scan is resampled (with a note) instead of refused."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "contrasts", tuple(name.upper() for name in self.contrasts))
+        object.__setattr__(self, "contrasts", tuple(map(contrast_name, self.contrasts)))
         if not self.contrasts or len(set(self.contrasts)) != len(self.contrasts):
             raise BadInput(f"Contrasts {self.contrasts}. Name at least one, and each once.")
         refuse_out_of_range(self)
@@ -110,6 +110,11 @@ class PreparedCohort:
     """Subject id to cache key, in the cohort's order."""
     voxel_hashes: Mapping[str, str]
     set_aside: tuple[SetAside, ...]
+
+    def notes(self, subject_ids: Sequence[str] | None = None) -> dict[str, tuple[str, ...]]:
+        """What was noticed of each prepared subject (or of some), from the records in the cache."""
+        wanted = self.keys if subject_ids is None else [i for i in subject_ids if i in self.keys]
+        return {i: tuple(read_committed_json(self.cache / self.keys[i], "record.json")["notes"]) for i in wanted}
 
     def load(self, subject_id: str) -> Prepared:
         """The prepared subject, read from the cache. BadInput when it was set aside or never was there."""
@@ -403,11 +408,18 @@ def _files(subject: Subject, settings: Preprocessing) -> dict[str, Path]:
 
 def _made_from(subject: Subject, settings: Preprocessing, hashes: Mapping[str, str]) -> dict[str, Any]:
     labels = list(subject.lesion_labels) if subject.lesion_labels is not None else None
+    declared = {
+        "ignore_labels": list(subject.ignore_labels),
+        "volumes": dict(subject.volumes),
+        "header_form": subject.header_form,
+        "mask_cut": subject.mask_cut,
+    }
+    said = {name: value for name, value in declared.items() if value not in ([], {}, "", None)}
     return {
         "schema": SCHEMA,
         "settings": {**asdict(settings), "contrasts": list(settings.contrasts)},
         "files": dict(hashes),
-        "subject": [subject.subject_id, subject.healthy, labels],
+        "subject": [subject.subject_id, bool(subject.healthy), labels, *([said] if said else [])],
     }
 
 

@@ -73,6 +73,10 @@ RANGES: Mapping[str, Range] = {
     "bank_seed": _SEED,
     "feature_seed": _SEED,
     # Scans
+    "volume": Range(0, 100_000),
+    "mask_cut": Range(0, 1, above=True),
+    "lesion_labels": Range(1, 2**31 - 1),
+    "ignore_labels": Range(1, 2**31 - 1),
     "spacing_mm": Range(0.5, 8, unit="mm"),
     # Thresholds
     "quantile": Range(0, 1, above=True, below=True),

@@ -5,16 +5,16 @@ A scan that cannot be used sets its subject aside with a reason; it never stops 
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float32
 
-from data.cohort import ROLES, Cohort, Split, Subject
+from data.cohort import ROLES, Cohort, Split, Subject, contrast_name
 from data.errors import BadInput
-from data.nifti import BadScan, Labels, Scan, read_labels, read_scan
+from data.nifti import BadScan, Labels, Scan, read_labels, read_scan, volumes_of
 from data.volume import Grid, Mask, Volume, resample, resample_mask
 from data.workers import Died
 
@@ -67,7 +67,10 @@ class SubjectFacts:
 
     subject_id: str
     role: str | None
-    healthy: bool
+    healthy: bool | None
+    """None when nobody says."""
+    health_from: str
+    """On whose word."""
     shape: tuple[int, int, int]
     spacing_mm: tuple[float, float, float]
     orientation: str
@@ -97,8 +100,9 @@ class CohortCheck:
 def read_subject(subject: Subject, contrasts: tuple[str, ...], *, resample_masks: bool = False) -> Reading:
     """The subject's contrasts on the grid of the first one, with brain and lesion mask.
 
-    Later contrasts are resampled linearly, with a note. Without a brain mask the non-zero voxels of a skull-stripped
-    scan are the brain. Masks must lie on the first contrast's grid (within 1e-3 mm), unless `resample_masks`.
+    Later contrasts are resampled linearly, with a note. Without a brain mask the foreground of a skull-stripped
+    scan is the brain. Masks must lie on the first contrast's grid (within a hundredth of a voxel), or `resample_masks`.
+    Voxels of ignored labels belong neither to the brain nor to the lesion: nothing is learnt from them or scored.
     NaN inside the brain is an error, outside it becomes 0. BadScan or BadInput says what to do.
     """
     scans = _read_contrasts(subject, contrasts)
@@ -106,7 +110,9 @@ def read_subject(subject: Subject, contrasts: tuple[str, ...], *, resample_masks
     notes = [f"{name}: {note}" for name, scan in zip(contrasts, scans, strict=True) for note in scan.notes]
     hashes = {f"scan {name}": scan.sha256 for name, scan in zip(contrasts, scans, strict=True)}
     brain = _brain(subject, scans[0], contrasts[0], resample_masks, notes, hashes)
-    lesion = _lesion(subject, grid, resample_masks, notes, hashes)
+    lesion, ignored = _lesion(subject, grid, resample_masks, notes, hashes)
+    if ignored is not None:
+        brain = Mask(brain.voxels & ~ignored, grid)
     if lesion is not None:
         _note_lesion(subject, lesion, brain, notes)
     stack = [_on_grid(scan, grid, name, notes) for name, scan in zip(contrasts, scans, strict=True)]
@@ -154,7 +160,8 @@ def facts_of(subject: Subject, reading: Reading) -> SubjectFacts:
     grid = reading.volume.grid
     brain = Mask(reading.volume.brain_mask, grid)
     return SubjectFacts(
-        subject.subject_id, subject.role, subject.healthy, grid.shape, grid.spacing_mm, grid.orientation,
+        subject.subject_id, subject.role, subject.healthy, subject.health_from,
+        grid.shape, grid.spacing_mm, grid.orientation,
         brain.volume_ml, None if reading.lesion is None else reading.lesion.volume_ml,
         None if reading.lesion is None else _count_lesions(reading.lesion.voxels), reading.notes, reading.voxel_sha256,
     )  # fmt: skip
@@ -182,6 +189,7 @@ def refuse_leakage(split: Split, hashes: Mapping[str, str]) -> None:
 
 
 def _read_contrasts(subject: Subject, contrasts: tuple[str, ...]) -> list[Scan]:
+    contrasts = tuple(map(contrast_name, contrasts))
     if not contrasts:
         raise BadInput("No contrast was asked for. Name at least one, for example ('t1',).")
     for name in contrasts:
@@ -190,11 +198,19 @@ def _read_contrasts(subject: Subject, contrasts: tuple[str, ...]) -> list[Scan]:
                 f"Subject {subject.subject_id!r} has no {name!r} scan. It has: {', '.join(subject.scans) or 'none'}. "
                 "Choose another contrast or add the file."
             )
-    return [read_scan(subject.scans[name]) for name in contrasts]
+    return [_read_contrast(subject, name) for name in contrasts]
+
+
+def _read_contrast(subject: Subject, name: str) -> Scan:
+    path = subject.scans[name]
+    index = subject.volumes.get(name)
+    if index is not None and volumes_of(path) == 1:
+        index = None  # what is said of 4-D scans does not concern it
+    return read_scan(path, volume_index=index, header_form=subject.header_form)
 
 
 def _on_grid(scan: Scan, grid: Grid, name: str, notes: list[str]) -> Float32[np.ndarray, "x y z"]:
-    if scan.grid.matches(grid):
+    if scan.grid.coincides(grid):
         return scan.voxels
     spacing = " x ".join(f"{x:.3g}" for x in scan.grid.spacing_mm)
     notes.append(f"{name}: resampled linearly onto the first contrast's grid (from {scan.grid.shape}, {spacing} mm).")
@@ -206,14 +222,15 @@ def _brain(
 ) -> Mask:
     path = subject.brain_mask
     if path is not None:
-        labels = read_labels(path)
+        labels = read_labels(path, cut=subject.mask_cut, header_form=subject.header_form)
         hashes["brain"] = labels.sha256
         notes += [f"brain mask: {note}" for note in labels.notes]
         _refuse_no_brain_mask(path, labels)
         mask = _mask_on_grid(subject, labels, labels.voxels > 0, scan.grid, "brain mask", resample_masks, notes)
     else:
-        mask = Mask(_stripped_brain(subject, scan, contrast), scan.grid)
-        notes.append(f"brain mask: the non-zero voxels of {contrast}, which is skull-stripped.")
+        stripped, background = _stripped_brain(subject, scan, contrast)
+        mask = Mask(stripped, scan.grid)
+        notes.append(f"brain mask: {background} of {contrast}, which is skull-stripped.")
     count = int(np.count_nonzero(mask.voxels))
     if count < max(8, SMALLEST_BRAIN_FRACTION * mask.voxels.size):
         raise BadScan(
@@ -226,20 +243,39 @@ def _brain(
     return mask
 
 
-def _stripped_brain(subject: Subject, scan: Scan, contrast: str) -> Bool[np.ndarray, "x y z"]:
-    """Non-zero voxels, when a fifth of the scan and nine tenths of its faces are 0 and the rest is brain-sized."""
-    brain: np.ndarray = np.isfinite(scan.voxels) & (scan.voxels != 0)
-    inside = np.zeros(brain.shape, dtype=bool)
+def _stripped_brain(subject: Subject, scan: Scan, contrast: str) -> tuple[Bool[np.ndarray, "x y z"], str]:
+    """What a skull-stripped scan has left, and by what it was told from its background, in a word.
+
+    The background is 0, or the one value that nine tenths of the faces have (z-scored scans), or lies within half a
+    percent of the range around it (resampling rings). A fifth of the scan must be background, and the rest brain-sized.
+    """
+    finite = np.isfinite(scan.voxels)
+    inside = np.zeros(scan.voxels.shape, dtype=bool)
     inside[1:-1, 1:-1, 1:-1] = True
-    ml = np.count_nonzero(brain) * scan.grid.voxel_volume_mm3 / 1000.0
-    if brain.mean() > 0.8 or brain[~inside].mean() > 0.1 or ml > LARGEST_STRIPPED_ML:
-        raise BadScan(
-            "E-BRAIN-MISSING", subject.scans[contrast],
-            f"is a whole head ({ml:.0f} ml of non-zero voxels) and subject {subject.subject_id!r} has no brain mask; "
-            "skull would be scored as brain.",
-            "Make a brain mask (HD-BET, SynthStrip) and name it as brain_mask, or strip the scan.",
-        )  # fmt: skip
-    return brain
+    faces = scan.voxels[~inside & finite]
+    level = float(np.median(faces)) if faces.size else 0.0
+    ring = 0.005 * float(np.percentile(np.abs(scan.voxels[finite][:: max(1, scan.voxels.size >> 18)] - level), 99.5))
+    tried = [(finite & (scan.voxels != 0), "the non-zero voxels")]
+    if level != 0:
+        tried.append((finite & (scan.voxels != level), f"the voxels other than {level:.4g}, the background's value,"))
+    tried.append(
+        (
+            finite & (np.abs(scan.voxels - level) > ring),
+            f"the voxels more than {ring:.2g} from the background ({level:.3g})",
+        )
+    )
+    mls = []
+    for brain, told in tried:
+        ml = np.count_nonzero(brain) * scan.grid.voxel_volume_mm3 / 1000.0
+        mls.append(ml)
+        if brain.mean() <= 0.8 and brain[~inside].mean() <= 0.1 and ml <= LARGEST_STRIPPED_ML:
+            return brain, told
+    raise BadScan(
+        "E-BRAIN-MISSING", subject.scans[contrast],
+        f"is a whole head ({mls[0]:.0f} ml of non-zero voxels) and subject {subject.subject_id!r} has no brain mask; "
+        "skull would be scored as brain.",
+        "Make a brain mask (HD-BET, SynthStrip) and name it as brain_mask, or strip the scan.",
+    )  # fmt: skip
 
 
 def _refuse_no_brain_mask(path: Path, labels: Labels) -> None:
@@ -257,17 +293,25 @@ def _refuse_no_brain_mask(path: Path, labels: Labels) -> None:
 
 def _lesion(
     subject: Subject, grid: Grid, resample_masks: bool, notes: list[str], hashes: dict[str, str]
-) -> Mask | None:
+) -> tuple[Mask | None, Bool[np.ndarray, "x y z"] | None]:
+    """Lesion, and what is neither lesion nor healthy tissue, when the mask has such labels."""
     path = subject.lesion_mask
     if path is None:
-        if not subject.healthy:
+        if subject.healthy is False:
             notes.append("lesion mask: none given; overlap cannot be measured.")
-        return None
-    labels = read_labels(path)
+        return None, None
+    labels = read_labels(path, cut=subject.mask_cut, header_form=subject.header_form)
     hashes["lesion"] = labels.sha256
     notes += [f"lesion mask: {note}" for note in labels.notes]
     positive = _positive(subject, labels, notes)
-    return _mask_on_grid(subject, labels, positive, grid, "lesion mask", resample_masks, notes)
+    lesion = _mask_on_grid(subject, labels, positive, grid, "lesion mask", resample_masks, notes)
+    outside = np.asarray(np.isin(labels.voxels, subject.ignore_labels)) if subject.ignore_labels else None
+    if outside is None or not outside.any():
+        return lesion, None
+    ignored = _mask_on_grid(subject, labels, outside, grid, "ignored label", resample_masks, notes)
+    told = ", ".join(map(str, subject.ignore_labels))
+    notes.append(f"lesion mask: label {told} is ignored: {ignored.volume_ml:.2f} ml are neither lesion nor healthy.")
+    return Mask(lesion.voxels & ~ignored.voxels, grid), ignored.voxels
 
 
 def _positive(subject: Subject, labels: Labels, notes: list[str]) -> Bool[np.ndarray, "x y z"]:
@@ -279,18 +323,38 @@ def _positive(subject: Subject, labels: Labels, notes: list[str]) -> Bool[np.nda
             "E-MASK-NEGATIVE", subject.lesion_mask, f"holds negative labels {values[:8]}.", "Save lesion as 1, rest 0."
         )
     if subject.lesion_labels is not None:
-        unknown = sorted(set(values) - set(subject.lesion_labels))
+        unknown = sorted(set(values) - set(subject.lesion_labels) - set(subject.ignore_labels))
+        if unknown and subject.labels_complete:
+            known = f"known are {', '.join(map(str, subject.lesion_labels))} as lesion"
+            if subject.ignore_labels:
+                known += f" and {', '.join(map(str, subject.ignore_labels))} as ignored"
+            raise BadScan(
+                "E-MASK-LABELS", subject.lesion_mask, f"holds the labels {unknown[:8]}, of unknown meaning ({known}).",
+                _declare([*subject.lesion_labels, *unknown[:8]], unknown[:8]),
+            )  # fmt: skip
         if unknown:
             notes.append(f"lesion mask: labels {unknown[:8]} are not declared as lesion and count as tissue.")
         return np.asarray(np.isin(labels.voxels, subject.lesion_labels))
+    values = [v for v in values if v not in subject.ignore_labels]
     if len(values) > 1:
         raise BadScan(
             "E-MASK-LABELS", subject.lesion_mask, f"holds the labels {values[:8]}, undeclared.",
-            'Declare them: lesion_labels = "' + ";".join(map(str, values[:8])) + '", or fewer.',
+            _declare(values[:8], values[1:8]),
         )  # fmt: skip
+    if subject.ignore_labels:
+        return np.asarray(np.isin(labels.voxels, values))
     if values and values != [1]:
         notes.append(f"lesion mask: its one value {values[0]} is taken as lesion.")
     return labels.voxels > 0
+
+
+def _declare(lesion: Sequence[int], ignored: Sequence[int]) -> str:
+    """How labels are declared."""
+    both = " ".join(map(str, lesion)), " ".join(map(str, ignored))
+    return (
+        f"Say which are lesion and which neither lesion nor healthy: --lesion-labels {both[0]}, or fewer, and "
+        f"--ignore-labels {both[1]}; in a table, columns lesion_labels and ignore_labels."
+    )
 
 
 def _mask_on_grid(
@@ -298,7 +362,10 @@ def _mask_on_grid(
     resample_masks: bool, notes: list[str],
 ) -> Mask:  # fmt: skip
     mask = Mask(positive, labels.grid)
-    if mask.grid.matches(grid):
+    if mask.grid.coincides(grid):
+        if not mask.grid.matches(grid):
+            off = np.abs(mask.grid.corners_mm() - grid.corners_mm()).max()
+            notes.append(f"{what}: taken as on the scan's grid; its corners lie up to {off:.2g} mm off.")
         return Mask(positive, grid)
     apart = (
         f"its corners lie up to {np.abs(mask.grid.corners_mm() - grid.corners_mm()).max():.3g} mm from the scan's"
@@ -310,7 +377,7 @@ def _mask_on_grid(
         assert path is not None
         raise BadScan(
             "E-MASK-GRID", path, f"the {what} is on another grid than the scan: {apart} (both in RAS+ order).",
-            "Check that it belongs to this scan, then prepare with --preprocessing.resample-masks; it will be noted.",
+            "Check that it belongs to this scan, then say --preprocessing.resample-masks; it will be noted.",
         )  # fmt: skip
     moved = resample_mask(mask, grid)
     notes.append(

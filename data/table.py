@@ -4,57 +4,133 @@ import csv
 import io
 import math
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from data.choices import NOTHING, Choices
 from data.cohort import ROLES, Cohort, Subject
 from data.files import write_whole
 from data.folders import SCAN_SUFFIXES, BadDataset
+from data.health import MASK_WORDS, TRUTH, group_columns, health_of, notes_on_health, plain_word, speaks_of_health
 
-RESERVED = ("subject_id", "brain_mask", "lesion_mask", "role", "healthy", "site", "age", "sex", "lesion_labels")
+RESERVED = (
+    *("subject_id", "brain_mask", "lesion_mask", "role", "healthy", "site", "age", "sex", "lesion_labels"),
+    "ignore_labels",
+)
+_HEALTHY = {True: "true", False: "false", None: ""}
 _NOTHING = ("", "n/a", "na", "nan", "none")
-_TRUTH = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+_ID_WORDS = (
+    "id",
+    "subject",
+    "subjectid",
+    "participantid",
+    "participant",
+    "patient",
+    "patientid",
+    "case",
+    "caseid",
+    "name",
+)
+OTHER_SUFFIXES = (".hdr", ".img", ".mgz", ".mgh", ".nii.zst", ".nrrd", ".mha", ".mhd", ".dcm", ".ima")
+"""Of scans that are named, so that whoever reads them says what to do."""
+_SAME_CONTRAST = {"t1w": "t1", "t2w": "t2", "pdw": "pd", "t1gd": "t1c", "t1ce": "t1c"}
+"""Other names of a contrast, in lower case: T1w and T1 are one."""
+_CONTRASTS = ("t1", "t2", "pd", "flair", "t1c", "dwi", "adc", "swi", "t2star")
 
 
-def read_table(path: Path) -> Cohort:
+def read_table(path: Path, choices: Choices = NOTHING) -> Cohort:
     """The cohort of a CSV or TSV file, with paths relative to the table; no scan is opened.
 
     Columns: subject_id; one per contrast, named by it; and, as wanted, brain_mask, lesion_mask, role (train,
-    calibration, validation, test), healthy (default: no lesion mask), site, age, sex, lesion_labels ("1;2;4").
-    Columns that hold no paths are left out with a note. A file that is missing sets its subject aside when read.
+    calibration, validation, test), healthy, group or diagnosis, site, age, sex, lesion_labels ("1;2;4"),
+    ignore_labels. Health: see `data.health`. A column of masks under another name is no contrast: it is named, and
+    whose row fills it is not taken as healthy. Other columns without paths are left out with a note. A file that is
+    missing sets its subject aside when read.
     """
     path = Path(path)
     header, rows = read_rows(path)
+    header, rows, notes = _own_names(header, rows)
     if "subject_id" not in header:
+        meant = next((c for c in header if plain_word(c) in _ID_WORDS), None)
         raise BadDataset(
-            "E-TABLE-COLUMNS", path, f"has no column subject_id. It has: {', '.join(header) or 'none'}.", "Add it."
-        )
+            "E-TABLE-COLUMNS", path, f"has no column subject_id. It has: {', '.join(header) or 'none'}.",
+            f"Call the column {meant!r} subject_id." if meant else "Add it.",
+        )  # fmt: skip
     if not rows:
         raise BadDataset("E-TABLE-EMPTY", path, "has no rows.", "Add one row per subject.")
-    contrasts = [c for c in header if c not in RESERVED and any(_looks_like_path(row[c]) for _, row in rows)]
+    with_paths = [c for c in header if c not in RESERVED and any(_looks_like_path(row[c]) for _, row in rows)]
+    masks = [c for c in with_paths if _holds_masks(c, [row[c] for _, row in rows])]
+    contrasts = [c for c in with_paths if c not in masks]
     if not contrasts:
         raise BadDataset(
             "E-TABLE-COLUMNS", path, f"has no column with scans. It has: {', '.join(header)}.",
             "Add a column named by its contrast, for example t1, with paths to .nii.gz files.",
         )  # fmt: skip
-    ignored = [c for c in header if c not in RESERVED and c not in contrasts]
-    notes = [f"Column {c!r} holds no scans and was left out." for c in ignored]
-    subjects = [_subject(path, line, row, contrasts) for line, row in rows]
-    _refuse_repeats(path, rows)
-    assumed = [
-        s.subject_id
-        for s, (_, row) in zip(subjects, rows, strict=True)
-        if s.lesion_mask is None and not row.get("healthy") and s.role not in ("train", "calibration")
-    ]
     notes += [
-        f"Subject {s.subject_id!r}: {file} does not exist." for s in subjects for file in _files(s) if not _there(file)
+        f"Column {c!r} looks like masks and was not used: call it "
+        f"{'brain_mask' if 'brain' in c.casefold() else 'lesion_mask'}, or brain_mask if it is the brain."
+        for c in masks
     ]
-    if assumed:
-        notes.append(
-            f"{len(assumed)} subjects without lesion mask and without an entry under healthy are taken as healthy: "
-            f"{', '.join(assumed[:5])}. If they are ill, say so in a column healthy (false)."
-        )
+    used = {*RESERVED, *with_paths}
+    notes += _notes_on_columns(path, [c for c in header if c not in used], rows)
+    _refuse_repeats(path, rows)
+    subjects = [_subject(path, line, row, contrasts, masks, choices) for line, row in rows]
+    notes += [
+        f"Subject {s.subject_id!r}: {file} does not exist{_why_not(row, table=path)}."
+        for s, (_, row) in zip(subjects, rows, strict=True) for file in _files(s) if not _there(file)
+    ]  # fmt: skip
+    notes += notes_on_health([(s.subject_id, s.healthy, s.health_from) for s in subjects], path.name)
     return Cohort(path.stem, tuple(subjects), notes=tuple(notes))
+
+
+def _own_names(
+    header: list[str], rows: list[tuple[int, dict[str, str]]]
+) -> tuple[list[str], list[tuple[int, dict[str, str]]], list[str]]:
+    """Reserved columns in their own spelling, and T1w as T1; with notes on what was renamed."""
+    names: dict[str, str] = {}
+    lower = {c.casefold() for c in header}
+    for column in header:
+        own = column.casefold()
+        if own in RESERVED and own not in header:
+            names[column] = own
+        elif own in _SAME_CONTRAST and _SAME_CONTRAST[own] not in lower:
+            names[column] = _SAME_CONTRAST[own].upper()
+    if not names:
+        return header, rows, []
+    notes = [f"Column {old!r} is taken as {new}." for old, new in names.items() if old.casefold() != new.casefold()
+             or new == "subject_id"]  # fmt: skip
+    renamed = [(line, {names.get(c, c): cell for c, cell in row.items()}) for line, row in rows]
+    return [names.get(c, c) for c in header], renamed, notes
+
+
+def _holds_masks(column: str, cells: Sequence[str]) -> bool:
+    """Whether a column with paths holds masks, by its name or by the names of its files."""
+    if MASK_WORDS.search(column) or "mask" in column.casefold() or "lesion" in column.casefold():
+        return True
+    if column.casefold() in _CONTRASTS:
+        return False
+    names = [Path(cell.replace("\\", "/")).name for cell in cells if cell]
+    return all(MASK_WORDS.search(re.sub(r"\.nii(\.gz)?$", "", name, flags=re.I)) for name in names)
+
+
+def _notes_on_columns(path: Path, columns: Sequence[str], rows: Sequence[tuple[int, Mapping[str, str]]]) -> list[str]:
+    """What is said of columns that hold neither scans nor what has a name of its own."""
+    notes = []
+    groups = group_columns(columns)
+    for column in columns:
+        cells = [row[column] for _, row in rows]
+        if column in groups:
+            continue
+        if speaks_of_health(column, cells):
+            shown = ", ".join(sorted({c for c in cells if c})[:4])
+            notes.append(
+                f"Column {column!r} of {path.name} seems to say who is ill ({shown}) and was not used: call it "
+                "group or diagnosis."
+            )
+        else:
+            notes.append(f"Column {column!r} holds no scans and was left out.")
+    return notes
 
 
 def write_table(path: Path, subjects: Sequence[Subject]) -> None:
@@ -69,10 +145,11 @@ def write_table(path: Path, subjects: Sequence[Subject]) -> None:
     writer.writerow(["subject_id", *contrasts, *RESERVED[1:]])
     for s in subjects:
         scans = [_relative(path, s.scans.get(name)) for name in contrasts]
-        known = [s.role or "", "true" if s.healthy else "false", s.site or "", "" if s.age is None else f"{s.age:g}"]
+        known = [s.role or "", _HEALTHY[s.healthy], s.site or "", "" if s.age is None else f"{s.age:g}"]
         labels = "" if s.lesion_labels is None else ";".join(map(str, s.lesion_labels))
+        ignored = ";".join(map(str, s.ignore_labels))
         masks = [_relative(path, s.brain_mask), _relative(path, s.lesion_mask)]
-        writer.writerow([s.subject_id, *scans, *masks, *known, s.sex or "", labels])
+        writer.writerow([s.subject_id, *scans, *masks, *known, s.sex or "", labels, ignored])
     write_whole(path, text.getvalue().encode())
 
 
@@ -81,24 +158,35 @@ def read_rows(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
-        raise BadDataset("E-TABLE-TEXT", path, "is not UTF-8 text.", "Save it as CSV UTF-8.") from None
+        raise BadDataset("E-TABLE-TEXT", path, "is not UTF-8 text.", _not_text(path)) from None
     except OSError as error:
         raise BadDataset(
             "E-TABLE-READ", path, f"cannot be read ({error.strerror or error}).", "Check the path."
         ) from None
-    first = text.partition("\n")[0]
-    delimiter = "\t" if "\t" in first else ";" if first.count(";") > first.count(",") else ","
+    first, _, rest = text.partition("\n")
+    asked = re.fullmatch(r"sep=(.)\r?", first.strip("\ufeff"), re.IGNORECASE)  # as Excel writes it for itself
+    if asked:
+        text, first = rest, rest.partition("\n")[0]
+    delimiter = asked[1] if asked else "\t" if "\t" in first else ";" if first.count(";") > first.count(",") else ","
     try:
         lines = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))
     except csv.Error as error:
         raise BadDataset("E-TABLE-TEXT", path, f"is not a valid table ({error}).", "Save it again as CSV.") from None
     header = [cell.strip() for cell in lines[0]] if lines else []
+    while (
+        header
+        and header[-1] == ""
+        and not any(cells[len(header) - 1 :] != [""] * len(cells[len(header) - 1 :]) for cells in lines[1:])
+    ):  # a spreadsheet's empty columns
+        header.pop()
     doubled = sorted({c for c in header if header.count(c) > 1})
     if doubled or "" in header:
         named = repr(doubled[0]) + " twice" if doubled and doubled[0] else "without a name"
         raise BadDataset("E-TABLE-COLUMNS", path, f"has a column {named}.", "Give every column its own name.")
     rows = []
-    for line, cells in enumerate(lines[1:], start=2):
+    for line, cells in enumerate(lines[1:], start=3 if asked else 2):
+        while len(cells) > len(header) and not cells[-1].strip():
+            cells.pop()
         if not any(cell.strip() for cell in cells):
             continue
         if len(cells) != len(header):
@@ -111,21 +199,31 @@ def read_rows(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
     return header, rows
 
 
+def _not_text(path: Path) -> str:
+    """What to do with a table that is none."""
+    start = path.read_bytes()[:4]
+    if start.startswith(b"PK"):
+        return "It is an Excel workbook under another name: save it as CSV UTF-8."
+    return "Save it as CSV UTF-8." + (" (It is UTF-16.)" if start[:2] in (b"\xff\xfe", b"\xfe\xff") else "")
+
+
 def clean(cell: str) -> str:
     """The cell without surrounding blanks; "" for n/a and its like."""
     return "" if cell.strip().lower() in _NOTHING else cell.strip()
 
 
 def number(text: str) -> float | None:
-    """A finite number, or None. Ages like "45+" lose their sign."""
+    """A finite number, or None. Ages like "45+" lose their sign; a comma may stand for the point."""
     try:
-        value = float(text.rstrip("+"))
+        value = float(re.sub(r"^(-?\d+),(\d+)$", r"\1.\2", text.rstrip("+")))
     except ValueError:
         return None
     return value if math.isfinite(value) else None
 
 
-def _subject(table: Path, line: int, row: dict[str, str], contrasts: list[str]) -> Subject:
+def _subject(
+    table: Path, line: int, row: dict[str, str], contrasts: list[str], masks: list[str], choices: Choices
+) -> Subject:
     def wrong(column: str, allowed: str) -> BadDataset:
         return BadDataset(
             "E-TABLE-VALUE", table, f"row {line}: {column} is {row[column]!r}.", f"Allowed: {allowed}. Correct it."
@@ -138,21 +236,39 @@ def _subject(table: Path, line: int, row: dict[str, str], contrasts: list[str]) 
     if role is not None and role not in ROLES:
         raise wrong("role", ", ".join(ROLES) + " or nothing")
     lesion_mask = _path(table, row.get("lesion_mask", ""))
-    healthy = row.get("healthy", "").lower()
-    if healthy and healthy not in _TRUTH:
+    if row.get("healthy") and row["healthy"].casefold() not in TRUTH:
         raise wrong("healthy", "true or false")
     if row.get("age") and number(row["age"]) is None:
         raise wrong("age", "a number or n/a")
-    try:
-        labels = tuple(int(x) for x in row.get("lesion_labels", "").replace(",", ";").split(";") if x.strip())
-    except ValueError:
-        raise wrong("lesion_labels", 'whole numbers like "1;2;4"') from None
+    labels = []
+    for column in ("lesion_labels", "ignore_labels"):
+        try:
+            labels.append(tuple(_label(x) for x in re.split(r"[;,\s]+", row.get(column, "")) if x))
+        except ValueError:
+            raise wrong(column, 'whole numbers like "1;2;4"') from None
     scans = {c: file for c in contrasts if (file := _path(table, row[c])) is not None}
+    health = health_of(
+        row,
+        table.name,
+        choices,
+        mask="lesion_mask" if lesion_mask is not None else "",
+        unused=[f"column {c!r}" for c in masks if row[c]],
+        role=role,
+        used=(*RESERVED, *contrasts, *masks),
+    )
     return Subject(
-        subject_id, scans, _path(table, row.get("brain_mask", "")), lesion_mask,
-        _TRUTH[healthy] if healthy else lesion_mask is None, role, row.get("site") or None,
-        number(row.get("age", "")), row.get("sex") or None, labels or None,
+        subject_id, scans, _path(table, row.get("brain_mask", "")), lesion_mask, health.healthy, role,
+        row.get("site") or None, number(row.get("age", "")), row.get("sex") or None, labels[0] or None, labels[1],
+        health_from=health.word,
     )  # fmt: skip
+
+
+def _label(text: str) -> int:
+    """A whole number, also as a spreadsheet writes it: 1.0."""
+    value = float(text)
+    if value != int(value):
+        raise ValueError(text)
+    return int(value)
 
 
 def _refuse_repeats(path: Path, rows: list[tuple[int, dict[str, str]]]) -> None:
@@ -169,7 +285,7 @@ def _refuse_repeats(path: Path, rows: list[tuple[int, dict[str, str]]]) -> None:
 
 
 def _looks_like_path(cell: str) -> bool:
-    return cell.lower().endswith((*SCAN_SUFFIXES, ".hdr", ".img", ".mgz", ".nii.zst"))
+    return cell.lower().endswith((*SCAN_SUFFIXES, *OTHER_SUFFIXES))
 
 
 def _path(table: Path, cell: str) -> Path | None:
@@ -177,7 +293,24 @@ def _path(table: Path, cell: str) -> Path | None:
         return None
     if "\0" in cell:
         raise BadDataset("E-TABLE-VALUE", table, f"a path holds a zero byte: {cell!r}.", "Correct the cell.")
+    if re.match(r"[A-Za-z]:[\\/]", cell) is None and "\\" in cell and not (table.parent / cell).exists():
+        cell = cell.replace("\\", "/")  # as Windows writes it
     return Path(os.path.normpath(table.parent / cell))
+
+
+def _why_not(row: Mapping[str, str], table: Path) -> str:
+    """What in the cells of a row cannot be a path here, in words."""
+    for cell in row.values():
+        if _looks_like_path(cell):
+            if cell.startswith("~"):
+                return " (~ is not replaced by a home folder: write the whole path)"
+            if "$" in cell or re.search(r"%\w+%", cell):
+                return " (variables such as $DATA are not replaced: write the whole path)"
+            if "://" in cell:
+                return " (an address such as file:// is no path: write the path alone)"
+            if re.match(r"[A-Za-z]:[\\/]", cell):
+                return f" (a path of Windows: write it relative to {table.name})"
+    return ""
 
 
 def _files(subject: Subject) -> list[Path]:

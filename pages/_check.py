@@ -86,6 +86,10 @@ def _show_found(path: str, found: dict[str, Any]) -> None:
             f"{code(first)} and {code(second)} hold the same voxels. Remove one of them.",
             icon=":material/content_copy:",
         )
+    if found.get("health"):
+        st.caption(plain(found["health"]))
+    for note in found.get("notes", []):
+        st.info(plain(note), icon=":material/info:")
     if aside:
         st.dataframe(cells(set_aside_rows(aside)), hide_index=True, row_height=52, alt="Subjects set aside")
     if facts:

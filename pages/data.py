@@ -8,6 +8,7 @@ import streamlit as st
 from core.cohort_view import (
     Leakage,
     leakage,
+    on_whose_word,
     preprocessing_rows,
     set_aside_rows,
     split_table,
@@ -15,7 +16,7 @@ from core.cohort_view import (
     subjects_in,
 )
 from core.content import scans_content, subject_content
-from core.experiment import cache_directory, prepared_of
+from core.experiment import UNKNOWN, cache_directory, prepared_of
 from core.store import Run, open_run
 from core.thumbnails import data_uri, montage
 from data.cohort import ROLES
@@ -55,12 +56,16 @@ def show_head(run: Run) -> None:
     """The cohort in a line, its counts, where it comes from."""
     cohort = run.record["cohort"]
     subjects = cohort["subjects"]
-    ill = sum(not s["healthy"] for s in subjects)
+    healthy = sum(bool(s["healthy"]) for s in subjects)
+    unknown = sum(s.get("health") == UNKNOWN for s in subjects)
     st.subheader("Cohort" if cohort["name"] == "cohort" else f"Cohort {plain(cohort['name'])}", anchor=False)
     columns = st.columns(4)
     columns[0].metric("Subjects used", f"{len(subjects)} of {cohort['n_total']:d}")
-    columns[1].metric("Healthy", len(subjects) - ill)
-    columns[2].metric("With lesions", f"{ill:d}")
+    columns[1].metric("Healthy", healthy)
+    columns[2].metric(
+        "With lesions" if not unknown else "Ill / of unknown health",
+        f"{len(subjects) - healthy - unknown:d}" + (f" / {unknown:d}" if unknown else ""),
+    )
     columns[3].metric("Set aside", len(cohort["set_aside"]))
     st.code(cohort["path"], language=None)
     if cohort["citation"]:
@@ -101,7 +106,10 @@ def show_splits(run: Run) -> None:
     left, right = st.columns(2)
     left.markdown("**Splits**")
     left.dataframe(cells(split_table(run)), hide_index=True, alt="Subjects per split, healthy and with lesions")
-    left.caption("Train and calibration are healthy: nothing is learnt from a lesion, nor the label-free threshold.")
+    left.caption(
+        "Train and calibration are healthy, so nothing is learnt from a lesion, nor the label-free threshold. On whose "
+        f"word: {plain(on_whose_word(run))}."
+    )
     right.markdown("**Preparation**")
     right.dataframe(
         cells({"setting": name, "value": value} for name, value in preprocessing_rows(run)),
@@ -163,7 +171,15 @@ def show_pictures(run: Run, roles: list[str]) -> None:
         except (OSError, BadInput, IntegrityError) as problem:
             column.warning(plain(problem))
         lesion = row.get("lesion mL")
-        known = "healthy" if subject["healthy"] else "no lesion mask" if lesion is None else f"lesion {lesion:.2f} mL"
+        known = (
+            "health unknown"
+            if subject.get("health") == UNKNOWN
+            else "healthy"
+            if subject["healthy"]
+            else "no lesion mask"
+            if lesion is None
+            else f"lesion {lesion:.2f} mL"
+        )
         column.caption(f"**{plain(subject_id)}** · {plain(subject['role'])} · {known}")
     st.caption(
         "Prepared scans on the working grid, as detectors see them: axial, coronal, sagittal; the subject's left is on "

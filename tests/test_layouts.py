@@ -8,6 +8,7 @@ import pytest
 
 from data.bids import read_bids
 from data.brats import read_brats
+from data.choices import Choices
 from data.cohort import Subject
 from data.errors import BadInput
 from data.folders import BadDataset, scans_under
@@ -41,7 +42,7 @@ def test_a_table_names_everything_of_a_subject(tmp_path: Path) -> None:
     cohort = read_cohort(table(tmp_path, text))
     assert cohort["a"] == Subject(
         "a", {"T1": tmp_path / "a/t1.nii.gz", "FLAIR": tmp_path / "a/fl.nii"}, tmp_path / "m.nii.gz",
-        role="train", site="Guy's, London", age=61.5, sex="F",
+        healthy=True, role="train", site="Guy's, London", age=61.5, sex="F",
     )  # fmt: skip
     assert cohort["b"] == Subject(
         "b", {"T1": tmp_path / "a/t1.nii.gz"}, None, tmp_path / "m.nii.gz", False, "test", lesion_labels=(1, 2, 4)
@@ -65,7 +66,7 @@ def test_bom_crlf_tabs_and_blanks_do_no_harm(tmp_path: Path, text: str) -> None:
         ("id,t1\na,x.nii\n", "E-TABLE-COLUMNS"),
         ("subject_id,age\na,3\n", "E-TABLE-COLUMNS"),
         ("subject_id,t1,t1\na,x.nii,y.nii\n", "E-TABLE-COLUMNS"),
-        ("subject_id,t1,\na,x.nii,\n", "E-TABLE-COLUMNS"),
+        ("subject_id,t1,\na,x.nii,y\n", "E-TABLE-COLUMNS"),
         ("", "E-TABLE-COLUMNS"),
         ("subject_id,t1\n", "E-TABLE-EMPTY"),
         ("subject_id,t1\na,x.nii\na,y.nii\n", "E-TABLE-REPEAT"),
@@ -100,7 +101,7 @@ def test_a_written_table_reads_back_and_moves_with_its_folder(tmp_path: Path, na
                 lesion_labels=(1, 4), age=3.5, site="s\tt")
         for n, i in enumerate(odd)
     ]  # fmt: skip
-    write_table(old / name, [*subjects, Subject("plain", {"FLAIR": old / "f.nii.gz"})])
+    write_table(old / name, [*subjects, Subject("plain", {"FLAIR": old / "f.nii.gz"}, healthy=True)])
     cohort = read_table(old / name)
     assert [*subjects] == list(cohort.subjects[:-1])
     assert cohort["plain"].healthy
@@ -176,7 +177,7 @@ def test_bids_joins_raw_scans_derived_masks_and_participants(tmp_path: Path) -> 
         tmp_path / f"{derived}_space-T1w_desc-brain_mask.nii.gz", tmp_path / f"{derived}_label-lesion_mask.nii.gz",
         False, "test", "X", 50.0, "F",
     )  # fmt: skip
-    assert (two.subject_id, two.healthy, two.brain_mask) == ("sub-02", True, None)
+    assert (two.subject_id, two.healthy, two.brain_mask) == ("sub-02", None, None)
     text = " ".join(cohort.notes)
     for word in ("session 1 taken, 2 left out", "run-2", "another space", "sub-03 is in", "sub-02 is not in"):
         assert word in text
@@ -190,7 +191,7 @@ def test_participants_with_bom_windows_lines_and_gaps_are_read(tmp_path: Path, s
     table(tmp_path, start + end.join(lines), "participants.tsv")
     cohort = read_bids(tmp_path)
     assert [(s.subject_id, s.age, s.sex, s.healthy) for s in cohort.subjects] == [
-        ("sub-01", None, None, True), ("sub-02", 89.0, "F", True), ("sub-03", None, None, True),
+        ("sub-01", None, None, True), ("sub-02", 89.0, "F", None), ("sub-03", None, None, None),
     ]  # fmt: skip
     assert "sub-03 is not in participants.tsv." in cohort.notes
 
@@ -274,7 +275,7 @@ def test_links_out_of_the_folder_are_noted_not_followed_unless_asked(tmp_path: P
     cohort = read_ixi(inside)
     assert [s.subject_id[:6] for s in cohort.subjects] == ["IXI012", "IXI022"]
     assert sum("leads out of the data set" in note for note in cohort.notes) == 2
-    followed = read_ixi(inside, follow_symlinks=True)
+    followed = read_ixi(inside, Choices(follow_symlinks=True))
     assert [s.subject_id[:6] for s in followed.subjects] == ["IXI012", "IXI020", "IXI021", "IXI022"]
 
 

@@ -99,7 +99,7 @@ def cohort(folder: Path) -> Cohort:
         scan, brain = folder / f"h{seed}_T1.nii.gz", folder / f"h{seed}_brain.nii.gz"
         write_nifti(scan, volume.voxels[0], GRID)
         write_nifti(brain, volume.brain_mask.astype(np.uint8), GRID)
-        subjects.append(Subject(f"h{seed}", {"T1": scan}, brain, role="test", site="here"))
+        subjects.append(Subject(f"h{seed}", {"T1": scan}, brain, healthy=True, role="test", site="here"))
     return Cohort("healthy", tuple(subjects))
 
 

@@ -35,7 +35,7 @@ NOTHING_IS_FINE = {
     "median_voxels", "smoothing_mm", "prior_smoothing_mm", "radius_mm", "position_weight", "fp_ml", "seed", "seeds",
     "split_seed", "bank_seed", "feature_seed", "warmup_steps", "weight_decay", "gradient_clip", "geometric",
     "photometric", "tone", "slot_momentum", "key_momentum", "positive_prior", "class_weight", "apart_mm", "voxel",
-    "simclr.memory_gb", "contrast", "contrasts", "fp_ml_per_scan",
+    "simclr.memory_gb", "volume", "contrast", "contrasts", "fp_ml_per_scan",
 }  # fmt: skip
 """Settings that may be 0: it switches them off, it is the first of a count, or no false positive at all."""
 NEGATIVE_IS_FINE = {"contrasts_sd"}

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from core.progress import open_progress
 from core.store import Run, open_run, runs_flag
+from data.choices import Choices, choices_of
 from data.errors import FORESEEN, BadInput, EnvironmentProblem, IntegrityError, together
 from verbs.shared import (
     EXIT_OK,
@@ -28,7 +29,7 @@ Protocol = Literal["healthy", "validation"]
 
 
 @dataclass(frozen=True)
-class CeilingVerb:
+class CeilingVerb(Choices):
     """The best Dice that a feature grid allows, from lesion masks alone: before training, per lesion and by size.
 
     Example: python cli.py ceiling scans/cohort.csv --cells-mm 2 4 8
@@ -39,7 +40,7 @@ class CeilingVerb:
     cells_mm: tuple[float, ...] = (2.0, 4.0, 8.0, 16.0)
     """Edges of the feature cells, mm."""
     layout: str = "auto"
-    """table, bids, ixi, brats, or auto."""
+    """table, bids, ixi, brats, nnunet, wmh, or auto."""
     draws: int = 20
     """Random positions of the cells over each mask."""
     seed: int = 0
@@ -156,7 +157,10 @@ def _ceiling(arguments: CeilingVerb) -> int:
     from core.diagnosis.ceiling import ceiling_of_masks, ceiling_rows
 
     result = ceiling_of_masks(
-        _masks(arguments.masks, arguments.layout), arguments.cells_mm, draws=arguments.draws, seed=arguments.seed
+        _masks(arguments.masks, arguments.layout, choices_of(arguments)),
+        arguments.cells_mm,
+        draws=arguments.draws,
+        seed=arguments.seed,
     )
     if arguments.json:
         print_json(result)
@@ -171,7 +175,7 @@ def _ceiling(arguments: CeilingVerb) -> int:
     return EXIT_OK
 
 
-def _masks(paths: Sequence[Path], layout: str) -> Mapping[str, Any]:
+def _masks(paths: Sequence[Path], layout: str, choices: Choices) -> Mapping[str, Any]:
     if not paths:
         raise BadInput("No path was given. Give a cohort (table or folder), or lesion masks as NIfTI files.")
     from core.diagnosis.ceiling import lesion_masks
@@ -182,7 +186,7 @@ def _masks(paths: Sequence[Path], layout: str) -> Mapping[str, Any]:
     if not all(path.name.endswith((".nii", ".nii.gz")) for path in paths):
         if len(paths) > 1:
             raise BadInput(f"{len(paths)} paths, not all NIfTI. Give one cohort, or lesion masks as .nii or .nii.gz.")
-        return lesion_masks(read_cohort(paths[0], layout))
+        return lesion_masks(read_cohort(paths[0], layout, choices))
     masks: dict[str, Mask] = {}
     for path in paths:
         labels = read_labels(path)

@@ -10,6 +10,7 @@ from core.feature_settings import FeatureSettings
 from core.progress import open_progress
 from core.simclr_settings import SimclrSettings
 from core.store import runs_flag
+from data.choices import Choices, choices_of
 from data.preprocessing import Preprocessing
 from verbs.shared import EXIT_OK, RUNS, TakeOver, Verbs, console, print_json
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class ComparePretrainingVerb:
+class ComparePretrainingVerb(Choices):
     """Train encoders in several ways with one budget, fit the same Gaussian on each, and table what it finds.
 
     Beside the untrained encoder of each seed, voxel-wise |z| and intensity. Repeat the command to go on.
@@ -27,7 +28,7 @@ class ComparePretrainingVerb:
     """
 
     cohort: tyro.conf.Positional[Path]
-    """A table (CSV, TSV) or a folder (BIDS, IXI, BraTS)."""
+    """A table (CSV, TSV) or a folder (BIDS, IXI, BraTS, nnU-Net, WMH)."""
     name: str = "pretraining"
     """What to call the comparison; its runs are cmp-NAME-VARIANT-VIEWS-sSEED."""
     variants: tuple[str, ...] = ("in-batch",)
@@ -60,7 +61,7 @@ class ComparePretrainingVerb:
     runs: Path = RUNS
     """Directory that holds the runs."""
     layout: str = "auto"
-    """table, bids, ixi, brats, or auto."""
+    """table, bids, ixi, brats, nnunet, wmh, or auto."""
     split: Path | None = None
     """JSON with the lists train, calibration, validation, test; else the table's roles, else a seeded draw."""
     split_seed: int = 0
@@ -101,7 +102,12 @@ def _compare_pretraining(arguments: ComparePretrainingVerb) -> int:
     from verbs.pretraining_tables import comparison_tables
 
     source = DataSource(
-        arguments.cohort, arguments.layout, arguments.split, arguments.split_seed, arguments.preprocessing
+        arguments.cohort,
+        arguments.layout,
+        arguments.split,
+        arguments.split_seed,
+        arguments.preprocessing,
+        choices_of(arguments),
     )
     found = compare_pretraining(
         arguments.runs,

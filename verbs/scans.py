@@ -1,6 +1,7 @@
 """Scans from the terminal: read, prepared, planted into."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -9,6 +10,10 @@ import tyro
 
 from core.progress import open_progress
 from core.recipes import as_json
+from data.choices import Choices, choices_of
+from data.cohort import SAY_HEALTH
+from data.errors import BadInput
+from data.health import grouped, health_summary
 from data.preprocessing import Preprocessing
 from verbs.shared import EXIT_BAD_INPUT, EXIT_OK, RUNS, Verbs, print_json
 
@@ -17,30 +22,39 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class CheckVerb:
+class Masks:
+    """What of the preparation matters for reading."""
+
+    resample_masks: bool = False
+    """Whether a mask on another grid than its scan is resampled (with a note) instead of refused."""
+
+
+@dataclass(frozen=True)
+class CheckVerb(Choices):
     """Read every scan of a cohort strictly, name the bad ones with cause and remedy; exit 2 if there is any.
 
     Example: python cli.py check scans/cohort.csv
     """
 
     cohort: tyro.conf.Positional[Path]
-    """A table (CSV, TSV) or a folder (BIDS, IXI, BraTS)."""
+    """A table (CSV, TSV) or a folder (BIDS, IXI, BraTS, nnU-Net, WMH)."""
     layout: str = "auto"
-    """table, bids, ixi, brats, or auto."""
+    """table, bids, ixi, brats, nnunet, wmh, or auto."""
     contrasts: tuple[str, ...] = ()
     """Contrasts to read; all of the first subject when not given."""
+    preprocessing: Masks = field(default_factory=Masks)
     json: bool = False
     """Print JSON."""
 
 
 @dataclass(frozen=True)
-class Scans:
+class Scans(Choices):
     cohort: tyro.conf.Positional[Path]
-    """A table (CSV, TSV) or a folder (BIDS, IXI, BraTS)."""
+    """A table (CSV, TSV) or a folder (BIDS, IXI, BraTS, nnU-Net, WMH)."""
     runs: Path = RUNS
     """Directory that holds the runs."""
     layout: str = "auto"
-    """table, bids, ixi, brats, or auto."""
+    """table, bids, ixi, brats, nnunet, wmh, or auto."""
     split: Path | None = None
     """JSON with the lists train, calibration, validation, test; else the table's roles, else a seeded draw."""
     split_seed: int = 0
@@ -62,7 +76,7 @@ class PrepareVerb(Scans):
 
 
 @dataclass(frozen=True)
-class PlantVerb:
+class PlantVerb(Choices):
     """Plant lesions of given shapes into healthy scans: NIfTI files and a table that is read like any cohort.
 
     Example: python cli.py plant healthy.csv shapes/ planted/ --seed 1
@@ -75,7 +89,7 @@ class PlantVerb:
     out: tyro.conf.Positional[Path]
     """Folder to write."""
     layout: str = "auto"
-    """table, bids, ixi, brats, or auto."""
+    """table, bids, ixi, brats, nnunet, wmh, or auto."""
     contrast: str = "T1"
     """Contrast to plant into."""
     role: Literal["validation", "test"] = "test"
@@ -90,21 +104,27 @@ def _check(arguments: CheckVerb) -> int:
     from data.layout import read_cohort
     from data.reading import check_cohort
 
-    cohort = read_cohort(arguments.cohort, arguments.layout)
+    cohort = read_cohort(arguments.cohort, arguments.layout, choices_of(arguments))
     contrasts = arguments.contrasts or tuple(cohort.subjects[0].scans)
+    resample = arguments.preprocessing.resample_masks
     with open_progress().task("Reading scans", len(cohort.subjects)) as advance:
-        check = check_cohort(cohort, contrasts, monitor=lambda number, text: advance(1, text))
+        check = check_cohort(cohort, contrasts, monitor=lambda _, text: advance(1, text), resample_masks=resample)
+    health = health_summary([(s.healthy, s.health_from) for s in cohort.subjects])
     if arguments.json:
-        print_json(as_json(check))
+        print_json({**as_json(check), "notes": list(cohort.notes), "health": health})
     else:
-        print(f"{len(check.facts)} of {check.n_total} subjects can be read ({', '.join(contrasts)}).")
-        for note in cohort.notes:
-            print(f"note: {note}")
+        print(f"{len(check.facts)} of {check.n_total} subjects can be read ({', '.join(contrasts)}). {health}")
+        _print_notes(cohort.notes, [(facts.subject_id, note) for facts in check.facts for note in facts.notes])
         for one in check.set_aside:
             print(f"set aside: {one.subject_id} [{one.code}] {one.cause}")
         for first, second in check.duplicates:
             print(f"duplicate: {first} and {second} hold the same voxels. Remove one of them.")
     return EXIT_BAD_INPUT if check.set_aside or check.duplicates else EXIT_OK
+
+
+def _print_notes(cohort: Sequence[str], subjects: Sequence[tuple[str, str]]) -> None:
+    for note in (*cohort, *grouped(subjects)):
+        print(f"note: {note}")
 
 
 def _prepare(arguments: PrepareVerb) -> int:
@@ -113,23 +133,27 @@ def _prepare(arguments: PrepareVerb) -> int:
     study = experiment.prepare(arguments.runs, source_of(arguments), open_progress(), workers=arguments.workers)
     counts = {role: len(getattr(study.split, role)) for role in ("train", "calibration", "validation", "test")}
     aside = [as_json(s) for s in study.prepared.set_aside]
+    notes = study.prepared.notes()
+    health = health_summary([(s.healthy, s.health_from) for s in study.cohort.subjects])
     if arguments.json:
         print_json(
             {
                 "prepared": len(study.prepared.keys),
                 "of": len(study.cohort.subjects),
                 "split": counts,
+                "health": health,
                 "set_aside": aside,
+                "notes": list(study.cohort.notes),
+                "subject_notes": {subject_id: list(told) for subject_id, told in notes.items()},
             }
         )
     else:
         print(
             f"{len(study.prepared.keys)} of {len(study.cohort.subjects)} subjects are prepared: "
             + ", ".join(f"{n} {role}" for role, n in counts.items())
-            + "."
+            + f". {health}"
         )
-        for note in study.cohort.notes:
-            print(f"note: {note}")
+        _print_notes(study.cohort.notes, [(i, note) for i, told in notes.items() for note in told])
         for one in study.prepared.set_aside:
             print(f"set aside: {one.subject_id} [{one.code}] {one.cause}")
     return EXIT_OK
@@ -139,7 +163,12 @@ def _plant(arguments: PlantVerb) -> int:
     from data.layout import read_cohort
     from data.planting import plant_cohort, read_shapes
 
-    cohort = read_cohort(arguments.cohort, arguments.layout)
+    cohort = read_cohort(arguments.cohort, arguments.layout, choices_of(arguments))
+    if not any(s.healthy for s in cohort.subjects):
+        raise BadInput(
+            f"Of the {len(cohort.subjects)} subjects none is known to be healthy "
+            f"({cohort.subjects[0].health_from or 'nobody says'}). {SAY_HEALTH}"
+        )
     chosen = tuple(dataclasses.replace(s, role=arguments.role) for s in cohort.subjects if s.healthy)
     table = plant_cohort(
         dataclasses.replace(cohort, subjects=chosen),
@@ -163,6 +192,7 @@ def source_of(arguments: Scans) -> "DataSource":
         split=arguments.split,
         seed=arguments.split_seed,
         preprocessing=arguments.preprocessing,
+        choices=choices_of(arguments),
     )
 
 

@@ -13,6 +13,7 @@ from core.recipes import as_json
 from core.store import open_run
 from core.view_settings import VIEW_SETS, ViewSettings, check_crop
 from core.visibility.settings import VisibilitySettings
+from data.choices import Choices, choices_of
 from data.errors import BadInput
 from data.preprocessing import Preprocessing
 from data.template import working_grid
@@ -63,18 +64,18 @@ class VisibilityVerb(OneRun):
 
 
 @dataclass(frozen=True)
-class VisibilityBeforeVerb:
+class VisibilityBeforeVerb(Choices):
     """Before training: what a set of views does to healthy scans beside what lesions do, so what it would teach.
 
     Example: python cli.py visibility-before scans/cohort.csv --view-set strong
     """
 
     cohort: tyro.conf.Positional[Path]
-    """A table (CSV, TSV) or a folder (BIDS, IXI, BraTS); only its healthy training scans are looked at."""
+    """A table (CSV, TSV) or a folder (BIDS, IXI, nnU-Net, WMH ...); only its healthy training scans are looked at."""
     runs: Path = RUNS
     """Directory that holds the runs; prepared scans are kept there."""
     layout: str = "auto"
-    """table, bids, ixi, brats, or auto."""
+    """table, bids, ixi, brats, nnunet, wmh, or auto."""
     split: Path | None = None
     """JSON with the lists train, calibration, validation, test; else the table's roles, else a seeded draw."""
     split_seed: int = 0
@@ -133,7 +134,12 @@ def _visibility_before(arguments: VisibilityBeforeVerb) -> int:
     check_crop(views, working_grid(arguments.preprocessing.spacing_mm).shape)
     encoder = encoder_settings(arguments.architecture, arguments.width, arguments.seed)
     source = DataSource(
-        arguments.cohort, arguments.layout, arguments.split, arguments.split_seed, arguments.preprocessing
+        arguments.cohort,
+        arguments.layout,
+        arguments.split,
+        arguments.split_seed,
+        arguments.preprocessing,
+        choices_of(arguments),
     )
     progress = open_progress()
     study = prepare(arguments.runs, source, progress)

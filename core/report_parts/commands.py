@@ -83,7 +83,7 @@ def _place(run: Run) -> Place:
     cohort, runs = run.record["cohort"], shown_runs(run)
     path = without_machine(Path(str(cohort.get("path") or "cohort.csv")), run.directory.parent)
     other = runs if runs != RUNS_DEFAULT.as_posix() else None
-    return Place(path, str(cohort.get("layout", "auto")), SPLIT_FILE, other)
+    return Place(path, str(cohort.get("layout", "auto")), SPLIT_FILE, other, cohort.get("choices") or {})
 
 
 def _explorations(run: Run, diagnosis: Mapping[str, Any]) -> list[list[str]]:

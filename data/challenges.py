@@ -1,0 +1,190 @@
+"""Layouts of challenges and tools: nnU-Net raw and the Medical Segmentation Decathlon (MSD), and the WMH challenge."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data.choices import NOTHING, Choices
+from data.cohort import Cohort, Subject
+from data.folders import BadDataset, refuse_twins, scans_under, stem
+from data.health import health_of, notes_on_health
+
+IMAGES, LABELS = ("imagesTr", "imagesTs"), ("labelsTr", "labelsTs")
+CHANNEL = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
+WMH_CITATION = "Kuijf et al. 2019, doi:10.1109/TMI.2019.2905770 (WMH Segmentation Challenge)."
+_DECATHLON_BRAINS = ("FLAIR", "T1", "T1C", "T2")
+"""MSD Task01: the four volumes of a file, and its labels oedema 1, non-enhancing 2, enhancing 3."""
+_CONTRAST_WORDS = {
+    "t1": "t1", "t1w": "t1", "mri": "t1", "t1n": "t1", "t1gd": "t1c", "t1ce": "t1c", "t1c": "t1c", "t1wc": "t1c",
+    "t1cw": "t1c", "t2": "t2", "t2w": "t2", "flair": "flair", "t2f": "flair", "t2flair": "flair", "pd": "pd",
+    "dwi": "dwi", "adc": "adc",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _DataSet:
+    """What dataset.json says; empty where there is none."""
+
+    channels: Mapping[int, str]
+    labels: Mapping[int, str]
+
+    @property
+    def lesion(self) -> tuple[int, ...]:
+        """All labels but the background and those that are called ignore."""
+        return tuple(v for v, name in sorted(self.labels.items()) if v != 0 and v not in self.ignored)
+
+    @property
+    def ignored(self) -> tuple[int, ...]:
+        """What is called ignore."""
+        return tuple(v for v, name in sorted(self.labels.items()) if name.casefold() in ("ignore", "ignored"))
+
+
+def fits_cases(folders: Sequence[str]) -> bool:
+    """Whether there are folders of images as nnU-Net and MSD have them."""
+    return any(folder in IMAGES for folder in folders)
+
+
+def read_cases(root: Path, choices: Choices = NOTHING) -> Cohort:
+    """imagesTr/CASE_0000.nii.gz (nnU-Net: a file per channel) or imagesTr/CASE.nii.gz (MSD: 4-D), labelsTr/CASE.nii.gz.
+
+    Contrasts and labels have their names from dataset.json; without it channels are called channel0 and so on, and a
+    label map must be declared. A case with labels is a patient; one without is of unknown health.
+    """
+    files, left_out = scans_under(root, follow_symlinks=choices.follow_symlinks)
+    notes = list(left_out)
+    images = [f for f in files if f.parent.name in IMAGES]
+    masks = {stem(f): f for f in files if f.parent.name in LABELS}
+    notes += [f"{f.relative_to(root)} lies in no folder of images or labels and was left out."
+              for f in files if f.parent.name not in (*IMAGES, *LABELS)]  # fmt: skip
+    refuse_twins(files, {*images, *masks.values()})
+    if not images:
+        raise BadDataset("E-CASES-EMPTY", root, f"holds no scan in {' or '.join(IMAGES)}.", "Check the folder.")
+    told = _dataset(root, images[0].parent.parent, notes)
+    cases: dict[str, tuple[dict[str, Path], dict[str, int]]] = {}
+    channelled = any(
+        ((m := CHANNEL.match(stem(f))) and m["channel"] != "0000") or (m and m["case"] in masks) for f in images
+    )
+    for file in images:
+        match = CHANNEL.match(stem(file)) if channelled else None
+        case, channel = (match["case"], int(match["channel"])) if match else (stem(file), 0)
+        scans, volumes = cases.setdefault(case, ({}, {}))
+        if match:
+            scans[_contrast(told, channel)] = file
+            continue
+        n = _volumes_of(file)
+        names = [_contrast(told, i) for i in range(n)]
+        if not told.channels and n == len(_DECATHLON_BRAINS) and case.upper().startswith("BRATS"):
+            names = list(_DECATHLON_BRAINS)
+        for index, name in enumerate(names):
+            scans[name] = file
+            if n > 1:
+                volumes[name] = index
+    if not told.channels and any(volumes for _, volumes in cases.values()):
+        names = next(list(volumes) for _, volumes in cases.values() if volumes)
+        notes.append(
+            f"The volumes of the 4-D scans are taken as {', '.join(n.upper() for n in names)}: no dataset.json."
+        )
+    subjects = [_case(case, scans, volumes, masks.get(case), told, choices)
+                for case, (scans, volumes) in sorted(cases.items())]  # fmt: skip
+    notes += [f"labels {name} have no image and were left out." for name in sorted(set(masks) - set(cases))]
+    notes += notes_on_health([(s.subject_id, s.healthy, s.health_from) for s in subjects], "a table")
+    return Cohort(root.resolve().name or "cases", tuple(subjects), notes=tuple(notes))
+
+
+def _case(
+    name: str,
+    scans: Mapping[str, Path],
+    volumes: Mapping[str, int],
+    mask: Path | None,
+    told: _DataSet,
+    choices: Choices,
+) -> Subject:
+    health = health_of({}, "dataset.json", choices, mask="" if mask is None else mask.name)
+    decathlon = not told.labels and name.upper().startswith("BRATS") and volumes
+    lesion = told.lesion or ((1, 2, 3) if decathlon else None)
+    return Subject(
+        name, scans, lesion_mask=mask, healthy=health.healthy, health_from=health.word, volumes=volumes,
+        lesion_labels=lesion if mask is not None else None, ignore_labels=told.ignored if mask is not None else (),
+        labels_complete=mask is not None and bool(lesion),
+    )  # fmt: skip
+
+
+def _contrast(told: _DataSet, channel: int) -> str:
+    name = told.channels.get(channel, f"channel{channel}")
+    return _CONTRAST_WORDS.get(re.sub(r"[^a-z0-9]", "", name.casefold()), name)
+
+
+def _dataset(root: Path, beside: Path, notes: list[str]) -> _DataSet:
+    path = next((p for p in (beside / "dataset.json", root / "dataset.json") if p.is_file()), None)
+    if path is None:
+        notes.append("There is no dataset.json; what channels and labels mean is not known.")
+        return _DataSet({}, {})
+    try:
+        told: Any = json.loads(path.read_text(encoding="utf-8-sig"))
+        channels = told.get("channel_names") or told.get("modality") or {}
+        return _DataSet({int(k): str(v) for k, v in channels.items()}, _labels(told.get("labels") or {}))
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise BadDataset("E-CASES-JSON", path, f"cannot be read ({error}).", "Repair it or take it away.") from None
+
+
+def _labels(told: Mapping[str, Any]) -> dict[int, str]:
+    """Version 1 maps values to names, version 2 names to values or lists of them."""
+    found: dict[int, str] = {}
+    for key, value in told.items():
+        if str(key).lstrip("-").isdecimal():
+            found[int(key)] = str(value)
+            continue
+        for one in value if isinstance(value, list) else [value]:
+            found.setdefault(int(one), str(key))
+    return found
+
+
+def _volumes_of(file: Path) -> int:
+    from data.nifti import volumes_of
+
+    return volumes_of(file)
+
+
+def fits_wmh(paths: Sequence[Path]) -> bool:
+    """Whether there are scans in folders pre, as the WMH challenge has them."""
+    return any(p.parent.name == "pre" and stem(p) in ("FLAIR", "T1") for p in paths)
+
+
+def read_wmh(root: Path, choices: Choices = NOTHING) -> Cohort:
+    """Utrecht/0/pre/FLAIR.nii.gz and T1.nii.gz, Utrecht/0/wmh.nii.gz: label 1 is lesion, 2 (other pathology) ignored.
+
+    The bias-corrected scans in pre are taken. All subjects have white matter hyperintensities.
+    """
+    files, left_out = scans_under(root, follow_symlinks=choices.follow_symlinks)
+    notes = list(left_out)
+    used: list[Path] = []
+    subjects = []
+    for place in sorted({f.parent for f in files if f.parent.name == "pre"}):
+        scans = {stem(f).lower(): f for f in files if f.parent == place and stem(f) in ("FLAIR", "T1")}
+        mask = next((f for f in files if f.parent == place.parent and stem(f).lower() == "wmh"), None)
+        if not scans:
+            continue
+        used += [*scans.values(), *([mask] if mask else [])]
+        parts = place.parent.relative_to(root).parts or (root.resolve().name,)
+        name = "_".join(p for p in parts if p not in ("training", "test"))
+        subjects.append(
+            Subject(
+                name,
+                scans,
+                lesion_mask=mask,
+                healthy=False,
+                site=parts[-2] if len(parts) > 1 else None,
+                lesion_labels=(1,) if mask else None,
+                ignore_labels=(2,) if mask else (),
+                labels_complete=mask is not None,
+                health_from="the WMH challenge holds patients",
+            )
+        )
+    refuse_twins(files, set(used))
+    if not subjects:
+        raise BadDataset("E-WMH-EMPTY", root, "holds no pre/FLAIR.nii.gz.", "Check the folder.")
+    notes.append("Label 2 (other pathology) is ignored: neither lesion nor healthy tissue.")
+    return Cohort("wmh", tuple(subjects), WMH_CITATION, tuple(notes))

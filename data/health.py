@@ -1,0 +1,347 @@
+"""Who is healthy, and on whose word: what tables and layouts say of a person, in the words that they use.
+
+Nothing is guessed: who is not called healthy, and has no sign of illness either, is of unknown health.
+"""
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from data.choices import Choices
+
+TRUTH = {"1": True, "true": True, "yes": True, "y": True, "0": False, "false": False, "no": False, "n": False}
+"""Values of a column `healthy`."""
+GROUP_COLUMNS = frozenset(
+    [
+        "group",
+        "groups",
+        "diagnosis",
+        "diagnoses",
+        "diag",
+        "dx",
+        "dxgroup",
+        "diagnosisgroup",
+        "diagnosticgroup",
+        "clinicaldiagnosis",
+        "participantgroup",
+        "participanttype",
+        "patientgroup",
+        "subjectgroup",
+        "subjecttype",
+        "studygroup",
+        "researchgroup",
+        "clinicalgroup",
+        "casecontrol",
+        "status",
+        "clinicalstatus",
+        "diseasestatus",
+        "healthstatus",
+        "condition",
+        "disease",
+        "pathology",
+        "population",
+    ]
+)
+"""Columns that say what a person has, in lower case and without separators."""
+CONTROL_WORDS = frozenset(
+    [
+        "control",
+        "controls",
+        "ctrl",
+        "ctrls",
+        "ctl",
+        "con",
+        "cont",
+        "contr",
+        "hc",
+        "hcs",
+        "cn",
+        "nc",
+        "nl",
+        "hv",
+        "healthy",
+        "healthycontrol",
+        "healthycontrols",
+        "controlhealthy",
+        "healthyvolunteer",
+        "healthyvolunteers",
+        "healthysubject",
+        "healthyparticipant",
+        "healthyindividual",
+        "normalcontrol",
+        "normalcontrols",
+        "normal",
+        "normals",
+        "cognitivelynormal",
+        "cognitivelyunimpaired",
+        "unimpaired",
+        "controlgroup",
+        "healthygroup",
+        "healthyadult",
+        "nondemented",
+        "typicallydeveloping",
+        "td",
+        "tdc",
+        "neurotypical",
+        "nodisease",
+        "nopathology",
+        "nolesion",
+        "unaffected",
+        "asymptomaticcontrol",
+        "matchedcontrol",
+        "matchedcontrols",
+        "volunteer",
+    ]
+)
+"""Values that mean a healthy person, in lower case and without separators."""
+ILL_WORDS = frozenset(
+    [
+        "patient",
+        "patients",
+        "case",
+        "cases",
+        "pat",
+        "pt",
+        "ad",
+        "mci",
+        "emci",
+        "lmci",
+        "smc",
+        "ftd",
+        "ms",
+        "rrms",
+        "ppms",
+        "spms",
+        "cis",
+        "pd",
+        "als",
+        "stroke",
+        "ischemic",
+        "ischaemic",
+        "infarct",
+        "hemorrhage",
+        "haemorrhage",
+        "tumor",
+        "tumour",
+        "glioma",
+        "gbm",
+        "hgg",
+        "lgg",
+        "glioblastoma",
+        "meningioma",
+        "metastasis",
+        "epilepsy",
+        "tle",
+        "fcd",
+        "tbi",
+        "scz",
+        "schizophrenia",
+        "schz",
+        "bipolar",
+        "bd",
+        "depression",
+        "mdd",
+        "adhd",
+        "asd",
+        "autism",
+        "dementia",
+        "demented",
+        "converted",
+        "alzheimer",
+        "alzheimers",
+        "parkinson",
+        "huntington",
+        "hd",
+        "lesion",
+        "ill",
+        "sick",
+        "diseased",
+        "affected",
+        "multiplesclerosis",
+        "alzheimersdisease",
+        "parkinsonsdisease",
+    ]
+)
+"""Values that mean an ill person; in a column that is called otherwise they say what the column holds."""
+ILLNESS_COLUMNS = frozenset(
+    [
+        "stroke",
+        "tumor",
+        "tumour",
+        "lesion",
+        "lesions",
+        "haslesion",
+        "ms",
+        "ad",
+        "epilepsy",
+        "patient",
+        "ispatient",
+        "case",
+        "iscase",
+        "ill",
+        "disease",
+        "dementia",
+        "infarct",
+        "glioma",
+    ]
+)
+"""Columns of yes and no that say of a person that it is ill."""
+MASK_WORDS = re.compile(
+    r"(?:^|[^a-z])(?:mask|masks|seg|segm|segs|segmentation|lesion|lesions|label|labels|ground_?truth|gt|roi|rois|"
+    r"annotation|annotations|tumou?r|infarct|stroke|wmh|msk|abnormality|pathology|manual|truth|delineation)"
+    r"(?:$|[^a-z])", re.IGNORECASE,
+)  # fmt: skip
+"""In the name of a column or a file: this holds where something is, not what it looks like."""
+_SEPARATORS = re.compile(r"[^a-z0-9]+")
+
+
+@dataclass(frozen=True)
+class Health:
+    """What is known of a person's health."""
+
+    healthy: bool | None
+    """None when nobody says."""
+    word: str
+    """Whose word it is, or why it is unknown."""
+
+
+def plain_word(text: str) -> str:
+    """Lower case without blanks, hyphens and other separators."""
+    return _SEPARATORS.sub("", text.casefold())
+
+
+def meaning(cell: str, levels: Mapping[str, str], controls: Collection[str]) -> bool | None:
+    """Whether an entry of a group or diagnosis column means a healthy person; None when it does not say.
+
+    `levels`: what a sidecar declares of the column's values. A number says nothing by itself.
+    """
+    declared = levels.get(cell, "")
+    for text in (cell, declared):
+        if plain_word(text) in {plain_word(c) for c in controls} | CONTROL_WORDS and plain_word(text):
+            return True
+    told = declared or cell
+    words = plain_word(told)
+    if not words or words.isdecimal() or words in ("unknown", "other", "na", "nan", "missing", "notavailable"):
+        return None
+    if not declared and len(words) == 1:
+        return None
+    parts = set(re.split(r"[^a-z]+", told.casefold()))
+    called = bool(parts & {"control", "controls"} and parts & {"healthy", "normal", "matched"})
+    return called and not parts & (ILL_WORDS | {"non", "not", "no"})
+
+
+def group_columns(header: Sequence[str]) -> list[str]:
+    """The columns of a table that say what a person has."""
+    return [column for column in header if plain_word(column) in GROUP_COLUMNS]
+
+
+def hidden_illness(header: Sequence[str], row: Mapping[str, str], used: Collection[str]) -> list[str]:
+    """Columns that are called otherwise, and whose entry for this person means illness."""
+    found = []
+    for column in header:
+        if column in used or not row.get(column):
+            continue
+        cell, name = plain_word(row[column]), plain_word(column)
+        if cell in ILL_WORDS or (name in ILLNESS_COLUMNS and TRUTH.get(cell, False)):
+            found.append(column)
+    return found
+
+
+def speaks_of_health(column: str, cells: Sequence[str]) -> bool:
+    """Whether a column of another name seems to hold groups or diagnoses."""
+    words = {plain_word(cell) for cell in cells if cell}
+    telling = words & (CONTROL_WORDS | ILL_WORDS) - {"normal", "pt", "pd", "case", "ms"}
+    return bool(telling) or (plain_word(column) in ILLNESS_COLUMNS and bool(words) and words <= set(TRUTH))
+
+
+def health_of(
+    row: Mapping[str, str],
+    source: str,
+    choices: Choices,
+    *,
+    mask: str = "",
+    unused: Sequence[str] = (),
+    role: str | None = None,
+    used: Collection[str] = (),
+    levels: Mapping[str, Mapping[str, str]] | None = None,
+) -> Health:
+    """A person's health from a row of a table, its lesion mask, and files that look like one (`unused`).
+
+    An explicit `healthy` outweighs all but a diagnosis; a diagnosis outweighs a missing mask; a role train or
+    calibration is the user's word for those of whom nothing else is known. `used`: columns that mean something else.
+    """
+    groups = [(c, row[c], meaning(row[c], (levels or {}).get(c, {}), choices.controls))
+              for c in group_columns(list(row)) if row[c]]  # fmt: skip
+    ill = next((f"{c} {cell!r} in {source}" for c, cell, healthy in groups if healthy is False), "")
+    control = next((f"{c} {cell!r} in {source}" for c, cell, healthy in groups if healthy), "")
+    unclear = next((f"{c} {cell!r} in {source} means nothing by itself" for c, cell, h in groups if h is None), "")
+    stated = TRUTH.get(row.get("healthy", "").casefold())
+    if stated is not None:
+        if stated and ill:
+            return Health(None, f"healthy {row['healthy']!r} and {ill} contradict one another")
+        return Health(stated, f"healthy {row['healthy']!r} in {source}")
+    if ill:
+        return Health(False, ill)
+    if control:
+        sign = mask or next(iter(unused), "")
+        return Health(None, f"{control}, but {sign} looks like a lesion") if sign else Health(True, control)
+    if mask:
+        return Health(False, "its lesion mask")
+    if unused:
+        return Health(None, f"{unused[0]} looks like a lesion mask and is not used")
+    other = hidden_illness(list(row), row, {"healthy", *used, *group_columns(list(row))})
+    if other:
+        return Health(None, f"column {other[0]!r} ({row[other[0]]!r}) of {source} is not known as one of diagnoses")
+    if role in ("train", "calibration"):
+        return Health(True, f"role {role} in {source}")
+    if unclear:
+        return Health(None, unclear)
+    if choices.healthy_unless_masked:
+        return Health(True, "--healthy-unless-masked")
+    return Health(None, "nobody says")
+
+
+def notes_on_health(people: Sequence[tuple[str, bool | None, str]], where: str) -> list[str]:
+    """One sentence per reason for which people are of unknown health, from (id, healthy, word)."""
+    reasons: dict[str, list[str]] = {}
+    for subject_id, healthy, word in people:
+        if healthy is None:
+            reasons.setdefault(word, []).append(subject_id)
+    notes = []
+    for word, ids in reasons.items():
+        does = "is of unknown health and neither trains nor calibrates"
+        if len(ids) > 1:
+            does = "are of unknown health and neither train nor calibrate"
+        named = ", ".join(ids[:5]) + (" ..." if len(ids) > 5 else "")
+        notes.append(
+            f"{len(ids)} of {len(people)} subjects {does} ({word}): {named}. Say who is healthy: true or false in a "
+            f"column healthy of {where}, or a group such as control or patient, or --controls WORD for a word that "
+            "means healthy, or --healthy-unless-masked for all of whom nothing else is known."
+        )
+    return notes
+
+
+def health_summary(people: Sequence[tuple[bool | None, str]]) -> str:
+    """How many are healthy, ill and unknown, and on whose word, in a sentence; from (healthy, word)."""
+    parts = []
+    for value, called in ((True, "healthy"), (False, "ill"), (None, "of unknown health")):
+        words = [word for healthy, word in people if healthy is value]
+        if words:
+            told = sorted({word: words.count(word) for word in words}.items(), key=lambda one: (-one[1], one[0]))
+            named = "; ".join(f"{word} ({n})" for word, n in told[:4] if word)
+            more = f"; and {len(told) - 4} more" if len(told) > 4 else ""
+            parts.append(f"{len(words)} {called}" + (f": {named}{more}" if named else ""))
+    return ". ".join(parts) + "." if parts else ""
+
+
+def grouped(notes: Sequence[tuple[str, str]], most: int = 20) -> list[str]:
+    """Notes on subjects, from (id, note), one line a note with those whom it concerns; the frequent ones first."""
+    whose: dict[str, list[str]] = {}
+    for subject_id, note in notes:
+        whose.setdefault(note, []).append(subject_id)
+    lines = [
+        f"{', '.join(ids[:3])}{f' and {len(ids) - 3} more' if len(ids) > 3 else ''}: {note}"
+        for note, ids in sorted(whose.items(), key=lambda one: -len(one[1]))
+    ]
+    left = len(lines) - most
+    return [*lines[:most], *([f"{left} more notes on subjects: --json has all."] if left > 0 else [])]
