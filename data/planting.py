@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from jaxtyping import Bool, Float64
 
-from data.cohort import Cohort, Subject
+from data.cohort import Cohort, Subject, contrast_name
 from data.errors import BadInput
 from data.files import clear_litter, committed_directory, faultpoint, is_committed, read_json, write_json
 from data.nifti import claimed_voxels, read_labels, write_nifti
@@ -112,6 +112,7 @@ def plant_cohort(
     edge_mm: float = 2.0,
     polarity: Polarity = "hypo",
     workers: int = 2,
+    resample_masks: bool = False,
 ) -> Path:
     """Plant one lesion in every subject of a healthy cohort; returns the table of what was written.
 
@@ -134,9 +135,11 @@ def plant_cohort(
         raise BadInput(f"{len(ill)} subject(s) are not healthy: {', '.join(ill[:5])}. Plant in healthy subjects only.")
     if directory.exists() and not is_committed(directory) and any(directory.iterdir()):
         raise BadInput(f"{directory} holds other files and would be replaced. Choose a new or empty directory.")
-    scans = [subject.scans[contrast] for subject in cohort.subjects if contrast in subject.scans]
+    scans = [s.scans[contrast_name(contrast)] for s in cohort.subjects if contrast_name(contrast) in s.scans]
     require_room(directory, 6 * sum(map(claimed_voxels, scans)), f"Planting in {len(scans)} scans", at_most=True)
-    settings = _Settings(contrast, seed, contrast_range, min_volume_ml, edge_mm, polarity)
+    settings = _Settings(
+        contrast_name(contrast), seed, contrast_range, min_volume_ml, edge_mm, polarity, resample_masks
+    )
     clear_litter(directory.parent)
     cohort = cohort.in_order()
     with committed_directory(directory) as scratch:
@@ -165,7 +168,7 @@ def plant_cohort(
         write_json(
             scratch / RECORDS,
             {
-                "settings": asdict(settings),
+                "settings": {k: v for k, v in asdict(settings).items() if k != "resample_masks" or v},
                 "lesions": [asdict(record) for _, record in planted],
                 "set_aside": [asdict(problem) for problem in aside],
             },
@@ -187,6 +190,7 @@ class _Settings:
     min_volume_ml: float
     edge_mm: float
     polarity: Polarity
+    resample_masks: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,14 +221,14 @@ def _each(
 def _fit_one(subject: Subject, shapes: tuple[LesionShape, ...], settings: _Settings) -> _Fit:
     try:
         faultpoint(f"plant.{subject.subject_id}")
-        volume = read_subject(subject, (settings.contrast,)).volume
+        volume = read_subject(subject, (settings.contrast,), resample_masks=settings.resample_masks).volume
         world_to_native = register(volume, "affine")
         order = _generator(settings.seed, f"order {subject.subject_id}").permutation(len(shapes))
         fitting = tuple(int(i) for i in order if _fits(_placed(volume, shapes[i], world_to_native), volume, settings))
         if not fitting:
             raise BadInput(
                 f"None of {len(shapes)} shapes keeps {settings.min_volume_ml} ml inside the brain of "
-                f"{subject.subject_id!r}. Lower min_volume_ml, or check that the shapes are in MNI space."
+                f"{subject.subject_id!r}. Give larger shapes, or check that they are in MNI space."
             )
     except SUBJECT_FAULTS as error:
         return _Fit(problem=set_aside(subject, error))
@@ -248,7 +252,7 @@ def _plant_one(
     if shape is None or fit.world_to_native is None:
         return None, None, fit.problem
     try:
-        volume = read_subject(subject, (settings.contrast,)).volume
+        volume = read_subject(subject, (settings.contrast,), resample_masks=settings.resample_masks).volume
         lesion = Mask(_placed(volume, shape, fit.world_to_native) & volume.brain_mask, volume.grid)
         generator = _generator(settings.seed, subject.subject_id)
         contrast = float(np.round(generator.uniform(*settings.contrast_range), 4))

@@ -300,10 +300,10 @@ def _lesion(
         if subject.healthy is False:
             notes.append("lesion mask: none given; overlap cannot be measured.")
         return None, None
-    labels = read_labels(path, cut=subject.mask_cut, header_form=subject.header_form)
+    labels = lesion_labels(subject)
     hashes["lesion"] = labels.sha256
     notes += [f"lesion mask: {note}" for note in labels.notes]
-    positive = _positive(subject, labels, notes)
+    positive = lesion_voxels(subject, labels, notes)
     lesion = _mask_on_grid(subject, labels, positive, grid, "lesion mask", resample_masks, notes)
     outside = np.asarray(np.isin(labels.voxels, subject.ignore_labels)) if subject.ignore_labels else None
     if outside is None or not outside.any():
@@ -314,8 +314,14 @@ def _lesion(
     return Mask(lesion.voxels & ~ignored.voxels, grid), ignored.voxels
 
 
-def _positive(subject: Subject, labels: Labels, notes: list[str]) -> Bool[np.ndarray, "x y z"]:
-    """Which voxels are lesion; nothing is guessed about a map with several labels."""
+def lesion_labels(subject: Subject) -> Labels:
+    """The lesion mask of a subject as it lies on the disk, in RAS+ order."""
+    assert subject.lesion_mask is not None
+    return read_labels(subject.lesion_mask, cut=subject.mask_cut, header_form=subject.header_form)
+
+
+def lesion_voxels(subject: Subject, labels: Labels, notes: list[str]) -> Bool[np.ndarray, "x y z"]:
+    """Which voxels of a lesion mask are lesion; nothing is guessed about a map with several labels."""
     assert subject.lesion_mask is not None
     values = [int(v) for v in np.unique(labels.voxels) if v != 0]
     if any(v < 0 for v in values):

@@ -96,6 +96,7 @@ class PlantVerb(Choices):
     """Split of the planted scans in the written table."""
     seed: int = 0
     """Of shapes, strengths and places."""
+    preprocessing: Masks = field(default_factory=Masks)
     workers: int = 2
     """Processes."""
 
@@ -177,6 +178,7 @@ def _plant(arguments: PlantVerb) -> int:
         contrast=arguments.contrast,
         seed=arguments.seed,
         workers=arguments.workers,
+        resample_masks=arguments.preprocessing.resample_masks,
     )
     planted = len(read_cohort(table, "table").subjects)
     print(f"Planted {planted} of {len(cohort.subjects)} scans: {table}. Check it: python cli.py check {table}")

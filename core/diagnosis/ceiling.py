@@ -30,7 +30,7 @@ from core.scoring import Upsampler, masked_score_map, separable
 from core.types import FeatureLayout
 from data.cohort import Cohort
 from data.errors import BadInput
-from data.nifti import read_labels
+from data.reading import lesion_labels, lesion_voxels
 from data.volume import Grid, Mask, Volume
 
 DRAWS = 20
@@ -203,16 +203,8 @@ def lesion_masks(cohort: Cohort) -> dict[str, Mask]:
     for subject in cohort.subjects:
         if subject.lesion_mask is None:
             continue
-        labels = read_labels(subject.lesion_mask)
-        wanted = subject.lesion_labels
-        values = [int(v) for v in np.unique(labels.voxels) if v != 0]
-        if wanted is None and len(values) > 1:
-            raise BadInput(
-                f"The lesion mask of {subject.subject_id!r} holds the labels {values[:8]}. "
-                "Declare which are lesion: the lesion_labels column of the table."
-            )
-        marked = labels.voxels > 0 if wanted is None else np.isin(labels.voxels, wanted)
-        masks[subject.subject_id] = Mask(marked, labels.grid)
+        labels = lesion_labels(subject)
+        masks[subject.subject_id] = Mask(lesion_voxels(subject, labels, []), labels.grid)
     return masks
 
 

@@ -1,0 +1,204 @@
+"""Who is healthy must be said: words of groups and diagnoses, what outweighs what, and that nobody becomes healthy."""
+
+import random
+from pathlib import Path
+
+import pytest
+
+from core.experiment import draw_split
+from data.bids import read_bids
+from data.choices import Choices
+from data.cohort import Cohort, Split, Subject, check_healthy
+from data.errors import BadInput
+from data.health import grouped, health_of, health_summary, meaning
+from data.layout import read_cohort
+from data.table import read_table
+
+HEALTHY = (
+    *("control", "Controls", "HC", "hc ", "CN", "NC", "NL", "CTRL", "ctl", "Con", "healthy", "Healthy Control"),
+    *("healthy_control", "control healthy", "HEALTHY-CONTROLS", "normal", "Normal Control", "healthy volunteer"),
+    *("Cognitively Normal", "Nondemented", "typically developing", "TD", "neurotypical", "Healthy control (matched)"),
+)
+ILL = (
+    *("patient", "AD", "MS", "stroke", "MCI", "non-healthy", "not a control", "disease control", "PD", "glioma"),
+    *("symptomatic", "HC converted to AD", "unhealthy", "FLE", "Left TLE", "post-stroke", "impaired", "abnormal"),
+)
+UNSAID = ("0", "1", "2", "A", "n", "unknown", "other", "3.0", "-")
+
+
+@pytest.mark.parametrize("word", HEALTHY)
+def test_the_usual_words_mean_a_healthy_person(word: str) -> None:
+    assert meaning(word, {}, ()) is True
+
+
+@pytest.mark.parametrize("word", ILL)
+def test_every_other_word_means_an_ill_one(word: str) -> None:
+    assert meaning(word, {}, ()) is False
+
+
+@pytest.mark.parametrize("word", UNSAID)
+def test_numbers_and_letters_say_nothing_until_they_are_declared(word: str) -> None:
+    assert meaning(word, {}, ()) is None
+    assert meaning(word, {word: "Healthy control"}, ()) is True
+    assert meaning(word, {word: "patient with MS"}, ()) is False
+    assert meaning(word, {}, (word,)) is (True if word != "-" else None)
+
+
+def said(row: dict[str, str], choices: Choices | None = None, **more: object) -> bool | None:
+    return health_of(row, "t.csv", choices or Choices(), **more).healthy  # type: ignore[arg-type]
+
+
+def test_what_outweighs_what() -> None:
+    flag = Choices(healthy_unless_masked=True)
+    assert said({}) is None
+    assert said({}, flag) is True
+    assert said({}, flag, mask="m.nii") is False
+    assert said({}, flag, unused=["x_mask.nii"]) is None
+    assert said({}, role="train") is True
+    assert said({}, role="test") is None
+    assert said({}, role="train", unused=["x_mask.nii"]) is None
+    assert said({"group": "0"}, flag) is None
+    assert said({"group": "0"}, Choices(controls=("0",))) is True
+    assert said({"group": "HC"}) is True
+    assert said({"group": "HC"}, mask="m.nii") is None
+    assert said({"group": "HC", "healthy": "true"}, mask="m.nii") is True
+    assert said({"group": "HC", "diagnosis": "AD"}) is False
+    assert said({"diagnosis": "AD"}, flag, role="train") is False
+    assert said({"diagnosis": "AD", "healthy": "1"}) is None
+    assert said({"healthy": "no", "group": "HC"}) is False
+    assert said({"arm": "patient"}, flag) is None
+    assert said({"stroke": "1"}, flag, role="train") is None
+    assert said({"stroke": "0"}, flag) is True
+
+
+def test_the_summary_says_on_whose_word() -> None:
+    people = [
+        (True, "group 'HC' in t.csv"),
+        (True, "role train in t.csv"),
+        (True, "group 'HC' in t.csv"),
+        (None, "nobody says"),
+    ]
+    assert health_summary(people) == (
+        "3 healthy: group 'HC' in t.csv (2); role train in t.csv (1). 1 of unknown health: nobody says (1)."
+    )
+    assert health_summary([]) == ""
+
+
+def test_notes_that_are_alike_are_told_once() -> None:
+    lines = grouped([*((f"s{n}", "the same") for n in range(5)), ("s9", "its own")])
+    assert lines == ["s0, s1, s2 and 2 more: the same", "s9: its own"]
+    assert (
+        grouped([(f"s{n}", f"note {n}") for n in range(30)], most=3)[-1] == "27 more notes on subjects: --json has all."
+    )
+
+
+def test_the_unknown_neither_train_nor_calibrate_and_are_drawn_into_no_split() -> None:
+    people = [Subject(f"s{n:02d}", {}, healthy=(True, False, None)[n % 3]) for n in range(30)]
+    split = draw_split(people, 0)
+    unknown = {s.subject_id for s in people if s.healthy is None}
+    assert not unknown & {*split.train, *split.calibration, *split.validation, *split.test}
+    for role in ("train", "calibration"):
+        wrong = Split(**{"train": (), "calibration": (), role: ("s02",)})
+        with pytest.raises(BadInput, match=rf"unknown health in the {role} split: s02.*--healthy-unless-masked"):
+            check_healthy(Cohort("c", tuple(people)), wrong)
+
+
+GROUPS = ("group", "diagnosis", "dx", "Participant_Group", "DX_GROUP", "clinical diagnosis", "status")
+OTHER_COLUMNS = ("arm", "cohort", "label", "stroke", "ms")
+MASKS = (
+    "label-lesion_mask", "label-lesion_dseg", "label-lesion_probseg", "label-lesion_roi", "desc-lesion_mask", "msk",
+    "T1w_lesion-manual", "FLAIR_roi", "space-MNI152NLin2009cAsym_label-lesion_mask", "mask", "seg", "label-L_mask",
+    "desc-T1lesion_mask", "label-tumor_seg", "T1w_lesion_mask", "desc-wmh_mask", "acq-x_run-2_label-lesion_mask",
+    "label-WMH_seg", "desc-manual_mask", "T2w_label-lesion_seg",
+)  # fmt: skip
+
+
+def random_tree(root: Path, draw: random.Random) -> tuple[dict[str, str], set[str]]:
+    """A random BIDS tree; for each person with a sign of illness which it is, and who is called healthy by `healthy`."""
+    column = draw.choice((*GROUPS, *OTHER_COLUMNS, ""))
+    signs: dict[str, str] = {}
+    stated: set[str] = set()
+    lines = []
+    with_healthy = draw.random() < 0.3
+    for number in range(draw.randint(1, 5)):
+        name = f"sub-{draw.choice(('', 'P', 'r001s'))}{number:02d}"
+        sessions = draw.choice(((), ("1",), ("2", "10"), ("baseline", "followup"), ("M00", "M12")))
+        space = draw.choice(("", "_space-MNI152NLin2009aSym", "_space-T1w"))
+        for session in sessions or ("",):
+            folder = root / name / (f"ses-{session}" if session else "") / "anat"
+            folder.mkdir(parents=True, exist_ok=True)
+            stem = f"{name}{f'_ses-{session}' if session else ''}"
+            (folder / f"{stem}{space}_{draw.choice(('T1w', 'FLAIR', 'T2w'))}.nii.gz").touch()
+        if draw.random() < 0.5:
+            session = draw.choice((*sessions, "9", "")) if sessions else ""
+            mask = draw.choice(MASKS)
+            place = draw.choice(("", "derivatives", "derivatives/labels", "derivatives/manual_masks/deep"))
+            folder = root / place / name / draw.choice(("", "anat", f"ses-{session}/anat" if session else "anat"))
+            folder.mkdir(parents=True, exist_ok=True)
+            stem = f"{name}{f'_ses-{session}' if session else ''}"
+            (folder / f"{stem}_{mask}{draw.choice(('.nii', '.nii.gz'))}").touch()
+            signs[name] = mask
+        cells = [name]
+        if column:
+            word = draw.choice((*HEALTHY[:8], "AD", "patient", "MS", "1", "yes", "", "n/a"))
+            named = word.strip() in ("AD", "patient", "MS") or (column in ("stroke", "ms") and word in ("1", "yes"))
+            if named:
+                signs.setdefault(name, f"{column} {word}")
+            cells.append(word)
+        if with_healthy:
+            word = draw.choice(("true", "false", "", "n/a"))
+            cells.append(word)
+            if word == "true":
+                stated.add(name)
+        lines.append("\t".join(cells))
+    head = "\t".join(["participant_id", *([column] if column else []), *(["healthy"] if with_healthy else [])])
+    if draw.random() < 0.8:
+        (root / "participants.tsv").write_text("\n".join([head, *lines]) + "\n")
+    else:
+        signs = {name: sign for name, sign in signs.items() if sign in MASKS}
+        stated = set()
+    return signs, stated
+
+
+@pytest.mark.parametrize("seed", range(120))
+def test_nobody_with_a_mask_like_file_or_a_diagnosis_is_ever_healthy(tmp_path: Path, seed: int) -> None:
+    signs, stated = random_tree(tmp_path, random.Random(seed))
+    for choices in (Choices(), Choices(healthy_unless_masked=True)):
+        cohort = read_bids(tmp_path, choices)
+        for subject in cohort.subjects:
+            if subject.subject_id in signs and subject.subject_id not in stated:
+                assert subject.healthy is not True, (subject, signs[subject.subject_id])
+            if subject.healthy is None:
+                assert any(subject.subject_id in note for note in cohort.notes)
+            assert subject.health_from
+        split = draw_split(cohort.subjects, seed)
+        learnt = {*split.train, *split.calibration}
+        assert not learnt & (signs.keys() - stated)
+
+
+def test_a_sidecar_declares_what_numbers_mean(tmp_path: Path) -> None:
+    for name in ("sub-1", "sub-2", "sub-3"):
+        (tmp_path / name / "anat").mkdir(parents=True)
+        (tmp_path / name / "anat" / f"{name}_T1w.nii.gz").touch()
+    (tmp_path / "participants.tsv").write_text("participant_id\tgroup\nsub-1\t0\nsub-2\t1\nsub-3\t2\n")
+    (tmp_path / "participants.json").write_text(
+        '{"group": {"Levels": {"0": "healthy control", "1": {"Description": "stroke patient"}}}}'
+    )
+    assert [s.healthy for s in read_bids(tmp_path).subjects] == [True, False, None]
+
+
+@pytest.mark.parametrize("column", ["mask", "lesion", "seg", "label", "ground_truth", "Lesion_Mask_Path", "roi", "gt"])
+def test_a_column_of_masks_under_another_name_is_named_and_never_read_as_healthy(tmp_path: Path, column: str) -> None:
+    rows = "".join(f"s{n},s{n}_T1.nii.gz,{f's{n}_m.nii.gz' if n < 2 else ''},train\n" for n in range(4))
+    (tmp_path / "t.csv").write_text(f"subject_id,T1,{column},role\n{rows}")
+    cohort = read_table(tmp_path / "t.csv", Choices(healthy_unless_masked=True))
+    assert [s.healthy for s in cohort.subjects] == [None, None, True, True]
+    assert set(cohort.subjects[0].scans) == {"T1"}
+    assert any(repr(column) in note and "lesion_mask" in note for note in cohort.notes)
+
+
+def test_a_column_of_diagnoses_under_another_name_is_named(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("subject_id,T1,arm\na,a.nii,HC\nb,b.nii,AD\nc,c.nii,\n")
+    cohort = read_cohort(tmp_path / "t.csv", choices=Choices(healthy_unless_masked=True))
+    assert [s.healthy for s in cohort.subjects] == [True, None, True]
+    assert any("'arm'" in note and "group" in note for note in cohort.notes)

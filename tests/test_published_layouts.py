@@ -1,0 +1,235 @@
+"""Data sets as they are published: ATLAS, ISLES, ivadomed, nnU-Net, the Decathlon, WMH, BraTS, UPENN-GBM; by names."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data.bids import natural, read_bids
+from data.brats import GENERATIONS, read_brats
+from data.challenges import read_cases, read_wmh
+from data.choices import Choices
+from data.folders import BadDataset
+from data.layout import read_cohort
+from data.nifti import write_nifti
+from data.volume import Grid
+
+SHAPE = (6, 5, 4)
+
+
+def touch(root: Path, *names: str) -> Path:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    return root
+
+
+def volume(path: Path, n: int = 1) -> None:
+    import nibabel as nib
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = np.random.Generator(np.random.Philox(1)).normal(5, 1, (*SHAPE, n)).astype(np.float32)
+    nib.save(nib.Nifti1Image(values[..., 0] if n == 1 else values, np.eye(4)), path)
+
+
+BIDS_MASKS = {
+    "atlas": ("sub-1/ses-1/anat/sub-1_ses-1_space-MNI152NLin2009aSym_T1w.nii.gz",
+              "sub-1/ses-1/anat/sub-1_ses-1_space-MNI152NLin2009aSym_label-L_desc-T1lesion_mask.nii.gz"),
+    "isles": ("sub-1/ses-0001/anat/sub-1_ses-0001_FLAIR.nii.gz",
+              "derivatives/sub-1/ses-0001/sub-1_ses-0001_msk.nii.gz"),
+    "ivadomed": ("sub-1/anat/sub-1_T2w.nii.gz", "derivatives/labels/sub-1/anat/sub-1_T2w_lesion-manual.nii.gz"),
+    "ivadomed later": ("sub-1/anat/sub-1_T2w.nii.gz",
+                       "derivatives/labels/sub-1/anat/sub-1_T2w_label-lesion_seg.nii.gz"),
+    "dseg": ("sub-1/anat/sub-1_T1w.nii.gz", "derivatives/manual/sub-1/anat/sub-1_label-lesion_dseg.nii.gz"),
+    "probseg": ("sub-1/anat/sub-1_T1w.nii.gz", "derivatives/x/sub-1/anat/sub-1_label-lesion_probseg.nii.gz"),
+    "roi": ("sub-1/anat/sub-1_FLAIR.nii.gz", "sub-1/anat/sub-1_FLAIR_roi.nii.gz"),
+    "lesion roi": ("sub-1/anat/sub-1_T1w.nii.gz", "derivatives/lesion_masks/sub-1/anat/sub-1_label-lesion_roi.nii.gz"),
+    "other session": ("sub-1/ses-1/anat/sub-1_ses-1_T1w.nii.gz",
+                      "derivatives/sub-1/ses-2/sub-1_ses-2_label-lesion_mask.nii.gz"),
+    "tumour": ("sub-1/anat/sub-1_T1w.nii.gz", "derivatives/sub-1/anat/sub-1_label-tumor_mask.nii.gz"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BIDS_MASKS)
+def test_lesion_masks_of_the_field_are_found(tmp_path: Path, name: str) -> None:
+    scan, mask = BIDS_MASKS[name]
+    touch(tmp_path, scan, mask)
+    (one,) = read_cohort(tmp_path).subjects
+    assert (one.lesion_mask, one.healthy, one.health_from) == (tmp_path / mask, False, "its lesion mask")
+    assert list(one.scans.values()) == [tmp_path / scan]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        "sub-1_label-GM_probseg.nii.gz", "sub-1_dseg.nii.gz", "sub-1_desc-aparcaseg_dseg.nii.gz",
+        "sub-1_space-MNI152NLin6Asym_desc-brain_mask.nii.gz", "sub-1_from-T1w_to-MNI_mode-image_xfm.nii.gz",
+        "../func/sub-1_task-rest_desc-brain_mask.nii.gz", "sub-1_desc-preproc_T1w.nii.gz",
+    ],
+)  # fmt: skip
+def test_what_pipelines_write_is_no_lesion_and_no_doubt(tmp_path: Path, other: str) -> None:
+    touch(tmp_path, "sub-1/anat/sub-1_T1w.nii.gz", f"derivatives/fmriprep/sub-1/anat/{other}")
+    (one,) = read_bids(tmp_path, Choices(healthy_unless_masked=True)).subjects
+    assert (one.lesion_mask, one.brain_mask, one.healthy) == (None, None, True)
+
+
+def test_a_mask_of_unknown_purpose_is_named_and_label_takes_it(tmp_path: Path) -> None:
+    touch(tmp_path, "sub-1/anat/sub-1_T1w.nii.gz", "derivatives/sub-1/anat/sub-1_label-X_mask.nii.gz")
+    cohort = read_bids(tmp_path)
+    assert cohort.subjects[0].healthy is None
+    assert any("sub-1_label-X_mask.nii.gz" in note and "--label" in note for note in cohort.notes)
+    (one,) = read_bids(tmp_path, Choices(label="X")).subjects
+    assert (one.healthy, one.lesion_mask is not None) == (False, True)
+
+
+def test_what_is_no_data_is_not_read_and_said(tmp_path: Path) -> None:
+    touch(
+        tmp_path, "sub-1/anat/sub-1_T1w.nii.gz", "sourcedata/sub-1/anat/sub-1_T1w.nii.gz",
+        "code/test/sub-9/anat/sub-9_T1w.nii.gz", "derivatives/freesurfer/sub-1/mri/aseg.nii",
+        "derivatives/freesurfer/sub-1/mri/aseg.nii.gz",
+    )  # fmt: skip
+    cohort = read_cohort(tmp_path)
+    assert [s.subject_id for s in cohort.subjects] == ["sub-1"]
+    assert cohort.subjects[0].scans["T1"] == tmp_path / "sub-1/anat/sub-1_T1w.nii.gz"
+    assert any("sourcedata" in note and "not read" in note for note in cohort.notes)
+
+
+def test_sessions_come_in_numeric_order_baseline_first_and_the_one_with_scan_and_mask_before(tmp_path: Path) -> None:
+    for person, sessions in (("a", ("10", "2")), ("b", ("followup", "baseline")), ("c", ("M12", "M00")),
+                             ("d", ("post", "pre"))):  # fmt: skip
+        touch(tmp_path, *[f"sub-{person}/ses-{s}/anat/sub-{person}_ses-{s}_T1w.nii.gz" for s in sessions])
+    touch(tmp_path, "derivatives/sub-d/ses-post/sub-d_ses-post_label-lesion_mask.nii.gz")
+    taken = {s.subject_id: s.scans["T1"].parent.parent.name for s in read_bids(tmp_path).subjects}
+    assert taken == {"sub-a": "ses-2", "sub-b": "ses-baseline", "sub-c": "ses-M00", "sub-d": "ses-post"}
+    cohort = read_bids(tmp_path, Choices(session="ses-10"))
+    assert cohort["sub-a"].scans["T1"].parent.parent.name == "ses-10"
+    assert any("sub-b: has no session '10'; it has" in note for note in cohort.notes)
+
+
+def test_runs_acquisitions_and_spaces_are_chosen_and_what_is_left_out_is_said(tmp_path: Path) -> None:
+    touch(
+        tmp_path, *[f"sub-1/anat/sub-1_{name}_T1w.nii.gz" for name in
+                    ("run-10", "run-2", "acq-hires_run-1", "space-MNI_run-1")],
+    )  # fmt: skip
+    cohort = read_bids(tmp_path)
+    assert cohort["sub-1"].scans["T1"].name == "sub-1_run-2_T1w.nii.gz"
+    assert sum("left out" in note for note in cohort.notes) == 3
+    for choices, name in (
+        (Choices(run="10"), "sub-1_run-10_T1w.nii.gz"),
+        (Choices(acq="hires"), "sub-1_acq-hires_run-1_T1w.nii.gz"),
+        (Choices(space="MNI"), "sub-1_space-MNI_run-1_T1w.nii.gz"),
+    ):
+        assert read_bids(tmp_path, choices)["sub-1"].scans["T1"].name == name
+
+
+def test_a_contrast_of_another_session_is_taken_and_said(tmp_path: Path) -> None:
+    touch(tmp_path, "sub-1/ses-01/anat/sub-1_ses-01_T1w.nii.gz", "sub-1/ses-02/anat/sub-1_ses-02_FLAIR.nii.gz",
+          "derivatives/sub-1/ses-02/sub-1_ses-02_label-lesion_mask.nii.gz")  # fmt: skip
+    cohort = read_bids(tmp_path)
+    assert set(cohort["sub-1"].scans) == {"T1", "FLAIR"}
+    assert cohort["sub-1"].lesion_mask is not None
+    assert "sub-1: T1 is of session 01; session 02 has none." in cohort.notes
+
+
+def test_numbers_within_names_count_as_numbers() -> None:
+    assert sorted(["10", "2", "", "a10", "a9"], key=natural) == ["", "2", "10", "a9", "a10"]
+
+
+@pytest.mark.parametrize(
+    ("name", "kinds", "labels", "ignored"),
+    [
+        ("BRATS2015_pat001_{}", ("t1", "flair", "seg"), (1, 2, 3, 4), ()),
+        ("Brats17_TCIA_201_1_{}", ("t1", "flair", "seg"), (1, 2, 4), ()),
+        ("BraTS-GLI-02063-100-{}", ("t1n", "t2f", "seg"), (1, 2, 3), (4,)),
+        ("BraTS-MET-00001-000-{}", ("t1n", "t2f", "seg"), (1, 2, 3), (4,)),
+        ("BraTS-PED-00001-000-{}", ("t1n", "t2f", "seg"), (1, 2, 3, 4), ()),
+        ("BraTS-MEN-00001-000-{}", ("t1n", "t2f", "seg"), (1, 2, 3), ()),
+        ("BraTS-SSA-00001-000-{}", ("t1n", "t2f", "seg"), (1, 2, 3), ()),
+        ("UPENN-GBM-00001_11_{}", ("T1", "FLAIR", "segm"), (1, 2, 4), ()),
+    ],
+)
+def test_every_generation_of_brats_has_its_labels(
+    tmp_path: Path, name: str, kinds: tuple[str, ...], labels: tuple[int, ...], ignored: tuple[int, ...]
+) -> None:
+    touch(tmp_path, *[f"case/{name.format(kind)}.nii.gz" for kind in kinds])
+    (one,) = read_cohort(tmp_path).subjects
+    assert (one.lesion_labels, one.ignore_labels, one.labels_complete) == (labels, ignored, True)
+    assert (set(one.scans), one.healthy) == ({"T1", "FLAIR"}, False)
+
+
+def test_labels_of_a_generation_have_a_meaning_each() -> None:
+    for labels in GENERATIONS.values():
+        assert set(labels.meaning) == {*labels.lesion, *labels.ignored}
+
+
+def test_folders_that_are_called_like_files_count_as_files(tmp_path: Path) -> None:
+    touch(tmp_path, "B/BraTS2021_00495_flair.nii/00000001_brain_flair.nii", "B/BraTS2021_00495_seg.nii/0001_seg.nii")
+    (one,) = read_brats(tmp_path).subjects
+    assert (set(one.scans), one.lesion_mask is not None) == ({"FLAIR"}, True)
+
+
+def test_the_user_decides_over_labels_of_a_layout(tmp_path: Path) -> None:
+    touch(tmp_path, "BraTS-GLI-02063-100-t1n.nii.gz", "BraTS-GLI-02063-100-seg.nii.gz")
+    for choices, lesion, ignored in (
+        (Choices(ignore_labels=(2, 4)), (1, 3), (2, 4)),
+        (Choices(lesion_labels=(1, 2, 3, 4)), (1, 2, 3, 4), ()),
+        (Choices(lesion_labels=(3,), ignore_labels=(1, 2)), (3,), (1, 2)),
+    ):
+        (one,) = read_cohort(tmp_path, choices=choices).subjects
+        assert (one.lesion_labels, one.ignore_labels) == (lesion, ignored)
+
+
+def test_nnunet_cases_have_the_names_of_their_json(tmp_path: Path) -> None:
+    touch(tmp_path, "imagesTr/A_0000.nii.gz", "imagesTr/A_0001.nii.gz", "labelsTr/A.nii.gz", "imagesTs/B_0000.nii.gz",
+          "imagesTs/B_0001.nii.gz")  # fmt: skip
+    bare = read_cohort(tmp_path)
+    assert set(bare["A"].scans) == {"CHANNEL0", "CHANNEL1"}
+    assert (bare["A"].healthy, bare["B"].healthy) == (False, None)
+    for told in (
+        {"channel_names": {"0": "FLAIR", "1": "T1w"}, "labels": {"background": 0, "lesion": 1, "ignore": 2}},
+        {"modality": {"0": "flair", "1": "t1"}, "labels": {"0": "background", "1": "lesion", "2": "ignore"}},
+    ):
+        (tmp_path / "dataset.json").write_text(json.dumps(told))
+        one = read_cohort(tmp_path)["A"]
+        assert one.scans == {"FLAIR": tmp_path / "imagesTr/A_0000.nii.gz", "T1": tmp_path / "imagesTr/A_0001.nii.gz"}
+        assert (one.lesion_labels, one.ignore_labels, one.labels_complete) == ((1,), (2,), True)
+    (tmp_path / "dataset.json").write_text("{")
+    with pytest.raises(BadDataset, match="E-CASES-JSON"):
+        read_cohort(tmp_path)
+
+
+def test_decathlon_cases_are_volumes_of_a_4d_file(tmp_path: Path) -> None:
+    volume(tmp_path / "imagesTr" / "BRATS_001.nii.gz", 4)
+    volume(tmp_path / "labelsTr" / "BRATS_001.nii.gz")
+    (one,) = read_cohort(tmp_path).subjects
+    assert one.volumes == {"FLAIR": 0, "T1": 1, "T1C": 2, "T2": 3}
+    assert (one.lesion_labels, one.healthy) == ((1, 2, 3), False)
+    (tmp_path / "dataset.json").write_text(json.dumps({"modality": {"0": "T2", "1": "T1", "2": "x", "3": "y"}}))
+    assert read_cases(tmp_path).subjects[0].volumes == {"T2": 0, "T1": 1, "X": 2, "Y": 3}
+
+
+def test_wmh_ignores_other_pathology(tmp_path: Path) -> None:
+    touch(tmp_path, "Utrecht/0/pre/FLAIR.nii.gz", "Utrecht/0/pre/T1.nii.gz", "Utrecht/0/wmh.nii.gz",
+          "Utrecht/0/orig/FLAIR.nii.gz", "training/Amsterdam/GE3T/100/pre/FLAIR.nii.gz")  # fmt: skip
+    one, two = read_wmh(tmp_path).subjects
+    assert [s.subject_id for s in (one, two)] == ["Utrecht_0", "Amsterdam_GE3T_100"]
+    assert (one.site, one.lesion_labels, one.ignore_labels, one.healthy) == ("Utrecht", (1,), (2,), False)
+    assert (two.lesion_mask, two.healthy) == (None, False)
+
+
+def test_a_file_in_the_ixi_folder_that_looks_like_a_lesion_makes_its_head_unknown(tmp_path: Path) -> None:
+    touch(tmp_path, "IXI012-HH-1211-T1.nii.gz", "IXI012-HH-1211-T1_lesion.nii.gz", "IXI013-HH-1212-T1.nii.gz")
+    assert [s.healthy for s in read_cohort(tmp_path).subjects] == [None, True]
+
+
+def test_links_out_of_the_data_set_are_followed_when_asked(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    store.mkdir()
+    write_nifti(store / "x.nii.gz", np.zeros(SHAPE, np.float32), Grid(SHAPE, np.eye(4)))
+    folder = tmp_path / "bids" / "sub-1" / "anat"
+    folder.mkdir(parents=True)
+    (folder / "sub-1_T1w.nii.gz").symlink_to(store / "x.nii.gz")
+    with pytest.raises(BadDataset, match="--follow-symlinks"):
+        read_cohort(tmp_path / "bids")
+    assert len(read_cohort(tmp_path / "bids", choices=Choices(follow_symlinks=True)).subjects) == 1
