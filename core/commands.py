@@ -79,6 +79,19 @@ def check_argv(path: str, layout: str, contrasts: Sequence[str]) -> list[str]:
     return [*words, "--contrasts", *contrasts] if contrasts else words
 
 
+def prepare_argv(runs: Path, run: Run) -> list[str]:
+    """`prepare` of the scans of a run as it had them, so that what the cache lost is there again."""
+    cohort = run.record["cohort"]
+    place = Place(
+        str(cohort["path"]),
+        str(cohort.get("layout", "auto")),
+        None,
+        str(runs.absolute()),
+        cohort.get("choices") or {},
+    )
+    return ["prepare", *scan_words(place, run.record["preprocessing"])]
+
+
 def pretrain_argv(
     runs: Path, scans: Scans, settings: SimclrSettings, name: str, run_id: str | None = None
 ) -> list[str]:

@@ -344,4 +344,6 @@ def grouped(notes: Sequence[tuple[str, str]], most: int = 20) -> list[str]:
         for note, ids in sorted(whose.items(), key=lambda one: -len(one[1]))
     ]
     left = len(lines) - most
-    return [*lines[:most], *([f"{left} more notes on subjects: --json has all."] if left > 0 else [])]
+    if left <= 0:
+        return lines
+    return [*lines[:most], f"{left} more notes on subjects, in full: python cli.py check COHORT --json"]

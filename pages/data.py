@@ -1,6 +1,5 @@
 """Which scans, which splits, what is wrong with which file, and whether anything leaks."""
 
-import shlex
 from typing import Any
 
 import streamlit as st
@@ -15,6 +14,7 @@ from core.cohort_view import (
     subject_row,
     subjects_in,
 )
+from core.commands import in_shell, prepare_argv
 from core.content import scans_content, subject_content
 from core.experiment import UNKNOWN, cache_directory, prepared_of
 from core.store import Run, open_run
@@ -96,7 +96,7 @@ def show_leakage(run: Run) -> None:
         st.warning(
             f"{len(found.missing)} prepared scan(s) are no longer in the cache and were not compared: "
             f"{plain(', '.join(found.missing[:5]))}. "
-            f"Prepare them again: {code('python cli.py prepare ' + shlex.quote(run.record['cohort']['path']))}",
+            f"Prepare them again: {code(in_shell(prepare_argv(runs_directory(), run)))}",
             icon=":material/warning:",
         )
 

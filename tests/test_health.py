@@ -88,7 +88,8 @@ def test_notes_that_are_alike_are_told_once() -> None:
     lines = grouped([*((f"s{n}", "the same") for n in range(5)), ("s9", "its own")])
     assert lines == ["s0, s1, s2 and 2 more: the same", "s9: its own"]
     assert (
-        grouped([(f"s{n}", f"note {n}") for n in range(30)], most=3)[-1] == "27 more notes on subjects: --json has all."
+        grouped([(f"s{n}", f"note {n}") for n in range(30)], most=3)[-1]
+        == "27 more notes on subjects, in full: python cli.py check COHORT --json"
     )
 
 
@@ -114,7 +115,7 @@ MASKS = (
 
 
 def random_tree(root: Path, draw: random.Random) -> tuple[dict[str, str], set[str]]:
-    """A random BIDS tree; for each person with a sign of illness which it is, and who is called healthy by `healthy`."""
+    """A random BIDS tree: the sign of illness of each person who has one, and whom the column `healthy` calls so."""
     column = draw.choice((*GROUPS, *OTHER_COLUMNS, ""))
     signs: dict[str, str] = {}
     stated: set[str] = set()

@@ -173,7 +173,7 @@ def _check_finished(run: Run) -> None:
     if run.kind != "encoder" or not stage_done(run, "encoder"):
         raise BadInput(
             f"Run {run.run_id} has no finished encoder. Finish it: python cli.py pretrain --run-id {run.run_id} ..., "
-            "or give an encoder run. Before training: python cli.py visibility-before"
+            "or give an encoder run. Before training: python cli.py visibility-before COHORT"
         )
 
 

@@ -1,0 +1,120 @@
+"""Every command and option that a message names exists in the verb that prints it."""
+
+import ast
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import tyro
+
+import cli
+
+ROOT = Path(cli.__file__).resolve().parent
+FOLDERS = ("data", "core", "models", "pages", "verbs")
+FLAG = re.compile(r"(?<![\w(/-])--[a-z][a-z0-9]*(?:[.-][a-z0-9]+)*(?!:)\b")
+COMMAND = re.compile(r"python cli\.py ([a-z-]+|VERB|\{\})([^;,)`\"]*)")
+SCANS = ("check", "prepare", "pretrain", "fit", "plant", "compare-pretraining", "visibility-before", "ceiling")
+"""Verbs that read a data set, and print what its reader says."""
+OF_OTHERS = {"--supervise"}
+"""Of what is started by the dashboard and no verb."""
+NOT_THERE = {"ceiling": {"--preprocessing.resample-masks"}}
+"""Lesion masks alone are looked at, so no message about a scan's grid comes up."""
+ANY = "{}"
+
+
+def sources() -> Iterator[Path]:
+    for folder in FOLDERS:
+        yield from sorted((ROOT / folder).rglob("*.py"))
+    yield from (ROOT / name for name in ("app.py", "asgi.py", "cli.py"))
+
+
+def texts(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Line and text of every string that is no documentation; what is filled in reads {}."""
+    documentation = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
+        and node.body
+        and isinstance(node.body[0], ast.Expr)
+        and isinstance(node.body[0].value, ast.Constant)
+    }
+    inside = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
+    bare = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    apart = documentation | inside | bare
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            parts = [str(p.value) if isinstance(p, ast.Constant) else ANY for p in node.values]
+            yield node.lineno, "".join(parts)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in apart:
+            yield node.lineno, node.value
+
+
+def messages() -> Iterator[tuple[Path, int, str]]:
+    """Texts with words in them that name an option or a command."""
+    for path in sources():
+        for line, text in texts(ast.parse(path.read_text())):
+            if " " in text.strip() and (FLAG.search(text) or "cli.py" in text) and "var(--" not in text:
+                yield path.relative_to(ROOT), line, text
+
+
+def flags_of(verb: str) -> set[str]:
+    parser = tyro.extras.get_parser(cli.verb_of(verb)[0])
+    return {word for action in parser._actions for word in action.option_strings}
+
+
+FLAGS = {verb: flags_of(verb) for verb in cli.VERBS}
+MESSAGES = list(messages())
+
+
+def printed_by(path: Path) -> list[str]:
+    """The verbs whose user can meet a message of a module, all of which must have its options."""
+    if path.parts[0] == "data":
+        return list(SCANS)
+    if path.parts[0] == "verbs":
+        module = f"verbs.{path.stem}"
+        return [verb for verb, (where, _) in cli.VERBS.items() if where == module]
+    return []
+
+
+def test_the_messages_are_found() -> None:
+    assert len(MESSAGES) > 80
+    assert any("--header-form sform" in text for _, _, text in MESSAGES)
+    assert {path.parts[0] for path, _, _ in MESSAGES} >= {"data", "core", "pages", "verbs"}
+
+
+@pytest.mark.parametrize(("path", "line", "text"), MESSAGES, ids=[f"{p}:{n}" for p, n, _ in MESSAGES])
+def test_what_a_message_names_exists_in_the_verb_that_prints_it(path: Path, line: int, text: str) -> None:
+    commanded: set[str] = set()
+    for verb, rest in COMMAND.findall(text):
+        if verb.startswith(("-", ANY)) or verb == "VERB":
+            continue
+        assert verb in cli.VERBS, f"{path}:{line} names the verb {verb!r}: {text}"
+        for flag in FLAG.findall(rest):
+            commanded.add(flag)
+            assert flag in FLAGS[verb], f"{path}:{line}: {verb} has no {flag}: {text}"
+    for flag in set(FLAG.findall(text)) - commanded - OF_OTHERS:
+        verbs = [verb for verb in printed_by(path) if flag not in NOT_THERE.get(verb, ())]
+        if any(flag in FLAGS[verb] for verb in verbs):
+            lacking = [verb for verb in verbs if flag not in FLAGS[verb]]
+            if path.parts[0] == "data":
+                assert not lacking, f"{path}:{line}: {', '.join(lacking)} lack {flag}: {text}"
+            continue
+        assert any(flag in known for known in FLAGS.values()), f"{path}:{line}: no verb has {flag}: {text}"
+
+
+@pytest.mark.parametrize(
+    ("path", "line", "command"),
+    [
+        (path, line, match[0])
+        for path, line, text in MESSAGES
+        for match in COMMAND.finditer(text)
+        if ANY not in match[0] and not re.search(r"[A-Z]{3,}|\.\.\.", match[0])
+    ],
+)
+def test_a_command_without_gaps_parses_as_it_stands(path: Path, line: int, command: str) -> None:
+    words = shlex.split(command.split(". ")[0].rstrip(". "))[2:]
+    if words[0].startswith("-"):
+        return
+    tyro.cli(cli.verb_of(words[0])[0], args=words[1:])
