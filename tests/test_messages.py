@@ -1,6 +1,9 @@
 """Every command and option that a message names exists in the verb that prints it."""
 
 import ast
+import contextlib
+import dataclasses
+import io
 import re
 import shlex
 from collections.abc import Iterator
@@ -10,6 +13,8 @@ import pytest
 import tyro
 
 import cli
+from data.choices import Choices
+from data.layout import LAYOUTS
 
 ROOT = Path(cli.__file__).resolve().parent
 FOLDERS = ("data", "core", "models", "pages", "verbs")
@@ -60,8 +65,12 @@ def messages() -> Iterator[tuple[Path, int, str]]:
 
 
 def flags_of(verb: str) -> set[str]:
-    parser = tyro.extras.get_parser(cli.verb_of(verb)[0])
-    return {word for action in parser._actions for word in action.option_strings}
+    """The options that the help of a verb lists."""
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
+        tyro.cli(cli.verb_of(verb)[0], args=["--help"], prog=verb, console_outputs=True)
+    heads = [line.split("  ")[0] for line in re.findall(r"^(?:│ |  )(-.*)$", text.getvalue(), re.MULTILINE)]
+    return {flag for head in heads for flag in FLAG.findall(head)}
 
 
 FLAGS = {verb: flags_of(verb) for verb in cli.VERBS}
@@ -118,3 +127,19 @@ def test_a_command_without_gaps_parses_as_it_stands(path: Path, line: int, comma
     if words[0].startswith("-"):
         return
     tyro.cli(cli.verb_of(words[0])[0], args=words[1:])
+
+
+def test_the_page_on_data_names_every_layout_and_only_options_that_exist() -> None:
+    page = (ROOT / "docs" / "data.md").read_text()
+    assert (
+        set(FLAG.findall(page)) - {"--preprocessing.resample-masks"} <= FLAGS["check"] & FLAGS["prepare"] & FLAGS["fit"]
+    )
+    told = page.casefold()
+    for layout in ("table", "BIDS", "IXI", "BraTS", "nnU-Net", "WMH", "UPENN-GBM", "MSD"):
+        assert layout.casefold() in told
+    assert len(LAYOUTS) == 6, "a new layout belongs on docs/data.md"
+
+
+def test_every_choice_of_the_reader_is_a_flag_of_every_verb_that_reads() -> None:
+    for verb in SCANS:
+        assert {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(Choices)} <= FLAGS[verb]
