@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core.experiment import UNKNOWN, prepared_of
+from core.experiment import prepared_of
 from core.store import Run
 from core.training_view import in_words
 from data.cohort import ROLES
 from data.errors import IntegrityError
+from data.health import is_unknown
 from data.preprocessing import load_voxel_hash
 from data.reading import find_duplicates
 
@@ -57,7 +58,7 @@ def subject_row(run: Run, subject: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "subject": subject["subject_id"],
         "split": subject["role"],
-        "healthy": None if subject.get("health") == UNKNOWN else bool(subject["healthy"]),
+        "healthy": None if is_unknown(subject) else bool(subject["healthy"]),
         "on whose word": subject.get("health") or "",
         "site": subject.get("site"),
         "age": subject.get("age"),
@@ -144,7 +145,7 @@ def _scan_text(shape: Sequence[int], spacing_mm: Sequence[float]) -> str:
 
 def _counts(run: Run, role: str) -> dict[str, int]:
     there = [s for s in run.record["cohort"]["subjects"] if s["role"] == role]
-    unknown = sum(s.get("health") == UNKNOWN for s in there)
+    unknown = sum(is_unknown(s) for s in there)
     healthy = sum(bool(s["healthy"]) for s in there)
     return {
         "healthy": healthy,

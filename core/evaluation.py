@@ -16,7 +16,15 @@ from core.evaluated import EVALUATED, evaluation_name, looks_told
 from core.evaluated import read_levels as read_levels
 from core.evaluated import read_metrics as read_metrics
 from core.lesions import healthy_false_positives, lesion_report, summarise
-from core.metrics import SubjectScores, best_common_threshold, evaluate, healthy_rule, thresholds
+from core.metrics import (
+    SubjectScores,
+    ThresholdRule,
+    best_common_threshold,
+    evaluate,
+    healthy_rule,
+    thresholds,
+    validation_rule,
+)
 from core.packed import save_levels, score_levels
 from core.progress import Progress
 from core.provenance import reset_peak_memory
@@ -134,10 +142,12 @@ def evaluate_layer_set(
         cuts = [protocols.healthy, protocols.validation, protocols.oracle_set, protocols.oracle_pooled]
         values = [c.threshold for c in cuts if c is not None]
     else:
-        rule = healthy_rule(calibration, quantile=quantile, fp_ml_per_scan=fp_ml_per_scan)
-        figures = _without_lesions(test, asdict(rule))
-        values = [rule.threshold]
-    if scores.cut_on_labels:
+        free = healthy_rule(calibration, quantile=quantile, fp_ml_per_scan=fp_ml_per_scan) if calibration else None
+        rules = [rule for rule in (free, validation_rule(validation)) if rule is not None]
+        figures = _without_lesions(test, rules)
+        figures["validation_mean_dice"] = _validation_dice(validation)
+        values = [rule.threshold for rule in rules]
+    if scores.cut_on_labels and "healthy" in figures["protocols"]:
         row = figures["protocols"]["healthy"]
         row |= {"needs_labels": True, "rule": f"{row['rule']}, {BEHIND_LABELS}"}
         if row["threshold"] < SMALLEST:  # the quantile falls among the zeros outside the gate
@@ -148,28 +158,33 @@ def evaluate_layer_set(
     return {"figures": figures, "levels": score_levels(sample, values).tolist()}
 
 
-def _without_lesions(test: Sequence[SubjectScores], rule: Mapping[str, Any]) -> dict[str, Any]:
-    """Only healthy test scans: their false positives, and no Dice."""
-    ml = {s.subject_id: s.counts(rule["threshold"])[1] * s.voxel_ml for s in test if s.healthy}
+def _without_lesions(test: Sequence[SubjectScores], rules: Sequence[ThresholdRule]) -> dict[str, Any]:
+    """Only healthy test scans, or none: their false positives, and no Dice."""
     return {
         "n_lesion_subjects": 0,
-        "n_healthy_subjects": len(ml),
-        "protocols": {
-            "healthy": {
-                **rule,
-                "mean_dice": None,
-                "ci_low": None,
-                "ci_high": None,
-                "n": 0,
-                "pooled_dice": None,
-                "false_positive_ml_per_healthy_scan": float(np.mean(list(ml.values()))) if ml else None,
-                "false_positive_ml_by_healthy_scan": ml,
-                "subjects": [],
-            }
-        },
+        "n_healthy_subjects": sum(s.healthy for s in test),
+        "protocols": {rule.name: _alarms(test, rule) for rule in rules},
         "ceil_dice": None,
         "pooled": None,
         "per_subject_auprc": None,
+    }
+
+
+def _alarms(test: Sequence[SubjectScores], rule: ThresholdRule) -> dict[str, Any]:
+    marked = {s.subject_id: s.counts(rule.threshold)[1] * s.voxel_ml for s in test}
+    ml = {s.subject_id: marked[s.subject_id] for s in test if s.healthy}
+    unclear = {s.subject_id: marked[s.subject_id] for s in test if not s.healthy}
+    return {
+        **asdict(rule),
+        "mean_dice": None,
+        "ci_low": None,
+        "ci_high": None,
+        "n": 0,
+        "pooled_dice": None,
+        "false_positive_ml_per_healthy_scan": float(np.mean(list(ml.values()))) if ml else None,
+        "false_positive_ml_by_healthy_scan": ml,
+        **({"marked_ml_by_unclear_scan": unclear} if unclear else {}),
+        "subjects": [],
     }
 
 
@@ -288,11 +303,17 @@ def _require_scores(scores: RunScores) -> None:
     for role in ("calibration", "validation", "test"):
         for subject_id in scores.subjects(role):
             verify_stage(scores.run, stage_name("scores", subject_id))
-    if not scores.subjects("calibration"):
+    if not scores.subjects("calibration") and not any(_has_lesion(scores, role) for role in ("validation", "test")):
         raise BadInput(
-            f"Run {scores.run.run_id} has no calibration subjects, so there is no label-free threshold. "
-            "Give healthy subjects the role calibration."
+            f"Run {scores.run.run_id} has no calibration subjects and no lesion in validation or test: there is no "
+            "threshold to judge it at. Give healthy subjects the role calibration, and fit again."
         )
+
+
+def _has_lesion(scores: RunScores, role: str) -> bool:
+    """Whether a lesion of a subject of one split has a voxel on the working grid."""
+    found = (scores.prepared(subject_id).lesion for subject_id in scores.subjects(role))
+    return any(lesion is not None and lesion.voxels.any() for lesion in found)
 
 
 def _write(path: Path, metrics: Mapping[str, Any]) -> None:

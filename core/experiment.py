@@ -58,7 +58,7 @@ from data.choices import NOTHING, Choices
 from data.cohort import ROLES, SAY_HEALTH, Cohort, Split, Subject, check_healthy, split_by_roles
 from data.errors import BadInput, EnvironmentProblem, IntegrityError, Interrupted, together
 from data.files import committed_directory, is_committed, read_committed_json, sha256_file, write_json
-from data.health import grouped, health_summary
+from data.health import grouped, health_summary, health_text
 from data.layout import read_cohort
 from data.preprocessing import Prepared, PreparedCohort, Preprocessing, load_prepared, load_voxel_hash, prepare_cohort
 from data.ranges import check_range, refuse_out_of_range
@@ -73,8 +73,6 @@ from models.encoder import EncoderSettings, make_encoder
 CHUNK = 24
 """Subjects scored together where memory allows: more gain no speed."""
 
-UNKNOWN = "unknown"
-"""Health of a subject of whom nobody says."""
 SUBJECT_FILE = "subject.json"
 """Beside a scan's distances: one score of the whole scan per layer set, where the detector gives one."""
 
@@ -236,7 +234,10 @@ def fit(
     study = prepare(runs, source, progress)
     _tell_notes(study, progress)
     if not study.split.calibration:
-        progress.say("note: no calibration subject, so this run cannot be evaluated: no label-free threshold.")
+        progress.say(
+            "note: no calibration subject, so this run gets no label-free threshold: it is judged at the thresholds of "
+            "validation labels and of oracles alone. Give healthy subjects the role calibration for one."
+        )
     parents: dict[str, str] = {}
     if encoder_run is not None:
         detector, parents = _with_encoder(detector, encoder_run, study)
@@ -640,7 +641,7 @@ def _cohort_record(study: Study) -> dict[str, Any]:
         {
             "subject_id": s.subject_id,
             "healthy": bool(s.healthy),
-            "health": UNKNOWN if s.healthy is None else s.health_from,
+            "health": health_text(s.healthy, s.health_from),
             "site": s.site,
             "age": s.age,
             "sex": s.sex,

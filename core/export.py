@@ -42,7 +42,7 @@ def export_maps(
     voxels = sum(native_voxels(scores, subject_id) for subject_id in subjects)
     require_room(directory, voxels * (4 if figures is None else 5), f"Exporting {len(subjects)} scans", at_most=True)
     scale = _display_scale(scores, layer_set) if display else None
-    threshold = figures["protocols"]["healthy"]["threshold"] if figures is not None else None
+    threshold = figures["protocols"].get("healthy", {}).get("threshold") if figures is not None else None
 
     called = veil_of(run).called if share else folder_name
 

@@ -133,6 +133,11 @@ def gate_threshold(gate: Part, cut: Cut = "validation") -> tuple[float, str, str
     """
     protocols = gate.metrics["sets"][set_id(gate.layers)]["working"]["protocols"]
     source = cut if cut in protocols else "healthy"
+    if source not in protocols:
+        raise BadInput(
+            f"The gate has no threshold {cut!r}: its run has no calibration subjects"
+            + (". Say --cut validation." if "validation" in protocols else " and no labelled validation subjects.")
+        )
     chosen = protocols[source]
     value = float(chosen["threshold"])
     if source == "validation":
@@ -142,7 +147,10 @@ def gate_threshold(gate: Part, cut: Cut = "validation") -> tuple[float, str, str
 
 def _same_rule(run: Run, quantile: float, fp_ml: float | None) -> bool:
     metrics = read_metrics(run)
-    stored = str(metrics["sets"][metrics["headline"]]["working"]["protocols"]["healthy"]["rule"])
+    protocols = metrics["sets"][metrics["headline"]]["working"]["protocols"]
+    if "healthy" not in protocols:
+        return True
+    stored = str(protocols["healthy"]["rule"])
     told = f"quantile {quantile:g} of" if fp_ml is None else f"at most {fp_ml:g} mL above"
     return stored.startswith(told) and (BEHIND_LABELS in stored) == open_scores(run).cut_on_labels
 

@@ -4,7 +4,7 @@ This module sees lesion labels. Voxels outside the scored brain are left out of 
 there count as missed in every Dice. Healthy scans have no Dice; they have false positives.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -86,9 +86,9 @@ class ThresholdRule:
 
 @dataclass(frozen=True)
 class ThresholdProtocols:
-    """One threshold per rule; `validation` is None without labelled validation subjects."""
+    """One threshold per rule; `healthy` is None without calibration subjects, `validation` without labelled ones."""
 
-    healthy: ThresholdRule
+    healthy: ThresholdRule | None
     validation: ThresholdRule | None
     oracle_set: ThresholdRule
     oracle_pooled: ThresholdRule
@@ -222,23 +222,15 @@ def thresholds(
     fp_ml_per_scan: float | None = None,
 ) -> ThresholdProtocols:
     """A threshold by every rule. `healthy` sees calibration scores only, `validation` validation labels only."""
+    chosen = validation_rule(validation)
     within_reach = any(len(s.anomalous) for s in test)
     oracle = best_common_threshold(test)[0] if within_reach else _above_all(test)
     pooled_oracle = best_common_threshold(test, pooled=True)[0] if within_reach else oracle
     nothing = (
         "" if within_reach else "; no lesion voxel is scored, so any has Dice 0, and this one calls nothing lesion"
     )
-    chosen = None
-    if any(len(s.anomalous) for s in validation):
-        chosen = ThresholdRule(
-            "validation",
-            best_common_threshold(validation)[0],
-            "highest mean Dice over labelled validation subjects",
-            needs_labels=True,
-            oracle=False,
-        )
     return ThresholdProtocols(
-        healthy_rule(calibration, quantile=quantile, fp_ml_per_scan=fp_ml_per_scan),
+        healthy_rule(calibration, quantile=quantile, fp_ml_per_scan=fp_ml_per_scan) if calibration else None,
         chosen,
         ThresholdRule(
             "oracle_set",
@@ -261,6 +253,26 @@ def _above_all(subjects: Sequence[SubjectScores]) -> float:
     """The least threshold that no normal voxel reaches."""
     highest = max((float(s.normal.max()) for s in subjects if len(s.normal)), default=0.0)
     return float(np.nextafter(np.float32(highest), np.float32(np.inf)))
+
+
+def validation_rule(validation: Sequence[SubjectScores]) -> ThresholdRule | None:
+    """The threshold with the best mean Dice on labelled validation subjects; None without a scored lesion voxel."""
+    if not any(len(s.anomalous) for s in validation):
+        return None
+    value, rule = best_common_threshold(validation)[0], "highest mean Dice over labelled validation subjects"
+    return ThresholdRule("validation", value, rule, needs_labels=True, oracle=False)
+
+
+def first_protocol(protocols: Mapping[str, Any]) -> str:
+    """The protocol to tell of first: the label-free one, which a run without calibration scans lacks, then the next."""
+    return next(name for name in ("healthy", "validation", "oracle_set") if name in protocols)
+
+
+def judged(figures: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What figures say under their first protocol, whose rows name every test subject that is judged."""
+    protocols: Mapping[str, Any] = figures["protocols"]
+    found: Mapping[str, Any] = protocols[first_protocol(protocols)]
+    return found
 
 
 def healthy_rule(

@@ -15,6 +15,7 @@ from jaxtyping import Float64
 from scipy.stats import rankdata
 
 from core.evaluation import read_metrics
+from core.metrics import judged
 from core.pooled_counts import pooled_counts
 from core.run_scores import set_id
 from core.store import Run
@@ -161,7 +162,7 @@ class _Judge:
         native = metrics["sets"][metrics["headline"]]["native"]
         if not native["n_lesion_subjects"]:
             raise BadInput("No test subject has a lesion: encoders cannot be compared. Add labelled test subjects.")
-        self.subjects = sorted(row["subject_id"] for row in native["protocols"]["healthy"]["subjects"])
+        self.subjects = sorted(row["subject_id"] for row in judged(native)["subjects"])
         self.n_healthy = int(native["n_healthy_subjects"])
         self.quantile = float(metrics["quantile"])
         self.resamples = Resamples(len(self.subjects))

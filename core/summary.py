@@ -25,6 +25,7 @@ from core.store import (
 from core.versions import version_notes
 from data.errors import BadInput, IntegrityError
 from data.files import read_manifest
+from data.health import is_unknown
 
 HEADLINE = "headline.json"
 """Beside the metrics, which are a thousand times as long: what a list of runs tells of them."""
@@ -75,7 +76,7 @@ def _with_numbers(run: Run, identity: Mapping[str, Any]) -> dict[str, Any]:
             f"The evaluation of run {run.run_id} cannot be read: it was damaged or edited ({problem!r}). "
             f"Make it again: python cli.py evaluate {run.as_argument}"
         ) from problem
-    if wrong := _no_numbers(numbers):
+    if wrong := _no_numbers(numbers, calibrated=bool(identity["split"].get("calibration"))):
         raise IntegrityError(
             f"The evaluation of run {run.run_id} was edited: {', '.join(wrong[:3])} is no number. "
             f"Make it again: python cli.py evaluate {run.as_argument}"
@@ -165,14 +166,14 @@ def _maker(present: Mapping[str, str]) -> str:
     return fingerprint([hashlib.sha256(Path(__file__).read_bytes()).hexdigest(), present])
 
 
-def _no_numbers(numbers: Mapping[str, Any]) -> list[str]:
+def _no_numbers(numbers: Mapping[str, Any], *, calibrated: bool) -> list[str]:
     """Which of a row's figures are neither a finite number nor absent."""
     figures = {name: numbers[name] for name in ("ceil_dice", "auprc", "prevalence", "auroc", "validation_mean_dice")}
     figures |= {name: numbers[name] for name in ("n_lesion_subjects", "n_healthy_subjects")}
     for protocol, dice in numbers["dice"].items():
         figures |= {f"Dice, {protocol}, {name}": dice[name] for name in ("mean", "low", "high", "n", "threshold")}
     figures |= {f"false positives, {protocol}": ml for protocol, ml in numbers["healthy_fp_ml"].items()}
-    figures["Dice, healthy"] = None if "healthy" in numbers["dice"] else "missing"
+    figures["Dice, healthy"] = None if "healthy" in numbers["dice"] or not calibrated else "missing"
     return [name for name, value in figures.items() if not _is_number(value)]
 
 
@@ -250,6 +251,50 @@ def _numbers(run: Run) -> dict[str, Any]:
     stage_file(run, "evaluation", "metrics.json")
     numbers: dict[str, Any] = stage_json(run, "evaluation", HEADLINE)
     return numbers
+
+
+def evaluation_words(run: Run, metrics: Mapping[str, Any]) -> list[str]:
+    """What a table of an evaluation cannot show: why there is no Dice, and what can be said all the same."""
+    figures = metrics["sets"][metrics["headline"]]["native"]
+    split, subjects = run.record["split"], run.record["cohort"].get("subjects", [])
+    told = []
+    if not split.get("calibration"):
+        told.append("No scan calibrates this run, so it has no label-free threshold: give healthy subjects that role.")
+    if not figures["n_lesion_subjects"]:
+        n = len(split.get("test", []))
+        told.append(
+            f"None of its {n} test scans has a lesion, so there is no Dice to tell."
+            if n
+            else "No subject is in its test split, so nothing is known of new scans."
+        )
+        for name in ("healthy", "validation"):
+            ml = figures["protocols"].get(name, {}).get("false_positive_ml_per_healthy_scan")
+            if ml is not None:
+                told.append(
+                    f"At the {name} threshold a healthy test scan gets {ml:.2f} mL of false positives "
+                    f"(mean of {figures['n_healthy_subjects']})."
+                )
+        if figures.get("validation_mean_dice") is not None:
+            told.append(
+                f"On the validation scans, on whose labels the threshold was chosen, the mean Dice is "
+                f"{figures['validation_mean_dice']:.3f}: no result."
+            )
+    unknown = [s["subject_id"] for s in subjects if is_unknown(s) and s["role"] == "test"]
+    if unknown:
+        told.append(
+            f"{len(unknown)} test scan(s) of unknown health ({', '.join(unknown[:5])}): neither Dice nor false "
+            f"positives are told of them.{_marked(figures)}"
+        )
+    return told
+
+
+def _marked(figures: Mapping[str, Any]) -> str:
+    """How much is marked on scans that are neither healthy nor with a lesion, where that was kept."""
+    for name, protocol in figures["protocols"].items():
+        if ml := protocol.get("marked_ml_by_unclear_scan"):
+            mean = sum(ml.values()) / len(ml)
+            return f" At the {name} threshold {mean:.2f} mL are marked on such a scan; whether falsely, nobody says."
+    return ""
 
 
 def headline_of(metrics: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ Nothing is guessed: who is not called healthy, and has no sign of illness either
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from data.choices import Choices
 
@@ -195,6 +196,9 @@ MASK_WORDS = re.compile(
 _SEPARATORS = re.compile(r"[^a-z0-9]+")
 
 
+_UNKNOWN = "unknown: "
+
+
 @dataclass(frozen=True)
 class Health:
     """What is known of a person's health."""
@@ -203,6 +207,16 @@ class Health:
     """None when nobody says."""
     word: str
     """Whose word it is, or why it is unknown."""
+
+
+def health_text(healthy: bool | None, word: str) -> str:
+    """What a record keeps of a person's health: on whose word, or why it is unknown."""
+    return f"{_UNKNOWN}{word or 'nobody says'}" if healthy is None else word
+
+
+def is_unknown(subject: Mapping[str, Any]) -> bool:
+    """Whether the record of a subject says that nobody knows its health."""
+    return str(subject.get("health") or "").startswith(_UNKNOWN)
 
 
 def plain_word(text: str) -> str:

@@ -14,7 +14,7 @@ from core.figures import BEHIND_GATE, LABEL_FREE
 from core.metrics import SubjectScores
 from core.run_scores import RunScores, open_scores
 from core.store import Run, open_run
-from core.summary import layer_table, leading, run_rows, run_summary
+from core.summary import evaluation_words, layer_table, leading, run_rows, run_summary
 from core.versions import noted, notes_by_text
 from data.errors import BadInput, EnvironmentProblem, IntegrityError
 from pages._text import plain, prose
@@ -137,6 +137,12 @@ def pick_layers(scores: RunScores, headline: str) -> tuple[str, ...]:
 def pick_protocol(protocols: Mapping[str, Any]) -> str:
     """From which scans the deployed threshold comes: those protocols of an evaluation that can be deployed."""
     options = [name for name in ("healthy", "validation") if name in protocols]
+    if not options:
+        st.info(
+            "This run has no threshold to deploy: no scan calibrates it, and no labelled one validates it. "
+            "Its oracles stand on the Overview and Slices pages. Give healthy subjects the role calibration."
+        )
+        st.stop()
     [wanted] = _wanted("protocol", options, options[:1], "threshold")[:1]
     chosen = st.sidebar.segmented_control(
         "Threshold from",
@@ -159,7 +165,10 @@ def metrics_or_stop(run: Run) -> dict[str, Any]:
     try:
         content = content_of(run)
         _check_summary(run.run_id, content)
-        return metrics_of(run.run_id, content)
+        metrics = metrics_of(run.run_id, content)
+        for sentence in evaluation_words(run, metrics):
+            st.info(plain(sentence), icon=":material/info:")
+        return metrics
     except BadInput as nothing:
         st.info(plain(nothing))
     except IntegrityError as problem:

@@ -8,6 +8,7 @@ import streamlit as st
 
 from core.diagnosis.categories import CATEGORIES, CODES, HIT
 from core.evaluation import read_levels
+from core.metrics import judged
 from core.packed import DEPLOYED, volume_content
 from core.run_scores import RunScores, set_id
 from core.store import Run
@@ -23,8 +24,9 @@ PLANES = ("axial", "coronal", "sagittal")
 def subject_order(scores: RunScores, metrics: Mapping[str, Any]) -> tuple[list[str], dict[str, str]]:
     """Test subjects with the lowest Dice first, then healthy test scans, then validation; and their labels."""
     figures = metrics["sets"][metrics["headline"]]["native"]
-    rows = {row["subject_id"]: row for row in figures["protocols"]["healthy"]["subjects"]}
-    alarms = figures["protocols"]["healthy"]["false_positive_ml_by_healthy_scan"]
+    told = judged(figures)
+    rows = {row["subject_id"]: row for row in told["subjects"]}
+    alarms = told["false_positive_ml_by_healthy_scan"]
     ill = sorted(rows, key=lambda i: rows[i]["dice"])
     healthy = sorted(alarms, key=lambda i: -alarms[i])
     labels = {i: f"{i} · Dice {rows[i]['dice']:.2f} · {rows[i]['lesion_ml']:.1f} mL" for i in ill}
@@ -41,7 +43,8 @@ def opening_subject(metrics: Mapping[str, Any]) -> str | None:
     subjects have no Dice; None when there is no other.
     """
     figures = metrics["sets"][metrics["headline"]]["native"]
-    rows = sorted(figures["protocols"]["healthy"]["subjects"], key=lambda row: (row["dice"], row["subject_id"]))
+    told = judged(figures)["subjects"]
+    rows = sorted(told, key=lambda row: (row["dice"], row["subject_id"]))
     low = sorted(rows[: (len(rows) + 1) // 2], key=lambda row: (row["lesion_ml"], row["subject_id"]))
     return str(low[len(low) // 2]["subject_id"]) if low else None
 

@@ -16,11 +16,12 @@ from core.cohort_view import (
 )
 from core.commands import in_shell, prepare_argv
 from core.content import scans_content, subject_content
-from core.experiment import UNKNOWN, cache_directory, prepared_of
+from core.experiment import cache_directory, prepared_of
 from core.store import Run, open_run
 from core.thumbnails import data_uri, montage
 from data.cohort import ROLES
 from data.errors import BadInput, IntegrityError
+from data.health import is_unknown
 from pages._check import check_form
 from pages._shared import pick_run, runs_directory
 from pages._text import cells, code, plain
@@ -57,7 +58,7 @@ def show_head(run: Run) -> None:
     cohort = run.record["cohort"]
     subjects = cohort["subjects"]
     healthy = sum(bool(s["healthy"]) for s in subjects)
-    unknown = sum(s.get("health") == UNKNOWN for s in subjects)
+    unknown = sum(is_unknown(s) for s in subjects)
     st.subheader("Cohort" if cohort["name"] == "cohort" else f"Cohort {plain(cohort['name'])}", anchor=False)
     columns = st.columns(4)
     columns[0].metric("Subjects used", f"{len(subjects)} of {cohort['n_total']:d}")
@@ -173,7 +174,7 @@ def show_pictures(run: Run, roles: list[str]) -> None:
         lesion = row.get("lesion mL")
         known = (
             "health unknown"
-            if subject.get("health") == UNKNOWN
+            if is_unknown(subject)
             else "healthy"
             if subject["healthy"]
             else "no lesion mask"

@@ -23,7 +23,7 @@ name = set_id(layers)
 protocols = metrics["sets"][name]["working"]["protocols"]
 protocol = pick_protocol(protocols)
 
-if not protocols["healthy"]["subjects"]:
+if not protocols[protocol]["subjects"]:
     st.info("No test subject of this run has a lesion: there is no Dice to explain yet. What can be known now:")
     show_limits(run, limits_of(run, name), name)
     st.stop()

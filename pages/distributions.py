@@ -13,7 +13,7 @@ from core.distributions import (
     two_density_confusion,
 )
 from core.figures import HEALTHY, ORACLE, VALIDATION, dice_over_prevalence, score_densities
-from core.metrics import SubjectScores, all_positive_dice, dice_from_rates, fpr_for_dice_half
+from core.metrics import SubjectScores, all_positive_dice, dice_from_rates, first_protocol, fpr_for_dice_half, judged
 from core.run_scores import set_id
 from core.store import Run
 from pages._shared import (
@@ -37,7 +37,7 @@ metrics = metrics_or_stop(run)
 scores = scores_of(run)
 layers = pick_layers(scores, metrics["headline"])
 figures = metrics["sets"][set_id(layers)]["working"]
-lesioned = [row["subject_id"] for row in figures["protocols"]["healthy"]["subjects"]]
+lesioned = [row["subject_id"] for row in judged(figures)["subjects"]]
 
 if not lesioned:
     st.info("No test subject of this run has a lesion: there is no anomalous distribution. Add labelled test scans.")
@@ -94,7 +94,7 @@ def threshold_section(run: Run, subjects: list[SubjectScores]) -> None:
     bins = score_bins(subjects, logarithmic=across == "log")
     protocols = {k: figures["protocols"][k] for k in COLOURS if k in figures["protocols"]}
     low, high = float(bins.edges[0]), float(bins.edges[-1])
-    start = min(max(protocols["healthy"]["threshold"], low), high)
+    start = min(max(protocols[first_protocol(protocols)]["threshold"], low), high)
     threshold = st.slider(
         f"Threshold ({plain(scores.unit)})",
         low,
@@ -188,7 +188,7 @@ st.markdown(
     + (" The ratio rises with the score: no prior can do more than move one threshold." if densities.monotone else "")
 )
 show_counts(decided)
-reference = figures["protocols"].get("validation") or figures["protocols"]["healthy"]
+reference = figures["protocols"].get("validation") or judged(figures)
 st.caption(
     f"Beside it, one threshold from validation: mean Dice over all test subjects "
     f"{dice_text({'mean': reference['mean_dice'], 'low': reference['ci_low'], 'high': reference['ci_high']})}. "

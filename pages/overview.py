@@ -6,6 +6,7 @@ from typing import Any
 import streamlit as st
 
 from core.figures import protocol_dots
+from core.metrics import first_protocol
 from core.store import open_run
 from core.subject_level import subject_level_text
 from core.summary import leading, of_comparison
@@ -101,13 +102,13 @@ for row in evaluated:
     groups.setdefault((str(row["cohort"]), str(row["fingerprint"])), []).append(row)
 for (cohort, _), members in groups.items():
     best = leading(members)
-    found = best["dice"].get("validation") or best["dice"]["healthy"]
+    rule = "validation" if best["dice"].get("validation") else first_protocol(best["dice"])
+    found = best["dice"][rule]
     oracle = best["dice"].get("oracle_subject")
     st.subheader(f"Cohort {plain(cohort)}")
     left, middle, right, last = st.columns(4)
-    rule = "validation" if best["dice"].get("validation") else "healthy"
     left.metric(
-        f"Dice, {rule} threshold",
+        f"Dice, {rule.removesuffix('_set')} threshold",
         dice_text(found).split(" ")[0],
         help=f"Test Dice of {plain(best['name'])}, the run that does best on validation: {dice_text(found)}.",
     )

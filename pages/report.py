@@ -5,6 +5,7 @@ import streamlit as st
 from core.commands import in_shell
 from core.content import whole_content
 from core.diagnosis.diagnose import stored_diagnosis
+from core.metrics import first_protocol
 from core.report import framed, report_html
 from core.run_scores import set_id
 from core.store import Run, open_run
@@ -51,7 +52,7 @@ share = st.sidebar.toggle(
     help="Subjects by pseudonyms, sites by letters, ages in steps of five years; no path, machine or person.",
 )
 document, diagnosed = report_of(run, layers, protocol, share)
-if not diagnosed and protocols["healthy"]["subjects"]:
+if not diagnosed and protocols[first_protocol(protocols)]["subjects"]:
     st.info(
         f"Layer set {plain(layers)} is not diagnosed at this threshold, so the report tells of the headline's results "
         "only: no ladder, no error map, no causes.",

@@ -3,6 +3,7 @@
 import streamlit as st
 
 from core.detectors import PatchCore
+from core.metrics import first_protocol
 from core.neighbours import start_voxel
 from core.run_scores import set_id
 from pages._neighbours import show_neighbours
@@ -51,10 +52,11 @@ if rows:
     st.markdown("Exact Dice of this subject on the working grid: " + " · ".join(numbers))
 elif scores.is_healthy(subject_id):
     st.markdown("This scan is healthy: Dice is undefined, and every segmented voxel is a false positive.")
+first = first_protocol(figures["protocols"])
 st.caption(
     f"{f'Layer set {plain(name)}. ' if len(scores.layers) > 1 else ''}All test subjects at the threshold from "
-    f"{plain(protocol_label('healthy', figures['protocols']['healthy']))}, working grid: mean Dice "
-    f"{protocol_text(figures['protocols']['healthy'])}. How to read it: drag the threshold and watch where false "
+    f"{plain(protocol_label(first, figures['protocols'][first]))}, working grid: mean Dice "
+    f"{protocol_text(figures['protocols'][first])}. How to read it: drag the threshold and watch where false "
     "positives appear first. Edges of the brain and ventricles speak of alignment, whole slices of intensity, "
     "scattered dots of noise."
     + (" Read-outs of single layers do not add up to a joint one: each has its own nearest patch." if banked else "")

@@ -9,7 +9,7 @@ from rich.table import Table
 from core.evaluated import read_metrics
 from core.progress import open_progress
 from core.store import open_run, runs_flag, stage_done
-from core.summary import layer_table
+from core.summary import evaluation_words, layer_table
 from data.errors import IntegrityError
 from verbs.runs import print_runs
 from verbs.shared import (
@@ -111,6 +111,8 @@ def _evaluate(arguments: EvaluateVerb) -> int:
         print_json(metrics)
     else:
         print_runs(arguments.runs, [run.run_id])
+        for sentence in evaluation_words(run, metrics):
+            print(sentence)
     return EXIT_OK
 
 

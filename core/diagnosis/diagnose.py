@@ -22,6 +22,7 @@ from core.diagnosis.subject_facts import SubjectFacts, subject_facts
 from core.diagnosis.verdict import verdict
 from core.diagnosis.whatif import stored_what_ifs
 from core.evaluation import evaluate_layer_set, read_metrics
+from core.metrics import judged
 from core.progress import Progress
 from core.run_scores import RunScores, open_scores, set_id
 from core.store import (
@@ -146,8 +147,12 @@ def _check(scores: RunScores, figures: Mapping[str, Any], native: Mapping[str, A
         )
     if protocol not in native["protocols"] or protocol not in ("healthy", "validation"):
         raise BadInput(
-            f"There is no deployable threshold {protocol!r} in run {scores.run.run_id}. Allowed: healthy"
-            + (", validation." if "validation" in native["protocols"] else " (validation needs labelled subjects).")
+            f"There is no deployable threshold {protocol!r} in run {scores.run.run_id}. "
+            + (
+                f"Say --protocol {' or '.join(there)}."
+                if (there := [name for name in ("healthy", "validation") if name in native["protocols"]])
+                else "It needs calibration subjects (healthy), or labelled validation subjects (validation)."
+            )
         )
 
 
@@ -163,7 +168,7 @@ def _subjects(
 ) -> list[dict[str, Any]]:
     by_id = {s["subject_id"]: s for s in scores.run.record["cohort"]["subjects"]}
     ladders = {s["subject_id"]: s for s in steps}
-    volumes = {row["subject_id"]: row["lesion_ml"] for row in native["protocols"]["healthy"]["subjects"]}
+    volumes = {row["subject_id"]: row["lesion_ml"] for row in judged(native)["subjects"]}
     return [
         {
             "subject_id": found["subject_id"],

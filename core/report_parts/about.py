@@ -120,7 +120,7 @@ def notes(source: Source) -> Html:
         told.append(f"Layer set {source.layer_set} was evaluated on the working grid only, not in native space.")
     told += [
         f"Headline layer set: {source.metrics['headline_rule']}.",
-        f"Label-free threshold: {source.metrics['sets'][source.layer_set]['working']['protocols']['healthy']['rule']}.",
+        f"Label-free threshold: {_free_rule(source)}.",
         "Test labels chose nothing but what is called oracle.",
         "AUPRC depends on the prevalence: never compare it, or Dice, with another cohort's.",
     ]
@@ -278,3 +278,8 @@ def _ages(members: Sequence[Mapping[str, Any]], source: Source) -> str:
 def _sexes(members: Sequence[Mapping[str, Any]]) -> str:
     counts = Counter(str(s["sex"]) for s in members if s.get("sex"))
     return ", ".join(f"{n} {sex}" for sex, n in sorted(counts.items())) or NOTHING
+
+
+def _free_rule(source: Source) -> str:
+    protocols = source.metrics["sets"][source.layer_set]["working"]["protocols"]
+    return str(protocols["healthy"]["rule"]) if "healthy" in protocols else "none, since no scan calibrates it"

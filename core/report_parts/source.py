@@ -6,6 +6,7 @@ from pathlib import PurePath
 from typing import Any
 
 from core.evaluated import looks_at_test, read_metrics
+from core.metrics import first_protocol
 from core.sharing import LEFT_OUT, Veil, veil_of
 from core.store import Run
 from core.summary import cohort_title
@@ -45,7 +46,7 @@ class Source:
     @property
     def protocol(self) -> str:
         """The deployed threshold protocol: the diagnosed one, else the label-free one."""
-        return str(self.diagnosis["protocol"] if self.diagnosis else "healthy")
+        return str(self.diagnosis["protocol"] if self.diagnosis else first_protocol(self.figures["protocols"]))
 
     @property
     def deployed(self) -> Mapping[str, Any]:
