@@ -19,7 +19,7 @@ from core.progress import Progress
 from core.recipes import as_json
 from core.simclr import SimclrSettings, check_settings
 from core.simclr.settings import Kind
-from core.store import Run, open_run, stage_done
+from core.store import Run, open_run, runs_flag, stage_done
 from core.views import VIEW_SETS, ViewSettings
 from core.visibility.runs import stored_visibility, visibility_of_run
 from data.errors import FORESEEN, BadInput, IntegrityError
@@ -151,7 +151,7 @@ def read_comparison(runs: Path, name: str) -> dict[str, Any]:
     if name not in names:
         raise BadInput(
             f"No comparison {name!r} in {runs}. There are: {', '.join(names) or 'none yet'}. "
-            "Make one: python cli.py compare-pretraining COHORT"
+            f"Make one: python cli.py compare-pretraining COHORT{runs_flag(runs)}"
         )
     found: dict[str, Any] = read_committed_json(runs / FOLDER / name, FILE, _about(name))
     for row in (row for row in found["rows"] if row["contrastive"] is not None):

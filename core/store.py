@@ -279,7 +279,7 @@ def open_run(runs: Path, which: str, kind: str | None = None) -> Run:
     """
     names = run_names(runs)
     if not names:
-        raise BadInput(f"No runs in {_shown(runs)} yet. Make one: python cli.py demo")
+        raise BadInput(f"No runs in {_shown(runs)} yet. Make one: python cli.py demo{runs_flag(runs)}")
     if which == "latest":
         found, problems = list_heads(runs)
         fitting = [head.run_id for head in found if kind in (None, head.kind)]
@@ -686,7 +686,8 @@ def _read_record(directory: Path) -> dict[str, Any]:
         record = parsed_json(text, path)
     except FileNotFoundError:
         reason = "has no run.json: it is not a run" if directory.is_dir() else "is not there: it was deleted or renamed"
-        raise BadInput(f"{directory} {reason}. List the runs: python cli.py runs") from None
+        again = f"python cli.py runs{runs_flag(directory.parent)}"
+        raise BadInput(f"{directory} {reason}. List the runs: {again}") from None
     except OSError as error:
         raise IntegrityError(f"{path} cannot be read: {error.strerror or error}. {_remedy(path)}") from error
     except IntegrityError as error:

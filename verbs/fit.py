@@ -1,6 +1,7 @@
 """An encoder or a detector, trained from the terminal."""
 
 import dataclasses
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -140,7 +141,8 @@ def _pretrain(arguments: PretrainVerb) -> int:
         name=arguments.name,
         run_id=arguments.run_id,
     )
-    return report(run, arguments.json, f"Fit a detector on it: python cli.py fit COHORT --encoder {run.run_id}")
+    cohort = shlex.quote(str(arguments.cohort))
+    return report(run, arguments.json, f"Fit a detector on it: python cli.py fit {cohort} --encoder {run.as_argument}")
 
 
 def _fit(arguments: FitVerb) -> int:

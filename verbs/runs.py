@@ -50,7 +50,7 @@ def _runs(arguments: RunsVerb) -> int:
     if arguments.json:
         print_json(rows)
     elif not rows:
-        print(f"No runs in {arguments.runs} yet. Make one: python cli.py demo")
+        print(f"No runs in {arguments.runs} yet. Make one: python cli.py demo{runs_flag(arguments.runs)}")
     else:
         shown = rows[:NEWEST] if sys.stdout.isatty() and not arguments.all else rows
         _print_rows(shown)

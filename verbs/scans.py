@@ -1,6 +1,7 @@
 """Scans from the terminal: read, prepared, planted into."""
 
 import dataclasses
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -181,7 +182,8 @@ def _plant(arguments: PlantVerb) -> int:
         resample_masks=arguments.preprocessing.resample_masks,
     )
     planted = len(read_cohort(table, "table").subjects)
-    print(f"Planted {planted} of {len(cohort.subjects)} scans: {table}. Check it: python cli.py check {table}")
+    check = f"python cli.py check {shlex.quote(str(table))}"
+    print(f"Planted {planted} of {len(cohort.subjects)} scans: {table}. Check it: {check}")
     return EXIT_OK
 
 
