@@ -32,6 +32,8 @@ class Choices:
     """Which of two orientations in a header is right, where they disagree."""
     mask_cut: float | None = None
     """From which probability on a voxel belongs to a mask that holds probabilities, above 0 and up to 1."""
+    keep: tuple[str, ...] = ()
+    """Subjects to use although their scan looks like something else: upside down, no T1, an outlier, a duplicate."""
     follow_symlinks: bool = False
     """Follow links that lead out of the data set."""
 

@@ -45,6 +45,8 @@ class Subject:
     """Contrasts that are one volume of a 4-D file: which, counted from 0."""
     header_form: str = ""
     """Which orientation of the headers is right where two disagree: sform or qform."""
+    kept: bool = False
+    """Whether it is used although its scan looks like something else, by the user's word."""
     mask_cut: float | None = None
     """From which probability on a voxel belongs to a mask of probabilities."""
 

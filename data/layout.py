@@ -59,6 +59,12 @@ def read_cohort(path: Path, layout: str = "auto", choices: Choices = NOTHING) ->
         )
     cohort = LAYOUTS[layout].read(path, choices)
     cohort = replace(cohort, subjects=tuple(_with_choices(s, choices) for s in cohort.subjects))
+    strange = sorted(set(choices.keep) - {s.subject_id for s in cohort.subjects})
+    if strange:
+        raise BadDataset(
+            "E-DATA-KEEP", path, f"has no subject {', '.join(map(repr, strange[:3]))}, which --keep names.",
+            "Name subjects as check does.",
+        )  # fmt: skip
     return _with_note_on_ids(cohort)
 
 
@@ -77,6 +83,8 @@ def _with_choices(subject: Subject, choices: Choices) -> Subject:
         said["volumes"] = dict.fromkeys(subject.scans, choices.volume)
     if choices.header_form:
         said["header_form"] = choices.header_form
+    if subject.subject_id in choices.keep:
+        said["kept"] = True
     if choices.mask_cut is not None:
         said["mask_cut"] = choices.mask_cut
     return replace(subject, **said) if said else subject  # type: ignore[arg-type]

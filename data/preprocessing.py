@@ -116,6 +116,19 @@ class PreparedCohort:
         wanted = self.keys if subject_ids is None else [i for i in subject_ids if i in self.keys]
         return {i: tuple(read_committed_json(self.cache / self.keys[i], "record.json")["notes"]) for i in wanted}
 
+    def without(self, aside: Mapping[str, SetAside]) -> "PreparedCohort":
+        """The same with some subjects set aside."""
+        order = [s.subject_id for s in self.cohort.subjects]
+        everyone = {one.subject_id: one for one in self.set_aside} | dict(aside)
+        return PreparedCohort(
+            self.cohort,
+            self.settings,
+            self.cache,
+            MappingProxyType({i: key for i, key in self.keys.items() if i not in aside}),
+            MappingProxyType({i: found for i, found in self.voxel_hashes.items() if i not in aside}),
+            tuple(everyone[i] for i in order if i in everyone),
+        )
+
     def load(self, subject_id: str) -> Prepared:
         """The prepared subject, read from the cache. BadInput when it was set aside or never was there."""
         if subject_id in self.keys:

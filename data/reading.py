@@ -107,6 +107,8 @@ def read_subject(subject: Subject, contrasts: tuple[str, ...], *, resample_masks
     """
     scans = _read_contrasts(subject, contrasts)
     grid = scans[0].grid
+    for name, scan in zip(contrasts, scans, strict=True):
+        _refuse_ct(subject, name, scan)
     notes = [f"{name}: {note}" for name, scan in zip(contrasts, scans, strict=True) for note in scan.notes]
     hashes = {f"scan {name}": scan.sha256 for name, scan in zip(contrasts, scans, strict=True)}
     brain = _brain(subject, scans[0], contrasts[0], resample_masks, notes, hashes)
@@ -207,6 +209,22 @@ def _read_contrast(subject: Subject, name: str) -> Scan:
     if index is not None and volumes_of(path) == 1:
         index = None  # what is said of 4-D scans does not concern it
     return read_scan(path, volume_index=index, header_form=subject.header_form)
+
+
+def _refuse_ct(subject: Subject, name: str, scan: Scan) -> None:
+    """Hounsfield units: air at -1000, and nothing that is soft above a few hundred."""
+    step = max(1, scan.voxels.size >> 18)
+    values = scan.voxels.ravel(order="K")[::step]
+    values = values[np.isfinite(values)]
+    tissue = values[values > -500]
+    if subject.kept or tissue.size < 0.02 * values.size or values.min() > -900:
+        return
+    if float(np.median(values)) < -900 and 0 <= float(np.median(tissue)) <= 150 and values.min() >= -3100:
+        raise BadScan(
+            "E-REF-CT", subject.scans[name], f"looks like a CT and no {name} (air at {values.min():g}, tissue around "
+            f"{float(np.median(tissue)):.0f}: Hounsfield units).",
+            f"Take it out, or say --keep {subject.subject_id} if it is what you want.",
+        )  # fmt: skip
 
 
 def _on_grid(scan: Scan, grid: Grid, name: str, notes: list[str]) -> Float32[np.ndarray, "x y z"]:
