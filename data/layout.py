@@ -13,6 +13,7 @@ from data.choices import NOTHING, Choices
 from data.cohort import Cohort, Subject
 from data.folders import BadDataset, scans_under, stem
 from data.ixi import read_ixi
+from data.joined import read_joined
 from data.table import OTHER_SUFFIXES, read_table
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".txt")
@@ -45,6 +46,10 @@ LAYOUTS = {
         "a folder with imagesTr and labelsTr, of nnU-Net (CASE_0000.nii.gz) or the Decathlon (4-D)",
     ),
     "wmh": Layout(read_wmh, fits_wmh, "a folder with Utrecht/0/pre/FLAIR.nii.gz and Utrecht/0/wmh.nii.gz"),
+    "joined": Layout(
+        lambda path, choices: read_joined(path, choices, read_cohort), lambda paths: False,
+        "a cohort.toml that joins several of these",
+    ),
 }  # fmt: skip
 
 
@@ -93,6 +98,8 @@ def _with_choices(subject: Subject, choices: Choices) -> Subject:
 def _recognised(path: Path, choices: Choices) -> str:
     if path.is_file() and path.suffix.lower() in TABLE_SUFFIXES:
         return "table"
+    if path.is_file() and path.suffix.lower() == ".toml":
+        return "joined"
     known = "; ".join(f"{name}: {layout.looks_like}" for name, layout in LAYOUTS.items())
     if not path.is_dir():
         raise BadDataset(

@@ -28,7 +28,7 @@ class ComparePretrainingVerb(Choices):
     """
 
     cohort: tyro.conf.Positional[Path]
-    """A table (CSV, TSV) or a folder (BIDS, IXI, BraTS, nnU-Net, WMH)."""
+    """A table (CSV, TSV) or a folder (BIDS, IXI, BraTS, nnU-Net, WMH), or a cohort.toml."""
     name: str = "pretraining"
     """What to call the comparison; its runs are cmp-NAME-VARIANT-VIEWS-sSEED."""
     variants: tuple[str, ...] = ("in-batch",)
@@ -61,7 +61,7 @@ class ComparePretrainingVerb(Choices):
     runs: Path = RUNS
     """Directory that holds the runs."""
     layout: str = "auto"
-    """table, bids, ixi, brats, nnunet, wmh, or auto."""
+    """table, bids, ixi, brats, nnunet, wmh, joined, or auto."""
     split: Path | None = None
     """JSON with the lists train, calibration, validation, test; else the table's roles, else a seeded draw."""
     split_seed: int = 0
