@@ -96,7 +96,7 @@ def _one(path: Path, number: int, source: Mapping[str, Any], choices: Choices, r
     if healthy:
         own["healthy_unless_masked"] = True
     cohort = read(path.parent / str(source["path"]), source.get("layout", "auto"), replace(choices, **own))
-    word = f"healthy = {str(healthy).lower()} in {path.name}"
+    word = f"healthy = {str(healthy).lower()} in the cohort.toml"
     subjects = []
     for subject in cohort.subjects:
         said: dict[str, Any] = {"subject_id": f"{source.get('prefix', '')}{subject.subject_id}"}

@@ -73,14 +73,14 @@ def read_table(path: Path, choices: Choices = NOTHING) -> Cohort:
         for c in masks
     ]
     used = {*RESERVED, *with_paths}
-    notes += _notes_on_columns(path, [c for c in header if c not in used], rows)
+    notes += _notes_on_columns([c for c in header if c not in used], rows)
     _refuse_repeats(path, rows)
     subjects = [_subject(path, line, row, contrasts, masks, choices) for line, row in rows]
     notes += [
         f"Subject {s.subject_id!r}: {file} does not exist{_why_not(row, table=path)}."
         for s, (_, row) in zip(subjects, rows, strict=True) for file in _files(s) if not _there(file)
     ]  # fmt: skip
-    notes += notes_on_health([(s.subject_id, s.healthy, s.health_from) for s in subjects], path.name)
+    notes += notes_on_health([(s.subject_id, s.healthy, s.health_from) for s in subjects], "the table")
     return Cohort(path.stem, tuple(subjects), notes=tuple(notes))
 
 
@@ -114,7 +114,7 @@ def _holds_masks(column: str, cells: Sequence[str]) -> bool:
     return all(MASK_WORDS.search(re.sub(r"\.nii(\.gz)?$", "", name, flags=re.I)) for name in names)
 
 
-def _notes_on_columns(path: Path, columns: Sequence[str], rows: Sequence[tuple[int, Mapping[str, str]]]) -> list[str]:
+def _notes_on_columns(columns: Sequence[str], rows: Sequence[tuple[int, Mapping[str, str]]]) -> list[str]:
     """What is said of columns that hold neither scans nor what has a name of its own."""
     notes = []
     groups = group_columns(columns)
@@ -125,7 +125,7 @@ def _notes_on_columns(path: Path, columns: Sequence[str], rows: Sequence[tuple[i
         if speaks_of_health(column, cells):
             shown = ", ".join(sorted({c for c in cells if c})[:4])
             notes.append(
-                f"Column {column!r} of {path.name} seems to say who is ill ({shown}) and was not used: call it "
+                f"Column {column!r} of the table seems to say who is ill ({shown}) and was not used: call it "
                 "group or diagnosis."
             )
         else:
@@ -249,7 +249,7 @@ def _subject(
     scans = {c: file for c in contrasts if (file := _path(table, row[c])) is not None}
     health = health_of(
         row,
-        table.name,
+        "the table",
         choices,
         mask="lesion_mask" if lesion_mask is not None else "",
         unused=[f"column {c!r}" for c in masks if row[c]],
@@ -309,7 +309,7 @@ def _why_not(row: Mapping[str, str], table: Path) -> str:
             if "://" in cell:
                 return " (an address such as file:// is no path: write the path alone)"
             if re.match(r"[A-Za-z]:[\\/]", cell):
-                return f" (a path of Windows: write it relative to {table.name})"
+                return " (a path of Windows: write it relative to the table)"
     return ""
 
 

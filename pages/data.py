@@ -62,7 +62,7 @@ def show_head(run: Run) -> None:
     st.subheader("Cohort" if cohort["name"] == "cohort" else f"Cohort {plain(cohort['name'])}", anchor=False)
     columns = st.columns(4)
     columns[0].metric("Subjects used", f"{len(subjects)} of {cohort['n_total']:d}")
-    columns[1].metric("Healthy", healthy)
+    columns[1].metric("Healthy", f"{healthy:d}")
     columns[2].metric(
         "With lesions" if not unknown else "Ill / of unknown health",
         f"{len(subjects) - healthy - unknown:d}" + (f" / {unknown:d}" if unknown else ""),

@@ -108,7 +108,7 @@ for (cohort, _), members in groups.items():
     st.subheader(f"Cohort {plain(cohort)}")
     left, middle, right, last = st.columns(4)
     left.metric(
-        f"Dice, {rule.removesuffix('_set')} threshold",
+        f"Dice, {plain(rule.removesuffix('_set'))} threshold",
         dice_text(found).split(" ")[0],
         help=f"Test Dice of {plain(best['name'])}, the run that does best on validation: {dice_text(found)}.",
     )

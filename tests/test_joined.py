@@ -65,7 +65,7 @@ def test_the_word_on_health_is_that_of_the_file(tmp_path: Path) -> None:
     for said, healthy in (("healthy = true", True), ("healthy = false", False), ("", None)):
         cohort = joined(tmp_path, f'[[source]]\npath = "mine"\n{said}\n')
         assert {s.healthy for s in cohort.subjects} == {healthy}
-        assert bool(said) == all(f"{said} in cohort.toml" == s.health_from for s in cohort.subjects)
+        assert bool(said) == all(f"{said} in the cohort.toml" == s.health_from for s in cohort.subjects)
     assert {s.healthy for s in joined(tmp_path, '[[source]]\npath = "brats"\nhealthy = true\n').subjects} == {False}
 
 

@@ -148,4 +148,4 @@ def test_without_calibration_and_lesions_there_is_no_threshold(own_study: TinySt
 def test_the_data_page_says_on_whose_word(own_study: TinyStudy, monkeypatch: pytest.MonkeyPatch) -> None:
     app = opened(monkeypatch, own_study.runs, "data", "tiny")
     told = [str(c.value).replace("\\", "") for c in app.caption]
-    assert any("On whose word: healthy 'true' in cohort.csv (6)" in text for text in told), told
+    assert any("On whose word: healthy 'true' in the table (6)" in text for text in told), told
