@@ -150,9 +150,10 @@ def catalogue_name(recipe: Mapping[str, Any]) -> str:
 
 def rule_words(metrics: Mapping[str, Any]) -> list[str]:
     """The rule of the label-free threshold, for `evaluate` and `gate`."""
+    more = ["--leave-one-out"] if metrics.get("leave_one_out") else []
     if metrics.get("fp_ml_per_scan") is not None:
-        return _flag("--fp-ml", metrics["fp_ml_per_scan"])
-    return _flag("--quantile", metrics["quantile"]) if metrics.get("quantile") is not None else []
+        return [*_flag("--fp-ml", metrics["fp_ml_per_scan"]), *more]
+    return [*(_flag("--quantile", metrics["quantile"]) if metrics.get("quantile") is not None else []), *more]
 
 
 def what_if_argv(run_id: str, name: str, layer_set: str, protocol: str | None = None) -> list[str]:

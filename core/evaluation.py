@@ -3,7 +3,7 @@
 import functools
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from core.disk_plan import evaluation_bytes
 from core.evaluated import EVALUATED, evaluation_name, looks_told
 from core.evaluated import read_levels as read_levels
 from core.evaluated import read_metrics as read_metrics
+from core.experiment import score_left_out
 from core.lesions import healthy_false_positives, lesion_report, summarise
 from core.metrics import (
     SubjectScores,
@@ -51,6 +52,8 @@ from data.volume import Mask
 from data.workers import Died, shared_out
 
 N_BOOTSTRAP = 10_000
+LEFT_OUT_RULE = "each scan scored by what was learnt from the others"
+"""Stands in the rule of a healthy threshold that no scan was held out for."""
 BEHIND_LABELS = "behind a gate cut on validation labels"
 """Stands in the rule of a healthy threshold that is not label-free."""
 SMALLEST = 1e-30
@@ -64,30 +67,36 @@ def evaluate_run(
     quantile: float = QUANTILE,
     fp_ml_per_scan: float | None = None,
     workers: int = 2,
+    leave_one_out: bool = False,
 ) -> dict[str, Any]:
     """Evaluate every layer set on the working grid, and the ones that are quoted in native space; commit the result.
 
     The headline layer set is the one with the best mean Dice on the labelled validation subjects, else all layers.
-    Test labels choose nothing but what is called oracle. Returns what `metrics.json` holds.
+    Test labels choose nothing but what is called oracle. `leave_one_out`: where no scan calibrates, the label-free
+    threshold comes from the training scans, each scored by the Gaussian of the others. Returns what metrics.json holds.
     """
     check_rule(quantile, fp_ml_per_scan, workers)
     scores = open_scores(run)
-    _require_scores(scores)
+    _require_scores(scores, leave_one_out)
     require_room(run.directory, _bytes_to_write(scores), "The evaluation")
     began = time.perf_counter()
     reset_peak_memory()
     with lock(run) as run:
         _note_killed_look(run)
-        working = _many(run, scores.layer_sets, "working", quantile, fp_ml_per_scan, workers, progress)
-        headline, rule = _headline(scores, working)
+        if leave_one_out:
+            score_left_out(run, progress)
+        rule = _Rule(quantile, fp_ml_per_scan, leave_one_out)
+        working = _many(run, scores.layer_sets, "working", rule, workers, progress)
+        headline, chosen_by = _headline(scores, working)
         quoted = _quoted(scores, headline)
-        native = _many(run, quoted, "native", quantile, fp_ml_per_scan, workers, progress)
+        native = _many(run, quoted, "native", rule, workers, progress)
         metrics = {
             "space": "native",
             "headline": set_id(headline),
-            "headline_rule": rule,
+            "headline_rule": chosen_by,
             "quantile": quantile,
             "fp_ml_per_scan": fp_ml_per_scan,
+            **({"leave_one_out": True} if leave_one_out else {}),
             "unit": scores.unit,
             "layers": list(scores.layers),
             "sets": {
@@ -105,6 +114,15 @@ def evaluate_run(
         record_duration(run, "evaluation", began)
         _note_look(run)  # last: whoever is killed before this has shown nothing, and its repetition is the same look
     return metrics
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """How the label-free threshold is found."""
+
+    quantile: float
+    fp_ml_per_scan: float | None
+    leave_one_out: bool
 
 
 def check_rule(quantile: float, fp_ml_per_scan: float | None, workers: int) -> None:
@@ -129,10 +147,13 @@ def evaluate_layer_set(
     *,
     quantile: float = QUANTILE,
     fp_ml_per_scan: float | None = None,
+    leave_one_out: bool = False,
     n_bootstrap: int = N_BOOTSTRAP,
 ) -> dict[str, Any]:
     """Figures of one layer set in one space, and the byte levels of its maps."""
     calibration = scores.voxels_of(scores.subjects("calibration"), layers, space)
+    if leave_one_out:
+        calibration = scores.left_out().voxels_of(scores.subjects("train"), layers, space)
     validation = scores.voxels_of(scores.subjects("validation"), layers, space)
     test = scores.voxels_of(scores.subjects("test"), layers, space)
     if any(s.n_lesion for s in test):
@@ -147,6 +168,9 @@ def evaluate_layer_set(
         figures = _without_lesions(test, rules)
         figures["validation_mean_dice"] = _validation_dice(validation)
         values = [rule.threshold for rule in rules]
+    if leave_one_out:
+        row = figures["protocols"]["healthy"]
+        row |= {"rule": row["rule"].replace("calibration", "training") + f", {LEFT_OUT_RULE}"}
     if scores.cut_on_labels and "healthy" in figures["protocols"]:
         row = figures["protocols"]["healthy"]
         row |= {"needs_labels": True, "rule": f"{row['rule']}, {BEHIND_LABELS}"}
@@ -209,13 +233,12 @@ def _many(
     run: Run,
     layer_sets: Sequence[LayerSet],
     space: Space,
-    quantile: float,
-    fp_ml: float | None,
+    rule: _Rule,
     workers: int,
     progress: Progress,
 ) -> dict[str, Any]:
     """Figures of several layer sets, in processes of their own; the order is that of `layer_sets`."""
-    jobs = [(str(run.directory), layers, space, quantile, fp_ml) for layers in layer_sets]
+    jobs = [(str(run.directory), layers, space, rule) for layers in layer_sets]
     found: dict[int, Any] = {}
     dead: dict[int, Died] = {}
     with progress.task(f"Evaluating, {space} space", len(jobs)) as advance:
@@ -235,7 +258,7 @@ def _many(
 
 
 def _mapped(
-    jobs: Sequence[tuple[str, LayerSet, Space, float, float | None]], workers: int
+    jobs: Sequence[tuple[str, LayerSet, Space, _Rule]], workers: int
 ) -> Iterator[tuple[int, dict[str, Any] | Died]]:
     """Results by the number of the job, as they are done; one worker, or few jobs: here."""
     if workers < 2 or len(jobs) < 4:
@@ -245,12 +268,12 @@ def _mapped(
     yield from shared_out(_evaluate_job, [(job,) for job in jobs], workers, threads=1, first=told)
 
 
-def _evaluate_job(job: tuple[str, LayerSet, Space, float, float | None]) -> dict[str, Any]:
-    directory, layers, space, quantile, fp_ml = job
+def _evaluate_job(job: tuple[str, LayerSet, Space, _Rule]) -> dict[str, Any]:
+    directory, layers, space, rule = job
     faultpoint(f"evaluate.{set_id(layers)}")
     path = Path(directory)
     scores = open_scores(open_run(path.parent, path.name))
-    return evaluate_layer_set(scores, layers, space, quantile=quantile, fp_ml_per_scan=fp_ml)
+    return evaluate_layer_set(scores, layers, space, **asdict(rule))
 
 
 def _lesion_figures(scores: RunScores, layers: LayerSet, figures: Mapping[str, Any]) -> dict[str, Any]:
@@ -288,7 +311,7 @@ def _note_look(run: Run, *, returned: bool = True) -> None:
     append_event(run, EVALUATED, told)
 
 
-def _require_scores(scores: RunScores) -> None:
+def _require_scores(scores: RunScores, leave_one_out: bool = False) -> None:
     missing = [
         i
         for role in ("calibration", "validation", "test")
@@ -303,10 +326,18 @@ def _require_scores(scores: RunScores) -> None:
     for role in ("calibration", "validation", "test"):
         for subject_id in scores.subjects(role):
             verify_stage(scores.run, stage_name("scores", subject_id))
+    if leave_one_out and scores.subjects("calibration"):
+        raise BadInput(
+            f"Run {scores.run.run_id} has {len(scores.subjects('calibration'))} calibration subjects, which were held "
+            "out: they say more than training scans. Leave --leave-one-out away."
+        )
+    if leave_one_out:
+        return
     if not scores.subjects("calibration") and not any(_has_lesion(scores, role) for role in ("validation", "test")):
         raise BadInput(
             f"Run {scores.run.run_id} has no calibration subjects and no lesion in validation or test: there is no "
-            "threshold to judge it at. Give healthy subjects the role calibration, and fit again."
+            "threshold to judge it at. Give healthy subjects the role calibration and fit again, or, for a Gaussian, "
+            "say --leave-one-out."
         )
 
 

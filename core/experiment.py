@@ -74,6 +74,8 @@ from models.encoder import EncoderSettings, make_encoder
 CHUNK = 24
 """Subjects scored together where memory allows: more gain no speed."""
 
+LEFT_OUT = "left-out"
+"""Stage with the scores of the training scans, each by what was learnt from the others."""
 SUBJECT_FILE = "subject.json"
 """Beside a scan's distances: one score of the whole scan per layer set, where the detector gives one."""
 
@@ -377,6 +379,32 @@ def score(run: Run, progress: Progress, *, memory_gb: float | None = None) -> Ru
         if problems:
             raise together(problems, "All others are scored.")
     return run
+
+
+def score_left_out(run: Run, progress: Progress) -> None:
+    """Score every training scan by the Gaussian of all the others: healthy scores where no scan was held out.
+
+    Exact, from what the Gaussian keeps of its training scans (Sherman-Morrison on the Gram matrix). The run must be
+    locked. BadInput for detectors that keep too little.
+    """
+    ids = list(run.record["split"]["train"])  # in the order in which they were learnt from
+    names = {i: stage_name(LEFT_OUT, i) for i in ids}
+    if all(stage_done(run, name, verify=True) for name in names.values()):
+        return
+    detector = load_detector(run)
+    if not isinstance(detector, FeatureGaussian):
+        raise BadInput(
+            f"Run {run.run_id} is {plain_name(kind_of(detector))}: scores of the training scans without themselves are "
+            "known for Gaussians only. Hold healthy subjects out: give them the role calibration."
+        )
+    with progress.task("Scoring each training scan by the others", 1) as advance:
+        distances = detector.left_out()
+        for number, subject_id in enumerate(ids):
+            target = stage_directory(run, names[subject_id])
+            about = about_stage(run, names[subject_id])
+            with committed_directory(target, within=run.directory, about=about) as scratch:
+                np.save(scratch / "distances.npy", np.ascontiguousarray(distances[:, number], dtype=np.float32))
+        advance(1, f"{len(ids)} scans")
 
 
 def _has_scan(run: Run, subject: Mapping[str, Any], problems: dict[str, Any]) -> bool:

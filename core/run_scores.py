@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from core.detectors import LAYERED, AnyDetector, Gated, LayerSet, from_recipe, kind_of, plain_name
-from core.experiment import SUBJECT_FILE, prepared_of, subjects_of
+from core.experiment import LEFT_OUT, SUBJECT_FILE, prepared_of, subjects_of
 from core.features import LAYOUT_FILES, load_layout
 from core.metrics import SubjectScores
 from core.scoring import to_score_map
@@ -45,6 +45,12 @@ class RunScores:
     detector: AnyDetector
     """Unfitted: only its hyper-parameters are needed to turn distances into maps."""
     layout: FeatureLayout | None
+    folder: str = "scores"
+    """Where the scores lie: those of scans that were not learnt from, or of the learnt ones (`left_out`)."""
+
+    def left_out(self) -> "RunScores":
+        """The scores of the training scans, each by what was learnt from the others."""
+        return replace(self, folder=LEFT_OUT)
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -101,7 +107,7 @@ class RunScores:
 
     def subject_scores(self, subject_id: str) -> dict[str, float]:
         """The stored score of the whole scan by layer set; empty for detectors that give none."""
-        name = stage_name("scores", subject_id)
+        name = stage_name(self.folder, subject_id)
         if SUBJECT_FILE not in read_manifest(stage_directory(self.run, name))["files"]:
             return {}
         return dict(stage_json(self.run, name, SUBJECT_FILE)["scores"])
@@ -152,7 +158,7 @@ class RunScores:
         return [self.voxels(subject_id, layers, space) for subject_id in subject_ids]
 
     def _stored(self, subject_id: str, name: str) -> Float32[np.ndarray, "..."]:
-        stage = stage_name("scores", subject_id)
+        stage = stage_name(self.folder, subject_id)
         if not stage_done(self.run, stage):
             raise BadInput(
                 f"Subject {subject_id!r} has no scores in run {self.run.run_id}. "

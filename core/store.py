@@ -76,6 +76,7 @@ MADE_BY: Mapping[str, str] = {
     "detector": "fit",
     "scores": "score",
     "evaluation": "evaluate",
+    "left-out": "evaluate --leave-one-out",
     "diagnosis": "diagnose",
     "diagnosis-reference": "diagnose",
     "whatifs": "what-if",

@@ -258,8 +258,13 @@ def evaluation_words(run: Run, metrics: Mapping[str, Any]) -> list[str]:
     figures = metrics["sets"][metrics["headline"]]["native"]
     split, subjects = run.record["split"], run.record["cohort"].get("subjects", [])
     told = []
-    if not split.get("calibration"):
-        told.append("No scan calibrates this run, so it has no label-free threshold: give healthy subjects that role.")
+    if not split.get("calibration") and "healthy" in figures["protocols"]:
+        told.append("No scan calibrates this run: its label-free threshold rests on training scans, left out in turn.")
+    elif not split.get("calibration"):
+        told.append(
+            "No scan calibrates this run, so it has no label-free threshold: give healthy subjects that role, or, for "
+            "a Gaussian, evaluate it with --leave-one-out."
+        )
     if not figures["n_lesion_subjects"]:
         n = len(split.get("test", []))
         told.append(

@@ -6,20 +6,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from streamlit.testing.v1 import AppTest
 
 import cli
 from core import experiment
-from core.detectors import Intensity
+from core.detectors import AnyDetector, FeatureGaussian, Intensity
 from core.evaluation import evaluate_run
 from core.experiment import DataSource
+from core.feature_settings import FeatureSettings
 from core.progress import Progress
+from core.run_scores import open_scores
 from core.store import Run
 from core.summary import evaluation_words, run_rows
 from data.cohort import Subject
 from data.errors import BadInput
 from data.table import read_table, write_table
+from models.settings import EncoderSettings
 from tests.study import PREPROCESSING, TinyStudy
 
 ROOT = Path(cli.__file__).resolve().parent
@@ -30,13 +34,18 @@ def quiet() -> Progress:
     return Progress(False, io.StringIO())
 
 
-def run_on(study: TinyStudy, run_id: str, changed: Callable[[Subject], Subject | None]) -> Run:
-    """Intensity, fitted, scored on the table as changed."""
+def run_on(
+    study: TinyStudy,
+    run_id: str,
+    changed: Callable[[Subject], Subject | None],
+    detector: AnyDetector | None = None,
+) -> Run:
+    """Intensity (or another detector), fitted and scored on the table as changed."""
     subjects = [new for s in read_table(study.table).subjects if (new := changed(s)) is not None]
     table = study.table.with_name(f"{run_id}.csv")
     write_table(table, subjects)
     source = DataSource(table, preprocessing=PREPROCESSING)
-    run = experiment.fit(study.runs, source, Intensity(), quiet(), name=run_id, run_id=run_id)
+    run = experiment.fit(study.runs, source, detector or Intensity(), quiet(), name=run_id, run_id=run_id)
     return experiment.score(run, quiet())
 
 
@@ -149,3 +158,44 @@ def test_the_data_page_says_on_whose_word(own_study: TinyStudy, monkeypatch: pyt
     app = opened(monkeypatch, own_study.runs, "data", "tiny")
     told = [str(c.value).replace("\\", "") for c in app.caption]
     assert any("On whose word: healthy 'true' in the table (6)" in text for text in told), told
+
+
+def gaussian() -> FeatureGaussian:
+    return FeatureGaussian(
+        features=FeatureSettings(layers=("input", "stage1"), grid="8mm", reduction="none"),
+        encoder=EncoderSettings(width=4),
+    )
+
+
+def test_training_scans_left_out_in_turn_calibrate_as_refits_would(
+    own_study: TinyStudy, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_on(own_study, "left-out", without_calibration, gaussian())
+    where = ["--runs", str(own_study.runs), "--workers", "1"]
+    assert cli.main(["evaluate", run.run_id, *where]) == 0
+    assert "--leave-one-out" in capsys.readouterr().out
+    assert cli.main(["evaluate", run.run_id, *where, "--leave-one-out"]) == 0
+    assert "left out in turn" in capsys.readouterr().out
+    [row] = [r for r in run_rows(own_study.runs)[0] if r["run_id"] == run.run_id]
+    assert row["dice"]["healthy"]["threshold"] > 0
+    assert row["dice"]["healthy"]["needs_labels"] is False
+    left = open_scores(run).left_out()
+    someone = sorted(run.record["split"]["train"])[1]
+
+    def without_someone(subject: Subject) -> Subject:
+        changed = without_calibration(subject)
+        return dataclasses.replace(changed, role="test") if subject.subject_id == someone else changed
+
+    refit = open_scores(run_on(own_study, "refit", without_someone, gaussian()))
+    np.testing.assert_allclose(left.distances(someone), refit.distances(someone), rtol=2e-3)
+    everywhere(monkeypatch, own_study, run, "left out in turn")
+
+
+def test_leave_one_out_is_refused_where_it_says_nothing(
+    own_study: TinyStudy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["evaluate", "tiny", "--runs", str(own_study.runs), "--leave-one-out"]) == 2
+    assert "Leave --leave-one-out away" in capsys.readouterr().err
+    run = run_on(own_study, "no-gaussian", without_calibration)
+    assert cli.main(["evaluate", run.run_id, "--runs", str(own_study.runs), "--leave-one-out"]) == 2
+    assert "known for Gaussians only" in capsys.readouterr().err

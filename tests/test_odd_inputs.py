@@ -149,6 +149,7 @@ def test_tables_of_spreadsheets(
 
 REFUSED = {
     "H2-spm-coreg-sform": "--header-form", "H3-sform-no-scale": "voxel sizes", "H6-no-orientation": "left and right",
+    "H15-CT": "Hounsfield",
     "H8-multiecho4d": "--volume", "H16-soft-brainmask": "--mask-cut", "H19-wmh-label2": "--ignore-labels",
     "H20-half-voxel": "1 mm", "H24-gz-of-gz": "NIfTI header", "H25-plain-named-gz": "not gzip",
     "H26-padded-nii": "1296864", "H28-vox-offset-0": "byte 0", "H31-tissue-seg-as-scan": "values 0, 1, 2, 3",

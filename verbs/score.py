@@ -58,6 +58,9 @@ class EvaluateVerb(OneRun):
     """Share of healthy calibration voxels below the label-free threshold."""
     fp_ml: float | None = None
     """Instead: false-positive millilitres per healthy scan that the label-free threshold may cost."""
+    leave_one_out: bool = False
+    """Where no scan calibrates: take the label-free threshold from the training scans, each scored by the Gaussian of
+    the others."""
     workers: int = 2
     """Processes."""
     take_over: TakeOver = False
@@ -104,7 +107,12 @@ def _evaluate(arguments: EvaluateVerb) -> int:
 
     run = open_run(arguments.runs, arguments.run, "detector")
     metrics = evaluation.evaluate_run(
-        run, open_progress(), quantile=arguments.quantile, fp_ml_per_scan=arguments.fp_ml, workers=arguments.workers
+        run,
+        open_progress(),
+        quantile=arguments.quantile,
+        fp_ml_per_scan=arguments.fp_ml,
+        workers=arguments.workers,
+        leave_one_out=arguments.leave_one_out,
     )
     tell_versions(run)
     if arguments.json:

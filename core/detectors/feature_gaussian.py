@@ -109,6 +109,10 @@ class FeatureGaussian:
         rows = [extractor(volume).rows for volume in volumes]
         return gaussian.mahalanobis_subsets(rows, layer_sets or self.layer_sets)
 
+    def left_out(self) -> Float32[np.ndarray, "layer_sets volumes positions"]:
+        """Distance of each training volume to the Gaussian of the others, in the order in which they were given."""
+        return self._fitted()[1].leave_one_out(self.layer_sets)
+
     def subjects_together(self, most: int, memory_gb: float | None = None) -> int:
         """How many volumes `distances` can take at once within the memory limit, at most `most`."""
         extractor, gaussian = self._fitted()
