@@ -87,7 +87,7 @@ class DataSource:
     cohort: Path
     """A table (CSV, TSV) or a data set's folder."""
     layout: str = "auto"
-    """table, bids, ixi, brats, nnunet, wmh, joined, or auto."""
+    """table, bids, ixi, brats, nnunet, wmh, ms, joined, or auto."""
     split: Path | None = None
     """JSON with the lists train, calibration, validation, test; else the table's roles, else a seeded draw."""
     seed: int = 0

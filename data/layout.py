@@ -8,7 +8,7 @@ from pathlib import Path
 from data import brats, ixi
 from data.bids import read_bids
 from data.brats import read_brats
-from data.challenges import fits_cases, fits_wmh, read_cases, read_wmh
+from data.challenges import fits_cases, fits_ms, fits_wmh, read_cases, read_ms, read_wmh
 from data.choices import NOTHING, Choices
 from data.cohort import Cohort, Subject
 from data.folders import BadDataset, scans_under, stem
@@ -46,6 +46,10 @@ LAYOUTS = {
         "a folder with imagesTr and labelsTr, of nnU-Net (CASE_0000.nii.gz) or the Decathlon (4-D)",
     ),
     "wmh": Layout(read_wmh, fits_wmh, "a folder with Utrecht/0/pre/FLAIR.nii.gz and Utrecht/0/wmh.nii.gz"),
+    "ms": Layout(
+        read_ms, fits_ms, "a folder with Patient_01/Preprocessed_Data/FLAIR_preprocessed.nii.gz (MSSEG) or "
+        "flair/1_FLAIR_isovox.nii.gz (Shifts)",
+    ),
     "joined": Layout(
         lambda path, choices: read_joined(path, choices, read_cohort), lambda paths: False,
         "a cohort.toml that joins several of these",

@@ -135,9 +135,21 @@ def test_the_page_on_data_names_every_layout_and_only_options_that_exist() -> No
         set(FLAG.findall(page)) - {"--preprocessing.resample-masks"} <= FLAGS["check"] & FLAGS["prepare"] & FLAGS["fit"]
     )
     told = page.casefold()
-    for layout in ("table", "BIDS", "IXI", "BraTS", "nnU-Net", "WMH", "UPENN-GBM", "MSD", "cohort.toml"):
+    for layout in (
+        "table",
+        "BIDS",
+        "IXI",
+        "BraTS",
+        "nnU-Net",
+        "WMH",
+        "UPENN-GBM",
+        "MSD",
+        "cohort.toml",
+        "MSSEG",
+        "Shifts",
+    ):
         assert layout.casefold() in told
-    assert len(LAYOUTS) == 7, "a new layout belongs on docs/data.md"
+    assert len(LAYOUTS) == 8, "a new layout belongs on docs/data.md"
 
 
 def test_every_choice_of_the_reader_is_a_flag_of_every_verb_that_reads() -> None:

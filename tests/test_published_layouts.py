@@ -218,6 +218,44 @@ def test_wmh_ignores_other_pathology(tmp_path: Path) -> None:
     assert (two.lesion_mask, two.healthy) == (None, False)
 
 
+def test_msseg_takes_the_preprocessed_scans_and_the_consensus(tmp_path: Path) -> None:
+    place = "Testing/Center_01/Patient_03"
+    touch(
+        tmp_path, f"{place}/Raw_Data/3DFLAIR.nii.gz", f"{place}/Raw_Data/3DT1.nii.gz",
+        f"{place}/Masks/Consensus.nii.gz",
+        f"{place}/Preprocessed_Data/FLAIR_preprocessed.nii.gz", f"{place}/Masks/ManualSegmentation_1.nii.gz",
+        f"{place}/Masks/Brain_Mask.nii.gz",
+    )  # fmt: skip
+    cohort = read_cohort(tmp_path)
+    (one,) = cohort.subjects
+    assert (one.subject_id, one.site, one.healthy) == ("Center_01_Patient_03", "Center_01", False)
+    assert {kind: path.name for kind, path in one.scans.items()} == {
+        "FLAIR": "FLAIR_preprocessed.nii.gz", "T1": "3DT1.nii.gz",
+    }  # fmt: skip
+    assert (one.lesion_mask.name, one.brain_mask.name) == ("Consensus.nii.gz", "Brain_Mask.nii.gz")
+    assert any("ManualSegmentation_1" in note for note in cohort.notes)
+
+
+def test_shifts_joins_its_folders_by_number(tmp_path: Path) -> None:
+    for part in ("dev_in", "eval_in"):
+        touch(tmp_path, f"{part}/flair/1_FLAIR_isovox.nii.gz", f"{part}/t1/1_T1_isovox.nii.gz",
+              f"{part}/gt/1_gt_isovox.nii.gz", f"{part}/fg_mask/1_isovox_fg_mask.nii.gz")  # fmt: skip
+    cohort = read_cohort(tmp_path)
+    assert [s.subject_id for s in cohort.subjects] == ["dev_in_1", "eval_in_1"]
+    one = cohort.subjects[0]
+    assert (set(one.scans), one.site, one.healthy) == ({"FLAIR", "T1"}, "dev_in", False)
+    assert (one.lesion_mask.parent.name, one.brain_mask.parent.name) == ("gt", "fg_mask")
+
+
+def test_camcan_and_oasis_3_are_bids(tmp_path: Path) -> None:
+    touch(tmp_path / "camcan", "cc700/mri/pipeline/release004/BIDS/anat/sub-CC110033/anat/sub-CC110033_T1w.nii.gz")
+    touch(tmp_path / "oasis", "sub-OAS30001/ses-d0129/anat/sub-OAS30001_ses-d0129_run-01_T1w.nii.gz",
+          "sub-OAS30001/ses-d2430/anat/sub-OAS30001_ses-d2430_T1w.nii.gz")  # fmt: skip
+    assert [s.subject_id for s in read_cohort(tmp_path / "camcan").subjects] == ["sub-CC110033"]
+    (one,) = read_cohort(tmp_path / "oasis").subjects
+    assert one.scans["T1"].name == "sub-OAS30001_ses-d0129_run-01_T1w.nii.gz"
+
+
 def test_a_file_in_the_ixi_folder_that_looks_like_a_lesion_makes_its_head_unknown(tmp_path: Path) -> None:
     touch(tmp_path, "IXI012-HH-1211-T1.nii.gz", "IXI012-HH-1211-T1_lesion.nii.gz", "IXI013-HH-1212-T1.nii.gz")
     assert [s.healthy for s in read_cohort(tmp_path).subjects] == [None, True]

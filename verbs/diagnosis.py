@@ -40,7 +40,7 @@ class CeilingVerb(Choices):
     cells_mm: tuple[float, ...] = (2.0, 4.0, 8.0, 16.0)
     """Edges of the feature cells, mm."""
     layout: str = "auto"
-    """table, bids, ixi, brats, nnunet, wmh, joined, or auto."""
+    """table, bids, ixi, brats, nnunet, wmh, ms, joined, or auto."""
     draws: int = 20
     """Random positions of the cells over each mask."""
     seed: int = 0

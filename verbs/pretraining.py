@@ -61,7 +61,7 @@ class ComparePretrainingVerb(Choices):
     runs: Path = RUNS
     """Directory that holds the runs."""
     layout: str = "auto"
-    """table, bids, ixi, brats, nnunet, wmh, joined, or auto."""
+    """table, bids, ixi, brats, nnunet, wmh, ms, joined, or auto."""
     split: Path | None = None
     """JSON with the lists train, calibration, validation, test; else the table's roles, else a seeded draw."""
     split_seed: int = 0

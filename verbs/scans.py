@@ -40,7 +40,7 @@ class CheckVerb(Choices):
     cohort: tyro.conf.Positional[Path]
     """A table (CSV, TSV) or a folder (BIDS, IXI, BraTS, nnU-Net, WMH), or a cohort.toml."""
     layout: str = "auto"
-    """table, bids, ixi, brats, nnunet, wmh, joined, or auto."""
+    """table, bids, ixi, brats, nnunet, wmh, ms, joined, or auto."""
     contrasts: tuple[str, ...] = ()
     """Contrasts to read; all of the first subject when not given."""
     preprocessing: Masks = field(default_factory=Masks)
@@ -55,7 +55,7 @@ class Scans(Choices):
     runs: Path = RUNS
     """Directory that holds the runs."""
     layout: str = "auto"
-    """table, bids, ixi, brats, nnunet, wmh, joined, or auto."""
+    """table, bids, ixi, brats, nnunet, wmh, ms, joined, or auto."""
     split: Path | None = None
     """JSON with the lists train, calibration, validation, test; else the table's roles, else a seeded draw."""
     split_seed: int = 0
@@ -90,7 +90,7 @@ class PlantVerb(Choices):
     out: tyro.conf.Positional[Path]
     """Folder to write."""
     layout: str = "auto"
-    """table, bids, ixi, brats, nnunet, wmh, joined, or auto."""
+    """table, bids, ixi, brats, nnunet, wmh, ms, joined, or auto."""
     contrast: str = "T1"
     """Contrast to plant into."""
     role: Literal["validation", "test"] = "test"

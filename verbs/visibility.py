@@ -75,7 +75,7 @@ class VisibilityBeforeVerb(Choices):
     runs: Path = RUNS
     """Directory that holds the runs; prepared scans are kept there."""
     layout: str = "auto"
-    """table, bids, ixi, brats, nnunet, wmh, joined, or auto."""
+    """table, bids, ixi, brats, nnunet, wmh, ms, joined, or auto."""
     split: Path | None = None
     """JSON with the lists train, calibration, validation, test; else the table's roles, else a seeded draw."""
     split_seed: int = 0
