@@ -138,7 +138,7 @@ def test_a_mask_that_is_thousandths_of_a_millimetre_off_is_on_the_grid(tmp_path:
     assert any("taken as on the scan's grid" in note for note in reading.notes)
 
 
-@pytest.mark.parametrize("background", [0.0, -3.2, -1024.0, 7.0])
+@pytest.mark.parametrize("background", [0.0, -3.2, -300.0, 7.0])
 @pytest.mark.parametrize("ringing", [0.0, 1e-3])
 def test_a_stripped_scan_is_told_from_its_background_whatever_its_value(
     tmp_path: Path, background: float, ringing: float
@@ -156,3 +156,11 @@ def test_a_whole_head_is_still_no_brain(tmp_path: Path) -> None:
     write_nifti(tmp_path / "t1.nii.gz", values, Grid(SHAPE, np.diag([5.0, 5.0, 5.0, 1.0])))
     with pytest.raises(BadScan, match="E-BRAIN-MISSING"):
         read_subject(Subject("a", {"T1": tmp_path / "t1.nii.gz"}, healthy=True), ("T1",))
+
+
+def test_a_brain_that_the_scan_cuts_off_is_told(tmp_path: Path) -> None:
+    write_nifti(tmp_path / "t1.nii.gz", SCAN[:, :, 14:], Grid((40, 44, 26), AFFINE))
+    write_nifti(tmp_path / "b.nii.gz", BRAIN[:, :, 14:].astype(np.uint8), Grid((40, 44, 26), AFFINE))
+    one = Subject("a", {"T1": tmp_path / "t1.nii.gz"}, tmp_path / "b.nii.gz", healthy=True)
+    assert any("ends at the bottom edge of the scan" in note for note in read_subject(one, ("T1",)).notes)
+    assert not any("field of view" in note for note in read_subject(subject(tmp_path, LABELS * 0), ("T1",)).notes)
