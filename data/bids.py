@@ -22,7 +22,10 @@ _NOT_DATA = ("sourcedata", "code", "stimuli", "phenotype", "tmp")
 """Folders of a data set that hold no data of it."""
 _ELSEWHERE = ("func", "fmap", "perf", "meg", "eeg", "ieeg", "beh", "pet", "mrs", "nirs", "motion", "micr")
 _MASK_SUFFIXES = ("mask", "roi", "msk", "seg", "segm", "segmentation", "label", "labels", "dseg", "probseg")
-_LESION = re.compile(r"lesion|msk|stroke|infarct|tumou?r|glioma|wmh|\broi\b|edema|oedema|haemorrhage|hemorrhage")
+_LESION = re.compile(
+    r"lesion|msk|stroke|infarct|isch(?:a?e)m|penumbra|tumou?r|glioma|gbm|metast|mening|wmh|hyperint|hypoint|\broi\b|"
+    r"o?edema|ha?emorr?h?ag|ha?ematom|microbleed|anomal|abnormal|patholog|\bfcd\b|cavity|resect|annotation|delineation"
+)
 _BRAIN = re.compile(r"brain|dlmuse|skullstrip|\bbet\b|synthstrip")
 _TISSUE = re.compile(
     r"\bgm\b|\bwm\b|\bcsf\b|aseg|aparc|tissue|ribbon|cortex|cortical|hippo|thalam|ventric|cerebell|\bcord\b|\bsc\b|"
@@ -55,6 +58,7 @@ def read_bids(root: Path, choices: Choices = NOTHING) -> Cohort:
         links = f" {len(left_out)} links lead out of it: --follow-symlinks follows them." if left_out else ""
         raise BadDataset("E-BIDS-EMPTY", root, "holds no sub-*/anat/*_T1w.nii.gz or the like." + links,
                          "Check the folder.")  # fmt: skip
+    _add_diagnoses(root, people, ids)
     notes += [f"{name} is in participants.tsv but has no scan." for name in sorted(set(people) - set(ids))]
     if people:
         notes += [f"{name} is not in participants.tsv." for name in ids if name not in people]
@@ -100,6 +104,11 @@ def _parse(root: Path, file: Path, choices: Choices) -> _Image | None:
             entities.setdefault(key, value)
         else:
             rest.append(part)
+    folder = next((part for part in reversed(file.relative_to(root).parts[:-1]) if part.startswith("sub-")), "")
+    if not entities.get("sub") and folder and rest:  # lesion.nii.gz in sub-01/: whose it is, its folder says
+        entities["sub"] = folder.removeprefix("sub-")
+        if _kind_of_mask(entities, rest, folders, choices) is None:
+            return None
     if not entities.get("sub") or not rest:
         return None
     subject = f"sub-{entities['sub']}"
@@ -300,6 +309,25 @@ def _participants(root: Path, notes: list[str]) -> tuple[dict[str, dict[str, str
             raise BadDataset("E-BIDS-PARTICIPANTS", table, f"row {line} repeats {name}.", "Keep one row per person.")
         people[name] = row
     return people, header
+
+
+def _add_diagnoses(root: Path, people: dict[str, dict[str, str]], ids: Sequence[str]) -> None:
+    """What sessions.tsv and phenotype tables say of groups and diagnoses, where participants.tsv says nothing of it."""
+    tables = [(path, "") for path in sorted((root / "phenotype").glob("*.tsv"))]
+    tables += [(root / name / f"{name}_sessions.tsv", name) for name in ids]
+    for path, owner in tables:
+        if not path.is_file():
+            continue
+        header, rows = read_rows(path)
+        for _, row in rows:
+            name = owner or row.get("participant_id", "")
+            name = name if name.startswith("sub-") else f"sub-{name}"
+            for column in group_columns(header):
+                if row[column] and name in ids:
+                    known = people.setdefault(name, {})
+                    known.setdefault(f"{column}", row[column])
+                    if known[column] != row[column]:  # of several visits, the one that says ill must be heard
+                        known[f"{column} {len(known)}"] = row[column]
 
 
 def _own_name(column: str) -> str:

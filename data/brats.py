@@ -14,17 +14,17 @@ OLD = re.compile(
     r"^(?P<id>(?P<person>bra?ts(?:1[2-9]|20|201\d|20[2-9]\d)_\w*?\d+(?:_1)?))_(?P<kind>flair|t1|t1ce|t2|seg)$", re.I
 )
 NEW = re.compile(r"^(?P<id>(?P<person>BraTS-(?P<task>[A-Za-z]+)-\d+)-\d+)-(?P<kind>t2f|t1n|t1c|t2w|seg)$", re.I)
+RADIOTHERAPY = re.compile(r"^(?P<id>(?P<person>BraTS-(?P<task>MEN-RT)-\d+)-\d+)_(?P<kind>t1c|gtv)$", re.I)
 UPENN = re.compile(
     r"^(?P<id>(?P<person>UPENN-GBM-\d+)_\d+)_(?P<kind>flair|t1|t1gd|t2|segm|automated_approx_segm)$", re.I
 )
-NAMES = (OLD, NEW, UPENN)
+NAMES = (OLD, NEW, RADIOTHERAPY, UPENN)
 CITATION = (
     "Menze et al. 2015, doi:10.1109/TMI.2014.2377694; Bakas et al. 2017, doi:10.1038/sdata.2017.117; "
     "Baid et al. 2021, arXiv:2107.02314."
 )
 _CONTRASTS = {"t1": "t1", "t1n": "t1", "t1ce": "t1c", "t1c": "t1c", "t1gd": "t1c", "t2": "t2", "t2w": "t2",
               "flair": "flair", "t2f": "flair"}  # fmt: skip
-_SEGMENTATIONS = ("seg", "segm", "automated_approx_segm")
 
 
 @dataclass(frozen=True)

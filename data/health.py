@@ -187,6 +187,12 @@ ILLNESS_COLUMNS = frozenset(
     ]
 )
 """Columns of yes and no that say of a person that it is ill."""
+SIGNS = re.compile(
+    r"(?:lesion|tumou?r|infarct|stroke|wmh|plaque|h?a?emorrhage).*(?:vol|ml|mm3|cc|size|count|number|load|n$|side|site|loc)|"
+    r"^(?:edss|nihss|mrs|updrs|whograde|tumou?rgrade|idh|mgmt)|diseaseduration|(?:age|years|time|days).*onset|"
+    r"onset.*(?:age|years|time|days)|lesionload"
+)
+"""In the name of a column, without separators: only who is ill has an entry other than 0 there."""
 MASK_WORDS = re.compile(
     r"(?:^|[^a-z])(?:mask|masks|seg|segm|segs|segmentation|lesion|lesions|label|labels|ground_?truth|gt|roi|rois|"
     r"annotation|annotations|tumou?r|infarct|stroke|wmh|msk|abnormality|pathology|manual|truth|delineation)"
@@ -244,9 +250,16 @@ def meaning(cell: str, levels: Mapping[str, str], controls: Collection[str]) -> 
     return called and not parts & (ILL_WORDS | {"non", "not", "no"})
 
 
+def _number(text: str) -> float | None:
+    try:
+        return float(text.replace(",", "."))
+    except ValueError:
+        return None
+
+
 def group_columns(header: Sequence[str]) -> list[str]:
-    """The columns of a table that say what a person has."""
-    return [column for column in header if plain_word(column) in GROUP_COLUMNS]
+    """The columns of a table that say what a person has; a number behind the name is one more of the kind."""
+    return [column for column in header if plain_word(column).rstrip("0123456789") in GROUP_COLUMNS]
 
 
 def hidden_illness(header: Sequence[str], row: Mapping[str, str], used: Collection[str]) -> list[str]:
@@ -256,7 +269,8 @@ def hidden_illness(header: Sequence[str], row: Mapping[str, str], used: Collecti
         if column in used or not row.get(column):
             continue
         cell, name = plain_word(row[column]), plain_word(column)
-        if cell in ILL_WORDS or (name in ILLNESS_COLUMNS and TRUTH.get(cell, False)):
+        counts = SIGNS.search(name) is not None and _number(row[column]) not in (0.0,) and TRUTH.get(cell) is not False
+        if cell in ILL_WORDS or (name in ILLNESS_COLUMNS and TRUTH.get(cell, False)) or counts:
             found.append(column)
     return found
 
@@ -265,7 +279,11 @@ def speaks_of_health(column: str, cells: Sequence[str]) -> bool:
     """Whether a column of another name seems to hold groups or diagnoses."""
     words = {plain_word(cell) for cell in cells if cell}
     telling = words & (CONTROL_WORDS | ILL_WORDS) - {"normal", "pt", "pd", "case", "ms"}
-    return bool(telling) or (plain_word(column) in ILLNESS_COLUMNS and bool(words) and words <= set(TRUTH))
+    return (
+        bool(telling)
+        or bool(SIGNS.search(plain_word(column)) and words)
+        or (plain_word(column) in ILLNESS_COLUMNS and bool(words) and words <= set(TRUTH))
+    )
 
 
 def health_of(

@@ -198,6 +198,41 @@ def test_a_column_of_masks_under_another_name_is_named_and_never_read_as_healthy
     assert any(repr(column) in note and "lesion_mask" in note for note in cohort.notes)
 
 
+@pytest.mark.parametrize(
+    ("column", "ill", "free"),
+    [("lesion_volume_ml", "12,5", "0"), ("Lesion count", "3", "0"), ("EDSS", "2.5", ""), ("NIHSS", "4", ""),
+     ("disease_duration", "7", ""), ("age_at_onset", "31", ""), ("tumor_grade", "IV", ""), ("stroke side", "left", "")],
+)  # fmt: skip
+def test_figures_that_only_the_ill_have_speak_against_health(tmp_path: Path, column: str, ill: str, free: str) -> None:
+    (tmp_path / "t.csv").write_text(f'subject_id,T1,{column},role\na,a.nii,"{ill}",train\nb,b.nii,{free},train\n')
+    cohort = read_table(tmp_path / "t.csv", Choices(healthy_unless_masked=True))
+    assert [s.healthy for s in cohort.subjects] == [None, True]
+    assert any(repr(column) in note for note in cohort.notes)
+
+
+def test_sessions_and_phenotypes_are_heard(tmp_path: Path) -> None:
+    for name in ("sub-1", "sub-2", "sub-3"):
+        (tmp_path / name / "anat").mkdir(parents=True)
+        (tmp_path / name / "anat" / f"{name}_T1w.nii.gz").touch()
+    (tmp_path / "sub-1" / "sub-1_sessions.tsv").write_text("session_id\tdiagnosis\nses-1\tCN\nses-2\tAD\n")
+    (tmp_path / "phenotype").mkdir()
+    (tmp_path / "phenotype" / "clinic.tsv").write_text("participant_id\tdx\nsub-2\tMS\n3\tHC\n")
+    cohort = read_bids(tmp_path, Choices(healthy_unless_masked=True))
+    assert [s.healthy for s in cohort.subjects] == [False, False, True]
+
+
+@pytest.mark.parametrize("name", ["lesion.nii.gz", "mask.nii.gz", "tumor_mask.nii", "manual_roi.nii.gz"])
+def test_a_mask_that_only_its_folder_gives_an_owner_speaks_against_health(tmp_path: Path, name: str) -> None:
+    for person in ("sub-1", "sub-2"):
+        (tmp_path / person / "anat").mkdir(parents=True)
+        (tmp_path / person / "anat" / f"{person}_T1w.nii.gz").touch()
+    (tmp_path / "derivatives" / "masks" / "sub-1").mkdir(parents=True)
+    (tmp_path / "derivatives" / "masks" / "sub-1" / name).touch()
+    cohort = read_bids(tmp_path, Choices(healthy_unless_masked=True))
+    assert cohort["sub-1"].healthy is not True
+    assert cohort["sub-2"].healthy is True
+
+
 def test_a_column_of_diagnoses_under_another_name_is_named(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("subject_id,T1,arm\na,a.nii,HC\nb,b.nii,AD\nc,c.nii,\n")
     cohort = read_cohort(tmp_path / "t.csv", choices=Choices(healthy_unless_masked=True))
