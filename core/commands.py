@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core.again import Place, argv_of, comparison_argv, scan_words, settings_words
+from core.again import Place, argv_of, choice_words, comparison_argv, scan_words, settings_words
 from core.jobs import Job, list_jobs, start_job
 from core.recipes import as_json, from_json
 from core.simclr import SimclrSettings
 from core.store import Run, kept_if_possible, open_run, read_run, stage_done, stage_name
 from core.summary import run_rows
 from core.training_view import asked_run_id
+from data.choices import NOTHING, Choices
 from data.cohort import ROLES
 from data.errors import BadInput
 from data.files import write_json
@@ -62,7 +63,7 @@ def scans_of(runs: Path, run: Run) -> Scans:
     return Scans(str(cohort["path"]), str(cohort.get("layout", "auto")), str(path), preprocessing, said)
 
 
-def scans_at(path: str, layout: str, preprocessing: Preprocessing) -> Scans:
+def scans_at(path: str, layout: str, preprocessing: Preprocessing, choices: Choices = NOTHING) -> Scans:
     """Scans at a path that somebody typed; BadInput when nothing is there."""
     found = Path(path.strip()).expanduser()
     if not path.strip() or not found.exists():
@@ -70,12 +71,13 @@ def scans_at(path: str, layout: str, preprocessing: Preprocessing) -> Scans:
             f"No cohort at {path.strip()!r}. Give the path, on the machine that serves this page, of a table "
             "(CSV, TSV) or of a data set's folder."
         )
-    return Scans(str(found.resolve()), layout, None, preprocessing)
+    return Scans(str(found.resolve()), layout, None, preprocessing, as_json(choices.said()))
 
 
-def check_argv(path: str, layout: str, contrasts: Sequence[str]) -> list[str]:
+def check_argv(path: str, layout: str, contrasts: Sequence[str], choices: Choices = NOTHING) -> list[str]:
     """`check` of the cohort at a path, with its findings as JSON."""
-    words = ["check", scans_at(path, layout, Preprocessing()).cohort, "--layout", layout, "--json"]
+    scans = scans_at(path, layout, Preprocessing(), choices)
+    words = ["check", scans.cohort, "--layout", layout, "--json", *choice_words(scans.choices)]
     return [*words, "--contrasts", *contrasts] if contrasts else words
 
 

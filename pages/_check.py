@@ -8,6 +8,7 @@ from core.cohort_view import check_result, facts_rows, set_aside_rows
 from core.commands import check_argv, start_once
 from core.jobs import Job, list_jobs, log_tail, read_job, stop_job
 from core.training_view import read_log
+from data.choices import Choices
 from data.errors import BadInput, EnvironmentProblem
 from data.layout import LAYOUTS
 from pages._shared import runs_directory
@@ -25,6 +26,12 @@ def check_form() -> None:
         )
         middle.selectbox("Layout", ["auto", *LAYOUTS], key="check-layout")
         right.text_input("Contrasts", key="check-contrasts", placeholder="all of the first subject")
+        st.checkbox(
+            "Healthy unless masked",
+            key="check-healthy",
+            help="On your word: everybody of whom nothing else is known, and who has no lesion mask, is healthy. "
+            "Other choices (labels, sessions, orientation) are flags of the command line.",
+        )
         st.form_submit_button("Check", icon=":material/fact_check:", type="primary", on_click=_begin)
     if "check-problem" in st.session_state:
         st.error(plain(st.session_state.pop("check-problem")))
@@ -41,7 +48,10 @@ def _begin() -> None:
         start_once(
             runs_directory(),
             check_argv(
-                values["check-path"], values["check-layout"], values["check-contrasts"].replace(",", " ").split()
+                values["check-path"],
+                values["check-layout"],
+                values["check-contrasts"].replace(",", " ").split(),
+                Choices(healthy_unless_masked=values["check-healthy"]),
             ),
         )
     except (BadInput, EnvironmentProblem) as problem:

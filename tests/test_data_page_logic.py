@@ -22,6 +22,7 @@ from core.progress import open_progress
 from core.recipes import as_json
 from core.store import Run, open_run
 from core.thumbnails import ENLARGE, LESION_RGB, centre_of, data_uri, montage, outlined
+from data.choices import Choices
 from data.layout import read_cohort
 from data.preprocessing import Prepared, Preprocessing
 from data.reading import check_cohort
@@ -114,6 +115,9 @@ def test_the_command_of_a_check_names_path_layout_and_contrasts(tmp_path: Path) 
     import tyro
 
     parsed = tyro.cli(CheckVerb, args=check_argv(str(write_cohort(tmp_path)), "table", ["T1", "FLAIR"])[1:])
+    said = Choices(healthy_unless_masked=True)
+    argv = check_argv(str(write_cohort(tmp_path)), "table", [], said)
+    assert tyro.cli(CheckVerb, args=argv[1:]).healthy_unless_masked
     assert (parsed.layout, parsed.contrasts, parsed.json) == ("table", ("T1", "FLAIR"), True)
     assert parsed.cohort == (tmp_path / "cohort.csv").resolve()
 
