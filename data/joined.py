@@ -95,7 +95,8 @@ def _one(path: Path, number: int, source: Mapping[str, Any], choices: Choices, r
     healthy = source.get("healthy")
     if healthy:
         own["healthy_unless_masked"] = True
-    cohort = read(path.parent / str(source["path"]), source.get("layout", "auto"), replace(choices, **own))
+    asked = replace(choices, **{"keep": (), **own})  # who is kept is named as in the joined cohort
+    cohort = read(path.parent / str(source["path"]), source.get("layout", "auto"), asked)
     word = f"healthy = {str(healthy).lower()} in the cohort.toml"
     subjects = []
     for subject in cohort.subjects:

@@ -110,3 +110,11 @@ def test_what_cannot_be_understood_is_named(tmp_path: Path, text: str, code: str
     data_sets(tmp_path)
     with pytest.raises(BadDataset, match=code):
         joined(tmp_path, text)
+
+
+def test_who_is_kept_is_named_as_in_the_joined_cohort(tmp_path: Path) -> None:
+    text = '[[source]]\npath = "ixi"\n[[source]]\npath = "mine"\nprefix = "m-"\n'
+    cohort = joined(data_sets(tmp_path), text, Choices(keep=("m-sub-3",)))
+    assert [s.subject_id for s in cohort.subjects if s.kept] == ["m-sub-3"]
+    with pytest.raises(BadDataset, match="no subject 'sub-3', which --keep names"):
+        joined(tmp_path, text, Choices(keep=("sub-3",)))
