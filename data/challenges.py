@@ -24,6 +24,8 @@ _MSSEG = re.compile(
 _SHIFTS = re.compile(r"^(?P<who>\d+)_(?:[A-Za-z0-9]+_)?(?:isovox|isovox_fg_mask)\.nii(?:\.gz)?$")
 _DECATHLON_BRAINS = ("FLAIR", "T1", "T1C", "T2")
 """MSD Task01: the four volumes of a file, and its labels oedema 1, non-enhancing 2, enhancing 3."""
+_TISSUE = re.compile(r"\b(?:gm|wm|csf)\b|gr[ae]y|white matter|brain|ventric|cort(?:ex|ical)|skull|cerebell|tissue")
+"""In the name of a label: no lesion."""
 _CONTRAST_WORDS = {
     "t1": "t1", "t1w": "t1", "mri": "t1", "t1n": "t1", "t1gd": "t1c", "t1ce": "t1c", "t1c": "t1c", "t1wc": "t1c",
     "t1cw": "t1c", "t2": "t2", "t2w": "t2", "flair": "flair", "t2f": "flair", "t2flair": "flair", "pd": "pd",
@@ -40,8 +42,20 @@ class _DataSet:
 
     @property
     def lesion(self) -> tuple[int, ...]:
-        """All labels but the background and those that are called ignore."""
-        return tuple(v for v, name in sorted(self.labels.items()) if v != 0 and v not in self.ignored)
+        """All labels but the background, those that are called ignore, and those called after healthy tissue."""
+        return tuple(v for v in sorted(self.labels) if v != 0 and v not in self.ignored and v not in self.tissue)
+
+    @property
+    def tissue(self) -> tuple[int, ...]:
+        """What is called after healthy tissue."""
+        return tuple(v for v, name in sorted(self.labels.items()) if v != 0 and _TISSUE.search(name.casefold()))
+
+    @property
+    def words(self) -> str:
+        """What each label is taken for."""
+        kinds = (("lesion", self.lesion), ("neither (ignored)", self.ignored), ("healthy tissue", self.tissue))
+        told = [f"{kind}: {', '.join(f'{v} {self.labels[v]}' for v in values)}" for kind, values in kinds if values]
+        return f"Labels of dataset.json as {'; as '.join(told)}. --lesion-labels and --ignore-labels decide otherwise."
 
     @property
     def ignored(self) -> tuple[int, ...]:
@@ -94,6 +108,8 @@ def read_cases(root: Path, choices: Choices = NOTHING) -> Cohort:
         notes.append(
             f"The volumes of the 4-D scans are taken as {', '.join(n.upper() for n in names)}: no dataset.json."
         )
+    if told.lesion:
+        notes.append(told.words)
     subjects = [_case(case, scans, volumes, masks.get(case), told, choices)
                 for case, (scans, volumes) in sorted(cases.items())]  # fmt: skip
     notes += [f"labels {name} have no image and were left out." for name in sorted(set(masks) - set(cases))]
@@ -115,7 +131,7 @@ def _case(
     return Subject(
         name, scans, lesion_mask=mask, healthy=health.healthy, health_from=health.word, volumes=volumes,
         lesion_labels=lesion if mask is not None else None, ignore_labels=told.ignored if mask is not None else (),
-        labels_complete=mask is not None and bool(lesion),
+        labels_complete=mask is not None and bool(lesion) and not told.tissue,
     )  # fmt: skip
 
 

@@ -84,6 +84,7 @@ def _with_choices(subject: Subject, choices: Choices) -> Subject:
         lesion = choices.lesion_labels or subject.lesion_labels
         ignored = set(choices.ignore_labels or subject.ignore_labels)
         if choices.lesion_labels:
+            said["labels_complete"] = False  # what the user does not name is tissue, and is said
             ignored -= set(choices.lesion_labels) - set(choices.ignore_labels)
         elif lesion is not None:
             lesion = tuple(label for label in lesion if label not in ignored)

@@ -199,6 +199,16 @@ def test_nnunet_cases_have_the_names_of_their_json(tmp_path: Path) -> None:
         read_cohort(tmp_path)
 
 
+def test_labels_that_are_called_after_tissue_are_no_lesion(tmp_path: Path) -> None:
+    touch(tmp_path, "imagesTr/A_0000.nii.gz", "labelsTr/A.nii.gz")
+    labels = {"background": 0, "GM": 1, "White Matter": 2, "stroke": 3, "edema": 4, "ignore": 5}
+    (tmp_path / "dataset.json").write_text(json.dumps({"channel_names": {"0": "T1"}, "labels": labels}))
+    cohort = read_cohort(tmp_path)
+    assert (cohort["A"].lesion_labels, cohort["A"].ignore_labels) == ((3, 4), (5,))
+    assert any("lesion: 3 stroke, 4 edema; as neither (ignored): 5 ignore; as healthy tissue: 1 GM" in n
+               for n in cohort.notes), cohort.notes  # fmt: skip
+
+
 def test_decathlon_cases_are_volumes_of_a_4d_file(tmp_path: Path) -> None:
     volume(tmp_path / "imagesTr" / "BRATS_001.nii.gz", 4)
     volume(tmp_path / "labelsTr" / "BRATS_001.nii.gz")
