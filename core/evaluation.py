@@ -176,9 +176,9 @@ def evaluate_layer_set(
         row |= {"needs_labels": True, "rule": f"{row['rule']}, {BEHIND_LABELS}"}
         if row["threshold"] < SMALLEST:  # the quantile falls among the zeros outside the gate
             row["rule"] += "; that falls outside the gate, so the gate alone decides"
-    sample = np.concatenate(
-        [s.normal[::7] for s in calibration] + [s.anomalous for s in test] + [s.normal[::7] for s in test]
-    )
+    told = [s.normal[::7] for s in calibration] + [s.anomalous for s in test] + [s.normal[::7] for s in test]
+    told = told or [s.normal[::7] for s in validation] + [s.anomalous for s in validation]
+    sample = np.concatenate(told)
     return {"figures": figures, "levels": score_levels(sample, values).tolist()}
 
 

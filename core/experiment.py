@@ -190,7 +190,8 @@ def _doubted(cohort: Cohort, split: Split, prepared: PreparedCohort, progress: P
     learnt = [i for i in (*split.train, *split.calibration) if i in prepared.keys]
     strange, twins = doubts_of_cohort(others, learnt)
     roles = {i: role for role in ROLES for i in getattr(split, role)}
-    across = [t for t in twins if roles.get(t[0]) != roles.get(t[1]) and not {t[0], t[1]} <= kept]
+    twins = [t for t in twins if prepared.voxel_hashes[t[0]] != prepared.voxel_hashes[t[1]]]  # those are leakage anyway
+    across = [t for t in twins if len({roles.get(i) for i in t[:2]} - {None}) == 2 and not {*t[:2]} <= kept]
     if across:
         raise BadInput(
             f"E-LEAKAGE: {len(across)} pair(s) of scans are one scan with other noise, brightness or mirrored, in two "

@@ -9,6 +9,7 @@ from jaxtyping import Float64
 from core.detectors import Gated, LayerSet
 from core.randomness import stream
 from core.run_scores import RunScores, set_id
+from data.health import is_unknown
 
 MAXIMUM = "largest score in the brain, on the working grid"
 REWEIGHTED = "largest patch distance, re-weighted by the neighbours of its nearest entry (PatchCore, eq. 7)"
@@ -20,10 +21,12 @@ def subject_level(scores: RunScores, layers: LayerSet) -> dict[str, Any]:
     """AUROC of healthy against ill test scans under one layer set, by each rule that the run has.
 
     `maximum` is there for every detector, so that runs compare; `reweighted` where every test scan of a memory bank
-    was scored with it, else None. Ill is who is not healthy by the cohort, with or without a lesion mask.
+    was scored with it, else None. Ill is who is not healthy by the cohort, with or without a lesion mask; who is of
+    unknown health is left out.
     Both are the gate's in a gated run, whose map is 0 wherever its gate found nothing.
     """
-    test = scores.subjects("test")
+    unknown = {s["subject_id"] for s in scores.run.record["cohort"]["subjects"] if is_unknown(s)}
+    test = [i for i in scores.subjects("test") if i not in unknown]
     whole = {i: scores.subject_scores(i) for i in test}
     if isinstance(scores.detector, Gated):
         of, largest = OF_THE_GATE, {i: whole[i]["maximum"] for i in test if "maximum" in whole[i]}

@@ -284,7 +284,9 @@ def evaluation_words(run: Run, metrics: Mapping[str, Any]) -> list[str]:
                 f"On the validation scans, on whose labels the threshold was chosen, the mean Dice is "
                 f"{figures['validation_mean_dice']:.3f}: no result."
             )
-    unknown = [s["subject_id"] for s in subjects if is_unknown(s) and s["role"] == "test"]
+    judged_all = {row["subject_id"] for protocol in figures["protocols"].values() for row in protocol["subjects"]}
+    unknown = [s["subject_id"] for s in subjects
+               if is_unknown(s) and s["role"] == "test" and s["subject_id"] not in judged_all]  # fmt: skip
     if unknown:
         told.append(
             f"{len(unknown)} test scan(s) of unknown health ({', '.join(unknown[:5])}): neither Dice nor false "

@@ -7,13 +7,13 @@ one template space), ISLES (_msk), ivadomed (T2w_lesion-manual), masks in anothe
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from data.choices import NOTHING, Choices
 from data.cohort import ROLES, Cohort, Subject
 from data.folders import BadDataset, refuse_twins, scans_under, stem
-from data.health import group_columns, health_of, notes_on_health, speaks_of_health
+from data.health import MASK_WORDS, group_columns, health_of, is_sign, notes_on_health, speaks_of_health, truth
 from data.table import number, read_rows
 
 _SUFFIXES = {"T1w": "t1", "T2w": "t2", "FLAIR": "flair", "PDw": "pd", "T2starw": "t2star"}
@@ -26,10 +26,11 @@ _LESION = re.compile(
     r"lesion|msk|stroke|infarct|isch(?:a?e)m|penumbra|tumou?r|glioma|gbm|metast|mening|wmh|hyperint|hypoint|\broi\b|"
     r"o?edema|ha?emorr?h?ag|ha?ematom|microbleed|anomal|abnormal|patholog|\bfcd\b|cavity|resect|annotation|delineation"
 )
-_BRAIN = re.compile(r"brain|dlmuse|skullstrip|\bbet\b|synthstrip")
+_BRAIN = re.compile(r"\bbrain\b|\bbrainmask\b|dlmuse|skullstrip|\bbet\b|synthstrip|\bhdbet\b|\brobex\b")
 _TISSUE = re.compile(
-    r"\bgm\b|\bwm\b|\bcsf\b|aseg|aparc|tissue|ribbon|cortex|cortical|hippo|thalam|ventric|cerebell|\bcord\b|\bsc\b|"
-    r"spinal|vertebra|disc|eye|skull|scalp|head|bold|gray|grey|white|synthseg|fast|atlas|parc|nonzero|defacemask"
+    r"\b(?:gm|wm|csf|cord|sc|seg-manual|disc|discs|eye|eyes|skull|scalp|head|bold|fast|nonzero|defacemask|ribbon|cortex|"
+    r"cortical|subcortical|gr[ae]y|white|gr[ae]ymatter|whitematter|brainstem|hippo\w*|thalam\w*|ventricles?|cerebell\w*|"
+    r"tissues?|spinalcord|vertebrae?)\b|aseg|aparc|synthseg|atlas|parc(?:ellation)?\b"
 )
 _FIRST = re.compile(r"base|^bl\d*$|^pre|^init|^m?0+$|screen|first|acute|^t0|^v0|^y0")
 _LATER = re.compile(r"follow|^fu|post|late|final|last|chronic|month|year|week|^m\d|^y\d|^w\d|^v[1-9]|^t[1-9]")
@@ -49,8 +50,21 @@ def read_bids(root: Path, choices: Choices = NOTHING) -> Cohort:
     apart = [file for file in files if _not_data(root, file)]
     if apart:
         notes.append(f"{len(apart)} scans in {', '.join(sorted({_not_data(root, f) for f in apart}))} are not read.")
-    parsed = [image for file in files if (image := _parse(root, file, choices)) is not None]
+    named = {i.subject for f in files if (i := _parse(root, f, choices, {})) is not None and i.kind == "scan"}
+    by_plain = {_plain_id(name): name for name in sorted(named, reverse=True)}
+    known = {plain: name for plain, name in by_plain.items() if sum(_plain_id(n) == plain for n in named) == 1}
+    images_of = {file: _parse(root, file, choices, known) for file in files}
+    parsed = [image for image in images_of.values() if image is not None]
     refuse_twins(files, {image.path for image in parsed})
+    _refuse_two_places(root, parsed)
+    orphans = [_where(root, file) for file, image in images_of.items() if image is None and _is_orphan(root, file)]
+    if orphans:
+        told = ", ".join(orphans[:3]) + (" ..." if len(orphans) > 3 else "")
+        notes.append(
+            f"{told} look like lesion masks, of whom is not clear, "
+            "so nobody is healthy for want of a mask. Name them after their subjects (sub-01_label-lesion_mask.nii.gz)."
+        )
+        choices = replace(choices, healthy_unless_masked=False)
     people, header = _participants(root, notes)
     levels = _levels(root)
     ids = sorted({image.subject for image in parsed if image.kind == "scan"})
@@ -91,66 +105,101 @@ class _Image:
         return "" if space.casefold() in _NATIVE_SPACES else space
 
 
-def _parse(root: Path, file: Path, choices: Choices) -> _Image | None:
+def _parse(root: Path, file: Path, choices: Choices, ids: Mapping[str, str]) -> _Image | None:
+    """What a file is of whom; None for what is nothing of a person's head. `ids`: subjects with scans, by plain id."""
     folders = [part.casefold() for part in file.relative_to(root).parts[:-1]]
-    if _not_data(root, file) or "freesurfer" in folders:
+    if _not_data(root, file):
         return None
-    parts = stem(file).split("_")
-    entities: dict[str, str] = {}
-    rest: list[str] = []
-    for part in parts:
-        key, dash, value = part.partition("-")
-        if dash and not rest and key not in ("lesion", "seg"):
-            entities.setdefault(key, value)
-        else:
-            rest.append(part)
-    folder = next((part for part in reversed(file.relative_to(root).parts[:-1]) if part.startswith("sub-")), "")
-    if not entities.get("sub") and folder and rest:  # lesion.nii.gz in sub-01/: whose it is, its folder says
-        entities["sub"] = folder.removeprefix("sub-")
-        if _kind_of_mask(entities, rest, folders, choices) is None:
-            return None
-    if not entities.get("sub") or not rest:
+    entities, rest = _entities(stem(file))
+    owner = _owner(root, file, entities, ids)
+    if owner is None or not rest:
         return None
-    subject = f"sub-{entities['sub']}"
-    derived = "derivatives" in folders or any(part.startswith("derivative") for part in folders)
-    if "task" in entities or any(part in _ELSEWHERE for part in folders):
-        return None
-    if len(rest) == 1 and rest[0] in _SUFFIXES and "desc" not in entities and "label" not in entities:
+    exact = owner == f"sub-{entities.get('sub', '')}"
+    said = _LESION.search(" ".join([*rest, entities.get("label", ""), entities.get("desc", "")]).casefold())
+    elsewhere = "task" in entities or "freesurfer" in folders or any(part in _ELSEWHERE for part in folders)
+    if elsewhere:
+        return _Image(file, owner, entities, "doubtful") if said else None
+    derived = any(part.startswith("derivative") for part in folders)
+    plain = not {"desc", "label", "mask"} & entities.keys()
+    if exact and len(rest) == 1 and rest[0] in _SUFFIXES and plain:
         if derived:
             return None
-        return _Image(file, subject, entities, "scan", _SUFFIXES[rest[0]] + ("c" if "ce" in entities else ""))
+        return _Image(file, owner, entities, "scan", _SUFFIXES[rest[0]] + ("c" if "ce" in entities else ""))
     kind = _kind_of_mask(entities, rest, folders, choices)
-    return None if kind is None else _Image(file, subject, entities, kind)
+    if kind == "lesion" and not exact:
+        kind = "lesion" if owner.removeprefix("sub-") in folders or owner in folders else "doubtful"
+    return None if kind is None else _Image(file, owner, entities, kind)
 
 
-def _not_data(root: Path, file: Path) -> str:
-    """The folder on the way to a file that holds no data of a data set, such as sourcedata."""
-    return next((part for part in file.relative_to(root).parts[:-1] if part.casefold() in _NOT_DATA), "")
+def _entities(name: str) -> tuple[dict[str, str], list[str]]:
+    """Entities of a file's name, and the words behind them: T1w, lesion-manual."""
+    entities: dict[str, str] = {}
+    rest: list[str] = []
+    for part in name.split("_"):
+        key, dash, value = part.partition("-")
+        if dash and not rest and key.casefold() not in ("lesion", "seg"):
+            entities.setdefault(key.casefold(), value)
+        else:
+            rest.append(part)
+    return entities, rest
+
+
+def _owner(root: Path, file: Path, entities: Mapping[str, str], ids: Mapping[str, str]) -> str | None:
+    """Whose file it is: by its sub entity, by its folder, or by an id that stands in its path in another spelling."""
+    if entities.get("sub"):
+        name = f"sub-{entities['sub']}"
+        return ids.get(_plain_id(name), name)
+    folder = next((part for part in reversed(file.relative_to(root).parts[:-1]) if part.startswith("sub-")), "")
+    if folder:
+        return ids.get(_plain_id(folder), folder)
+    words = re.split(r"[^A-Za-z0-9]+", f"{file.parent.name} {stem(file)}")
+    return next((ids[_plain_id(word)] for word in words if word and _plain_id(word) in ids), None)
+
+
+def _plain_id(name: str) -> str:
+    """An id without sub-, leading zeros and case."""
+    return re.sub(r"^sub[-_]?", "", name.casefold()).lstrip("0")
 
 
 def _kind_of_mask(
     entities: Mapping[str, str], rest: Sequence[str], folders: Sequence[str], choices: Choices
 ) -> str | None:
     """lesion, brain, doubtful; None for what is no mask, or one of known tissue."""
-    names = [entities.get("label", ""), entities.get("desc", ""), *(r for r in rest if r not in _SUFFIXES)]
+    names = [entities.get(key, "") for key in ("label", "desc", "mask")] + [r for r in rest if r not in _SUFFIXES]
     told = " ".join(names).casefold()
     suffix = re.split(r"[^a-z]", rest[-1].casefold())[0]
-    masklike = (
-        suffix in _MASK_SUFFIXES or bool(_LESION.search(told)) or rest[-1].casefold().startswith(("lesion", "seg"))
-    )
+    if choices.label and choices.label.casefold() in [*(name.casefold() for name in names), rest[-1].casefold()]:
+        return "lesion"
+    lesion = bool(_LESION.search(told))
+    masklike = suffix in _MASK_SUFFIXES or lesion or bool(MASK_WORDS.search(told)) or "mask" in entities
     if not masklike:
         return None
-    if choices.label:
-        wanted = choices.label.casefold()
-        if wanted in [name.casefold() for name in names] or wanted == rest[-1].casefold():
-            return "lesion"
-    if _BRAIN.search(told) and not _LESION.search(told):
+    if _BRAIN.search(told) and not lesion:
         return "brain" if suffix in ("mask", "brain") and "dwi" not in folders else None
-    if _LESION.search(told):
+    if lesion:
         return "doubtful" if choices.label else "lesion"
+    below = folders[folders.index("derivatives") + 1 :] if "derivatives" in folders else folders
+    if any(_LESION.search(folder) or folder in ("masks", "manual_masks", "rois") for folder in below):
+        return None if _TISSUE.search(told) else "doubtful"
     if _TISSUE.search(told) or (suffix in ("dseg", "probseg") and len(told.split()) == 1):
         return None  # BIDS: a dseg without label is a map of tissues
     return "doubtful"
+
+
+def _where(root: Path, path: Path) -> str:
+    return path.relative_to(root).as_posix()
+
+
+def _is_orphan(root: Path, file: Path) -> bool:
+    """Whether a file that is nobody's looks like a lesion mask, by its name or its folders."""
+    if _not_data(root, file) or _TISSUE.search(stem(file).casefold().replace("_", " ")):
+        return False
+    return _LESION.search(_where(root, file).casefold()) is not None
+
+
+def _not_data(root: Path, file: Path) -> str:
+    """The folder on the way to a file that holds no data of a data set, such as sourcedata."""
+    return next((part for part in file.relative_to(root).parts[:-1] if part.casefold() in _NOT_DATA), "")
 
 
 @dataclass
@@ -292,23 +341,54 @@ def _same(value: str, wanted: str) -> bool:
     return natural(value.casefold()) == natural(re.sub(r"^(run|acq)-", "", wanted.casefold()))
 
 
+def _refuse_two_places(root: Path, images: Sequence[_Image]) -> None:
+    """BadDataset when one id has scans below two folders: two people of two sites, perhaps."""
+    homes: dict[str, str] = {}
+    for image in images:
+        if image.kind != "scan":
+            continue
+        parts = image.path.relative_to(root).parts
+        at = next((n for n, part in enumerate(parts[:-1]) if part == image.subject), len(parts) - 1)
+        home = "/".join(parts[:at])
+        first = homes.setdefault(image.subject, home)
+        if first != home:
+            raise BadDataset(
+                "E-BIDS-TWICE", root,
+                f"{image.subject} stands in {first or '.'} and in {home or '.'}: perhaps two people.",
+                "Read each folder by itself, or join them in a cohort.toml, each with a prefix.",
+            )  # fmt: skip
+
+
 def _participants(root: Path, notes: list[str]) -> tuple[dict[str, dict[str, str]], list[str]]:
-    table = root / "participants.tsv"
-    if not table.is_file():
+    tables = [path for path in (root / "participants.tsv", *sorted(root.glob("*/participants.tsv")))
+              if path.is_file() and "derivatives" not in path.parts]  # fmt: skip
+    if not tables:
         notes.append("There is no participants.tsv; ages, sites and groups are unknown.")
         return {}, []
-    header, rows = read_rows(table)
-    header = [_own_name(column) for column in header]
-    if "participant_id" not in header:
-        raise BadDataset("E-BIDS-PARTICIPANTS", table, "has no column participant_id.", "Add it.")
     people: dict[str, dict[str, str]] = {}
-    for line, cells in rows:
-        row = {_own_name(column): cell for column, cell in cells.items()}
-        name = row["participant_id"] if row["participant_id"].startswith("sub-") else f"sub-{row['participant_id']}"
-        if name in people:
-            raise BadDataset("E-BIDS-PARTICIPANTS", table, f"row {line} repeats {name}.", "Keep one row per person.")
-        people[name] = row
-    return people, header
+    columns: list[str] = []
+    for table in tables:
+        header, rows = read_rows(table)
+        header = [_own_name(column) for column in header]
+        if "participant_id" not in header:
+            raise BadDataset("E-BIDS-PARTICIPANTS", table, "has no column participant_id.", "Add it.")
+        columns += [column for column in header if column not in columns]
+        for line, cells in rows:
+            row = {_own_name(column): cell for column, cell in cells.items()}
+            name = row["participant_id"] if row["participant_id"].startswith("sub-") else f"sub-{row['participant_id']}"
+            if name in people:
+                raise BadDataset(
+                    "E-BIDS-PARTICIPANTS", table, f"row {line} repeats {name}.", "Keep one row per person."
+                )
+            if row.get("healthy") and truth(row["healthy"]) is None:
+                raise BadDataset(
+                    "E-BIDS-VALUE",
+                    table,
+                    f"row {line}: healthy is {row['healthy']!r}.",
+                    "Allowed: true or false, 1 or 0.",
+                )
+            people[name] = row
+    return people, columns
 
 
 def _add_diagnoses(root: Path, people: dict[str, dict[str, str]], ids: Sequence[str]) -> None:
@@ -322,12 +402,19 @@ def _add_diagnoses(root: Path, people: dict[str, dict[str, str]], ids: Sequence[
         for _, row in rows:
             name = owner or row.get("participant_id", "")
             name = name if name.startswith("sub-") else f"sub-{name}"
-            for column in group_columns(header):
-                if row[column] and name in ids:
-                    known = people.setdefault(name, {})
-                    known.setdefault(f"{column}", row[column])
-                    if known[column] != row[column]:  # of several visits, the one that says ill must be heard
-                        known[f"{column} {len(known)}"] = row[column]
+            if name not in ids:
+                continue
+            known = people.setdefault(name, {})
+            told = [
+                c
+                for c in header
+                if row[c] and c not in _RESERVED and (c in group_columns(header) or is_sign(c, row[c]))
+            ]
+            for column in told:
+                free = column
+                while known.get(free, row[column]) != row[column]:  # of several visits, the one that says ill is heard
+                    free += " 2"
+                known[free] = row[column]
 
 
 def _own_name(column: str) -> str:

@@ -24,7 +24,11 @@ _MSSEG = re.compile(
 _SHIFTS = re.compile(r"^(?P<who>\d+)_(?:[A-Za-z0-9]+_)?(?:isovox|isovox_fg_mask)\.nii(?:\.gz)?$")
 _DECATHLON_BRAINS = ("FLAIR", "T1", "T1C", "T2")
 """MSD Task01: the four volumes of a file, and its labels oedema 1, non-enhancing 2, enhancing 3."""
-_TISSUE = re.compile(r"\b(?:gm|wm|csf)\b|gr[ae]y|white matter|brain|ventric|cort(?:ex|ical)|skull|cerebell|tissue")
+_TISSUE = re.compile(
+    r"(?:(?:left|right|deep|cortical|cerebral|normal|healthy|other)[ _-]?(?:appearing)?[ _-]?)*"
+    r"(?:gm|wm|csf|gr[ae]y[ _-]?matter|white[ _-]?matter|brain|brain[ _-]?stem|ventricles?|cortex|cerebellum|skull|"
+    r"tissue)"
+)
 """In the name of a label: no lesion."""
 _CONTRAST_WORDS = {
     "t1": "t1", "t1w": "t1", "mri": "t1", "t1n": "t1", "t1gd": "t1c", "t1ce": "t1c", "t1c": "t1c", "t1wc": "t1c",
@@ -48,7 +52,9 @@ class _DataSet:
     @property
     def tissue(self) -> tuple[int, ...]:
         """What is called after healthy tissue."""
-        return tuple(v for v, name in sorted(self.labels.items()) if v != 0 and _TISSUE.search(name.casefold()))
+        return tuple(
+            v for v, name in sorted(self.labels.items()) if v != 0 and _TISSUE.fullmatch(name.strip().casefold())
+        )
 
     @property
     def words(self) -> str:
@@ -85,7 +91,8 @@ def read_cases(root: Path, choices: Choices = NOTHING) -> Cohort:
         raise BadDataset("E-CASES-EMPTY", root, f"holds no scan in {' or '.join(IMAGES)}.", "Check the folder.")
     told = _dataset(root, images[0].parent.parent, notes)
     cases: dict[str, tuple[dict[str, Path], dict[str, int]]] = {}
-    channelled = any(
+    _refuse_repeated_cases(root, files)
+    channelled = not any(stem(f) in masks for f in images) and any(
         ((m := CHANNEL.match(stem(f))) and m["channel"] != "0000") or (m and m["case"] in masks) for f in images
     )
     for file in images:
@@ -110,9 +117,10 @@ def read_cases(root: Path, choices: Choices = NOTHING) -> Cohort:
         )
     if told.lesion:
         notes.append(told.words)
-    subjects = [_case(case, scans, volumes, masks.get(case), told, choices)
+    left = sorted(set(masks) - set(cases))
+    subjects = [_case(case, scans, volumes, masks.get(case), [n for n in left if n.startswith(case)], told, choices)
                 for case, (scans, volumes) in sorted(cases.items())]  # fmt: skip
-    notes += [f"labels {name} have no image and were left out." for name in sorted(set(masks) - set(cases))]
+    notes += [f"labels {name} have no image of that name and were left out." for name in left]
     notes += notes_on_health([(s.subject_id, s.healthy, s.health_from) for s in subjects], "a table")
     return Cohort(root.resolve().name or "cases", tuple(subjects), notes=tuple(notes))
 
@@ -122,10 +130,11 @@ def _case(
     scans: Mapping[str, Path],
     volumes: Mapping[str, int],
     mask: Path | None,
+    unused: Sequence[str],
     told: _DataSet,
     choices: Choices,
 ) -> Subject:
-    health = health_of({}, "dataset.json", choices, mask="" if mask is None else mask.name)
+    health = health_of({}, "dataset.json", choices, mask="" if mask is None else mask.name, unused=unused)
     decathlon = not told.labels and name.upper().startswith("BRATS") and volumes
     lesion = told.lesion or ((1, 2, 3) if decathlon else None)
     return Subject(
@@ -133,6 +142,19 @@ def _case(
         lesion_labels=lesion if mask is not None else None, ignore_labels=told.ignored if mask is not None else (),
         labels_complete=mask is not None and bool(lesion) and not told.tissue,
     )  # fmt: skip
+
+
+def _refuse_repeated_cases(root: Path, files: Sequence[Path]) -> None:
+    """BadDataset when a case stands in two folders of images or of labels: the later would replace the earlier."""
+    for folders in (IMAGES, LABELS):
+        homes: dict[str, Path] = {}
+        for file in files:
+            if file.parent.name in folders and homes.setdefault(stem(file), file.parent) != file.parent:
+                first = homes[stem(file)].relative_to(root)
+                raise BadDataset(
+                    "E-CASES-TWICE", root, f"{stem(file)} stands in {first} and in {file.parent.relative_to(root)}.",
+                    "Rename one, or join the folders in a cohort.toml, each with a prefix.",
+                )  # fmt: skip
 
 
 def _contrast(told: _DataSet, channel: int) -> str:
@@ -149,7 +171,7 @@ def _dataset(root: Path, beside: Path, notes: list[str]) -> _DataSet:
         told: Any = json.loads(path.read_text(encoding="utf-8-sig"))
         channels = told.get("channel_names") or told.get("modality") or {}
         return _DataSet({int(k): str(v) for k, v in channels.items()}, _labels(told.get("labels") or {}))
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise BadDataset("E-CASES-JSON", path, f"cannot be read ({error}).", "Repair it or take it away.") from None
 
 
@@ -191,8 +213,10 @@ def read_wmh(root: Path, choices: Choices = NOTHING) -> Cohort:
         if not scans:
             continue
         used += [*scans.values(), *([mask] if mask else [])]
-        parts = place.parent.relative_to(root).parts or (root.resolve().name,)
-        name = "_".join(p for p in parts if p not in ("training", "test"))
+        inside = place.parent.is_relative_to(root)
+        parts = place.parent.relative_to(root).parts if inside else ()
+        parts = parts or (place.parent.resolve().name,)
+        name = "_".join(p for p in parts if p not in ("training", "test")) or "case"
         subjects.append(
             Subject(
                 name,
@@ -275,7 +299,8 @@ def _ms_file(root: Path, file: Path) -> tuple[str, str, str, int]:
     if match := _SHIFTS.match(file.name):
         folder = file.parent.name.casefold()
         kind = {"gt": "lesion", "fg_mask": "brain"}.get(folder) or _CONTRAST_WORDS.get(folder, "")
-        above = file.parent.parent.relative_to(root).as_posix().strip(".")
+        there = file.parent.parent
+        above = there.relative_to(root).as_posix().strip(".") if there.is_relative_to(root) else ""
         prefix = f"{above.replace('/', '_')}_" if above else ""
         return f"{prefix}{match['who']}", above.split("/")[0], kind, 0
     return "", "", "", 1

@@ -10,187 +10,57 @@ from typing import Any
 
 from data.choices import Choices
 
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 TRUTH = {"1": True, "true": True, "yes": True, "y": True, "0": False, "false": False, "no": False, "n": False}
-"""Values of a column `healthy`."""
-GROUP_COLUMNS = frozenset(
-    [
-        "group",
-        "groups",
-        "diagnosis",
-        "diagnoses",
-        "diag",
-        "dx",
-        "dxgroup",
-        "diagnosisgroup",
-        "diagnosticgroup",
-        "clinicaldiagnosis",
-        "participantgroup",
-        "participanttype",
-        "patientgroup",
-        "subjectgroup",
-        "subjecttype",
-        "studygroup",
-        "researchgroup",
-        "clinicalgroup",
-        "casecontrol",
-        "status",
-        "clinicalstatus",
-        "diseasestatus",
-        "healthstatus",
-        "condition",
-        "disease",
-        "pathology",
-        "population",
-    ]
+"""Values of a column `healthy`; 1.0 and 0.0 as programs write them beside missing values."""
+GROUP_COLUMNS = _words(
+    "group groups diagnosis diagnoses diag dx dxgroup diagnosisgroup diagnosticgroup clinicaldiagnosis "
+    "participantgroup participanttype patientgroup subjectgroup subjecttype studygroup researchgroup clinicalgroup "
+    "casecontrol status clinicalstatus diseasestatus healthstatus condition disease pathology population"
 )
 """Columns that say what a person has, in lower case and without separators."""
-CONTROL_WORDS = frozenset(
-    [
-        "control",
-        "controls",
-        "ctrl",
-        "ctrls",
-        "ctl",
-        "con",
-        "cont",
-        "contr",
-        "hc",
-        "hcs",
-        "cn",
-        "nc",
-        "nl",
-        "hv",
-        "healthy",
-        "healthycontrol",
-        "healthycontrols",
-        "controlhealthy",
-        "healthyvolunteer",
-        "healthyvolunteers",
-        "healthysubject",
-        "healthyparticipant",
-        "healthyindividual",
-        "normalcontrol",
-        "normalcontrols",
-        "normal",
-        "normals",
-        "cognitivelynormal",
-        "cognitivelyunimpaired",
-        "unimpaired",
-        "controlgroup",
-        "healthygroup",
-        "healthyadult",
-        "nondemented",
-        "typicallydeveloping",
-        "td",
-        "tdc",
-        "neurotypical",
-        "nodisease",
-        "nopathology",
-        "nolesion",
-        "unaffected",
-        "asymptomaticcontrol",
-        "matchedcontrol",
-        "matchedcontrols",
-        "volunteer",
-    ]
+_MORE_COLUMNS = re.compile(
+    r"diagnos|histolog|^icd|(?:tumou?r|lesion|stroke|disease)(?:type|class)|a?etiolog|disorder|syndrome"
+)
+"""In the name of a column: it says what a person has, too."""
+CONTROL_WORDS = _words(
+    "control controls ctrl ctrls ctl hc hcs cn nc hv healthy healthycontrol healthycontrols controlhealthy normal "
+    "normals normalcontrol normalcontrols cognitivelynormal cognitivelyunimpaired unimpaired nondemented "
+    "typicallydeveloping neurotypical nodisease unaffected volunteer volunteers"
 )
 """Values that mean a healthy person, in lower case and without separators."""
-ILL_WORDS = frozenset(
-    [
-        "patient",
-        "patients",
-        "case",
-        "cases",
-        "pat",
-        "pt",
-        "ad",
-        "mci",
-        "emci",
-        "lmci",
-        "smc",
-        "ftd",
-        "ms",
-        "rrms",
-        "ppms",
-        "spms",
-        "cis",
-        "pd",
-        "als",
-        "stroke",
-        "ischemic",
-        "ischaemic",
-        "infarct",
-        "hemorrhage",
-        "haemorrhage",
-        "tumor",
-        "tumour",
-        "glioma",
-        "gbm",
-        "hgg",
-        "lgg",
-        "glioblastoma",
-        "meningioma",
-        "metastasis",
-        "epilepsy",
-        "tle",
-        "fcd",
-        "tbi",
-        "scz",
-        "schizophrenia",
-        "schz",
-        "bipolar",
-        "bd",
-        "depression",
-        "mdd",
-        "adhd",
-        "asd",
-        "autism",
-        "dementia",
-        "demented",
-        "converted",
-        "alzheimer",
-        "alzheimers",
-        "parkinson",
-        "huntington",
-        "hd",
-        "lesion",
-        "ill",
-        "sick",
-        "diseased",
-        "affected",
-        "multiplesclerosis",
-        "alzheimersdisease",
-        "parkinsonsdisease",
-    ]
+_AMBIGUOUS = _words(
+    "td tdc nl con cont contr no none negative nil normalmri nolesion nopathology unclear unknown other missing na "
+    "nan notavailable notapplicable pending excluded"
+)
+"""Values that mean different things to different people."""
+_NEUTRAL = _words(
+    "control controls healthy normal matched group subject subjects participant participants volunteer volunteers "
+    "individual individuals person persons people adult adults child children age aged sex gender and the young older "
+    "old elderly cohort sample comparison cognitively unimpaired typically developing"
+)
+"""Words that may stand beside "healthy" and "control" without changing what they say."""
+ILL_WORDS = _words(
+    "patient patients case cases pat pt ad mci emci lmci smc ftd ms rrms ppms spms cis pd als stroke ischemic "
+    "ischaemic infarct hemorrhage haemorrhage tumor tumour glioma gbm hgg lgg glioblastoma meningioma metastasis "
+    "epilepsy tle fcd tbi scz schizophrenia schz bipolar bd depression mdd adhd asd autism dementia demented "
+    "converted alzheimer alzheimers parkinson huntington hd lesion ill sick diseased affected multiplesclerosis "
+    "alzheimersdisease parkinsonsdisease"
 )
 """Values that mean an ill person; in a column that is called otherwise they say what the column holds."""
-ILLNESS_COLUMNS = frozenset(
-    [
-        "stroke",
-        "tumor",
-        "tumour",
-        "lesion",
-        "lesions",
-        "haslesion",
-        "ms",
-        "ad",
-        "epilepsy",
-        "patient",
-        "ispatient",
-        "case",
-        "iscase",
-        "ill",
-        "disease",
-        "dementia",
-        "infarct",
-        "glioma",
-    ]
+ILLNESS_COLUMNS = _words(
+    "stroke tumor tumour lesion lesions haslesion ms ad epilepsy patient ispatient case iscase ill disease dementia "
+    "infarct glioma"
 )
 """Columns of yes and no that say of a person that it is ill."""
 SIGNS = re.compile(
     r"(?:lesion|tumou?r|infarct|stroke|wmh|plaque|h?a?emorrhage).*(?:vol|ml|mm3|cc|size|count|number|load|n$|side|site|loc)|"
     r"^(?:edss|nihss|mrs|updrs|whograde|tumou?rgrade|idh|mgmt)|diseaseduration|(?:age|years|time|days).*onset|"
-    r"onset.*(?:age|years|time|days)|lesionload"
+    r"onset.*(?:age|years|time|days)|lesionload|^cdr"
 )
 """In the name of a column, without separators: only who is ill has an entry other than 0 there."""
 MASK_WORDS = re.compile(
@@ -199,6 +69,15 @@ MASK_WORDS = re.compile(
     r"(?:$|[^a-z])", re.IGNORECASE,
 )  # fmt: skip
 """In the name of a column or a file: this holds where something is, not what it looks like."""
+LOOSE_MASK_WORDS = re.compile(
+    r"mask(?!ed)|seg|lesion|label|(?:^|[^a-z])les(?:$|[^a-z])|gtv|ctv|(?:^|[^a-z])rois?(?:$|[^a-z0-9])|truth|annot|rater|"
+    r"expert|tumou?r|infarct|wmh|(?:^|[^a-z])gt(?:$|[^a-z])|delineat|manual", re.IGNORECASE,
+)  # fmt: skip
+"""In the name of a column: it holds masks, or says that there is one."""
+_SAYS_MASK = re.compile(
+    r"(?:^|[^a-z])(?:mask|lesions?|seg|segmentation|roi|gt|tumou?r|infarct)(?:$|[^a-z])", re.IGNORECASE
+)
+"""In the name of a column without scans: an entry says that there is one."""
 _SEPARATORS = re.compile(r"[^a-z0-9]+")
 
 
@@ -230,24 +109,40 @@ def plain_word(text: str) -> str:
     return _SEPARATORS.sub("", text.casefold())
 
 
-def meaning(cell: str, levels: Mapping[str, str], controls: Collection[str]) -> bool | None:
+def truth(text: str) -> bool | None:
+    """What a cell of a column `healthy` says; None when it is neither true nor false."""
+    number = _number(text)
+    return TRUTH.get(f"{number:g}" if number is not None else text.strip().casefold())
+
+
+def meaning(cell: str, levels: Mapping[str, str], controls: Collection[str], column: str = "") -> bool | None:
     """Whether an entry of a group or diagnosis column means a healthy person; None when it does not say.
 
-    `levels`: what a sidecar declares of the column's values. A number says nothing by itself.
+    `levels`: what a sidecar declares of the column's values, which then decides alone. A number or a short ambiguous
+    word says nothing by itself. `controls`: words of the user, as they are written.
     """
-    declared = levels.get(cell, "")
-    for text in (cell, declared):
-        if plain_word(text) in {plain_word(c) for c in controls} | CONTROL_WORDS and plain_word(text):
-            return True
-    told = declared or cell
+    if any(_same(cell, word) for word in controls if word.strip()):
+        return True
+    told = levels.get(cell) or cell
     words = plain_word(told)
-    if not words or words.isdecimal() or words in ("unknown", "other", "na", "nan", "missing", "notavailable"):
+    parts = set(re.findall(r"[a-z]+", told.casefold()))
+    if not words or words.isdecimal() or "?" in told or words in _AMBIGUOUS:
         return None
-    if not declared and len(words) == 1:
+    if told == cell and len(words) == 1:
         return None
-    parts = set(re.split(r"[^a-z]+", told.casefold()))
-    called = bool(parts & {"control", "controls"} and parts & {"healthy", "normal", "matched"})
-    return called and not parts & (ILL_WORDS | {"non", "not", "no"})
+    if words in CONTROL_WORDS or (parts <= _NEUTRAL and parts & {"control", "controls", "healthy"}):
+        return None if plain_word(column) == "pathology" and words in ("normal", "normals") else True
+    if parts & {"healthy"} and not parts & (ILL_WORDS | {"non", "not", "un", "converted"}):
+        return None
+    return False
+
+
+def _same(cell: str, word: str) -> bool:
+    """Equal as written, but for case and blanks; numbers by their value."""
+    first, second = _number(cell), _number(word)
+    if first is not None and second is not None:
+        return first == second
+    return cell.strip().casefold() == word.strip().casefold()
 
 
 def _number(text: str) -> float | None:
@@ -259,25 +154,36 @@ def _number(text: str) -> float | None:
 
 def group_columns(header: Sequence[str]) -> list[str]:
     """The columns of a table that say what a person has; a number behind the name is one more of the kind."""
-    return [column for column in header if plain_word(column).rstrip("0123456789") in GROUP_COLUMNS]
+    return [column for column in header if _is_group(plain_word(column).rstrip("0123456789"))]
 
 
-def hidden_illness(header: Sequence[str], row: Mapping[str, str], used: Collection[str]) -> list[str]:
+def _is_group(name: str) -> bool:
+    return name in GROUP_COLUMNS or (_MORE_COLUMNS.search(name) is not None and SIGNS.search(name) is None)
+
+
+def is_sign(column: str, cell: str) -> bool:
+    """Whether an entry of a column that is called otherwise means illness, or a mask that nobody uses."""
+    word, name = plain_word(cell), plain_word(column)
+    if not cell or truth(cell) is False or _number(cell) == 0:
+        return False
+    return (
+        word in ILL_WORDS
+        or SIGNS.search(name) is not None
+        or _SAYS_MASK.search(column) is not None
+        or (name in ILLNESS_COLUMNS and truth(cell) is True)
+    )
+
+
+def hidden_illness(row: Mapping[str, str], used: Collection[str]) -> list[str]:
     """Columns that are called otherwise, and whose entry for this person means illness."""
-    found = []
-    for column in header:
-        if column in used or not row.get(column):
-            continue
-        cell, name = plain_word(row[column]), plain_word(column)
-        counts = SIGNS.search(name) is not None and _number(row[column]) not in (0.0,) and TRUTH.get(cell) is not False
-        if cell in ILL_WORDS or (name in ILLNESS_COLUMNS and TRUTH.get(cell, False)) or counts:
-            found.append(column)
-    return found
+    return [column for column, cell in row.items() if column not in used and is_sign(column, cell)]
 
 
 def speaks_of_health(column: str, cells: Sequence[str]) -> bool:
     """Whether a column of another name seems to hold groups or diagnoses."""
     words = {plain_word(cell) for cell in cells if cell}
+    if any(is_sign(column, cell) for cell in cells):
+        return True
     telling = words & (CONTROL_WORDS | ILL_WORDS) - {"normal", "pt", "pd", "case", "ms"}
     return (
         bool(telling)
@@ -302,12 +208,15 @@ def health_of(
     An explicit `healthy` outweighs all but a diagnosis; a diagnosis outweighs a missing mask; a role train or
     calibration is the user's word for those of whom nothing else is known. `used`: columns that mean something else.
     """
-    groups = [(c, row[c], meaning(row[c], (levels or {}).get(c, {}), choices.controls))
-              for c in group_columns(list(row)) if row[c]]  # fmt: skip
+    groups = [(c, row[c], meaning(row[c], (levels or {}).get(c, {}), choices.controls, c))
+              for c in group_columns(list(row)) if row[c] and c not in ("healthy", *used)]  # fmt: skip
     ill = next((f"{c} {cell!r} in {source}" for c, cell, healthy in groups if healthy is False), "")
     control = next((f"{c} {cell!r} in {source}" for c, cell, healthy in groups if healthy), "")
     unclear = next((f"{c} {cell!r} in {source} means nothing by itself" for c, cell, h in groups if h is None), "")
-    stated = TRUTH.get(row.get("healthy", "").casefold())
+    numbers = [c for c, cell, healthy in groups if healthy and plain_word(cell).isdecimal()]
+    stated = truth(row.get("healthy", "")) if row.get("healthy") else None
+    sign = next(iter(hidden_illness(row, {"healthy", *used, *group_columns(list(row))})), "")
+    other = f"column {sign!r} ({row[sign]!r}) of {source}" if sign else ""
     if stated is not None:
         if stated and ill:
             return Health(None, f"healthy {row['healthy']!r} and {ill} contradict one another")
@@ -315,15 +224,16 @@ def health_of(
     if ill:
         return Health(False, ill)
     if control:
-        sign = mask or next(iter(unused), "")
-        return Health(None, f"{control}, but {sign} looks like a lesion") if sign else Health(True, control)
+        against = mask or next(iter(unused), "") or other
+        if against:
+            return Health(None, f"{control}, but {against} speaks of a lesion or an illness")
+        return Health(None, unclear) if unclear and numbers else Health(True, control)
     if mask:
         return Health(False, "its lesion mask")
     if unused:
         return Health(None, f"{unused[0]} looks like a lesion mask and is not used")
-    other = hidden_illness(list(row), row, {"healthy", *used, *group_columns(list(row))})
-    if other:
-        return Health(None, f"column {other[0]!r} ({row[other[0]]!r}) of {source} is not known as one of diagnoses")
+    if sign:
+        return Health(None, f"{other} is not known as one of diagnoses")
     if role in ("train", "calibration"):
         return Health(True, f"role {role} in {source}")
     if unclear:
@@ -345,12 +255,31 @@ def notes_on_health(people: Sequence[tuple[str, bool | None, str]], where: str) 
         if len(ids) > 1:
             does = "are of unknown health and neither train nor calibrate"
         named = ", ".join(ids[:5]) + (" ..." if len(ids) > 5 else "")
-        notes.append(
-            f"{len(ids)} of {len(people)} subjects {does} ({word}): {named}. Say who is healthy: true or false in a "
-            f"column healthy of {where}, or a group such as control or patient, or --controls WORD for a word that "
-            "means healthy, or --healthy-unless-masked for all of whom nothing else is known."
-        )
+        notes.append(f"{len(ids)} of {len(people)} subjects {does} ({word}): {named}. {_remedy(word, where)}")
     return notes
+
+
+def _remedy(word: str, where: str) -> str:
+    """What makes a person's health known, by the reason for which it is not."""
+    column = f"write true or false in a column healthy of {where}"
+    if "contradict" in word or "but " in word:
+        return f"Correct what is wrong, or {column} (a mask must then be empty)."
+    if "means nothing by itself" in word:
+        return (
+            "Say what the entry means: Levels in participants.json, --controls WORD for a word that means healthy, or "
+            f"{column}."
+        )
+    if "looks like a lesion mask" in word:
+        return (
+            "Use the mask (--label, --session, --space; in a table, call its column lesion_mask), take it away when it "
+            f"is none, or {column}."
+        )
+    if "not known as one of diagnoses" in word:
+        return f"If the entry means no illness, {column}; if it is a diagnosis, call the column diagnosis."
+    return (
+        f"Say who is healthy: {column}, or a group such as control or patient, or --controls WORD for a word that "
+        "means healthy, or --healthy-unless-masked for all of whom nothing else is known."
+    )
 
 
 def health_summary(people: Sequence[tuple[bool | None, str]]) -> str:

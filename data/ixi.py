@@ -6,13 +6,15 @@ from pathlib import Path
 from data.choices import NOTHING, Choices
 from data.cohort import Cohort, Subject
 from data.folders import BadDataset, refuse_twins, scans_under, stem
-from data.health import MASK_WORDS, notes_on_health
+from data.health import notes_on_health
 from data.table import number, read_rows
 
 NAME = re.compile(r"^(?P<id>IXI\d{3}-(HH|Guys|IOP)-\d+)[-_](?P<rest>.+)$")
 CITATION = "IXI dataset, https://brain-development.org/ixi-dataset, CC BY-SA 3.0."
 _CONTRASTS = ("t1", "t2", "pd", "mra")
-_MASK_ENDS = ("dlmuse", "mask")
+_BRAIN_WORDS = {"t1", "t2", "pd", "mra", "brain", "mask", "dlmuse", "bet", "bet2", "hd", "hdbet", "synthstrip", "robex"}
+_LESION = re.compile(r"lesion|tumou?r|stroke|infarct|wmh|seg|label|roi|msk|mask", re.IGNORECASE)
+_PERSON = re.compile(r"IXI\d{3}", re.IGNORECASE)
 
 
 def read_ixi(root: Path, choices: Choices = NOTHING) -> Cohort:
@@ -31,8 +33,10 @@ def read_ixi(root: Path, choices: Choices = NOTHING) -> Cohort:
         kind = _kind(match["rest"]) if match else None
         if match is None or kind is None:
             notes.append(f"{file.relative_to(root)} is no IXI scan or mask and was left out.")
-            if match and MASK_WORDS.search(match["rest"]):
-                doubts[match["id"]] = file.relative_to(root).as_posix()
+            place = file.relative_to(root).as_posix()
+            named = _PERSON.search(place)
+            if named and _LESION.search(match["rest"] if match else place):
+                doubts[named[0].upper()] = place
         elif kind in (kinds := found.setdefault(match["id"], {})):
             notes.append(f"{file.relative_to(root)} is a second {kind} and was left out.")
         else:
@@ -47,15 +51,17 @@ def read_ixi(root: Path, choices: Choices = NOTHING) -> Cohort:
             continue
         healthy: bool | None = True
         word = "IXI holds healthy people"
-        if name in doubts:
-            healthy, word = None, f"{doubts[name]} looks like a lesion mask and is not used"
+        if person in doubts:
+            healthy, word = None, f"{doubts[person]} looks like a lesion mask and is not used"
         subjects[person] = Subject(
             name, scans, kinds.get("mask"), healthy=healthy, site=site, age=ages.get(person), sex=sexes.get(person),
             health_from=word,
         )  # fmt: skip
     if not subjects:
         raise BadDataset("E-IXI-EMPTY", root, "holds no IXI scan.", "Names look like IXI012-HH-1211-T1.nii.gz.")
-    notes += notes_on_health([(s.subject_id, s.healthy, s.health_from) for s in subjects.values()], "a table")
+    notes += notes_on_health(
+        [(s.subject_id, s.healthy, s.health_from) for s in subjects.values()], "a table of your own"
+    )
     return Cohort("ixi", tuple(subjects.values()), CITATION, tuple(notes))
 
 
@@ -63,7 +69,8 @@ def _kind(rest: str) -> str | None:
     rest = rest.lower()
     if rest in _CONTRASTS:
         return rest
-    return "mask" if rest.endswith(_MASK_ENDS) and "lesion" not in rest else None
+    words = set(re.split(r"[^a-z0-9]+", rest)) - {""}
+    return "mask" if words <= _BRAIN_WORDS and words & {"mask", "dlmuse"} else None
 
 
 def _demographics(root: Path, notes: list[str]) -> tuple[dict[str, float], dict[str, str]]:

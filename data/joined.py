@@ -20,7 +20,9 @@ from typing import Any
 
 from data.choices import Choices
 from data.cohort import ROLES, Cohort, Subject
+from data.errors import BadInput
 from data.folders import BadDataset
+from data.ranges import refuse_out_of_range
 
 Reader = Callable[[Path, str, Choices], Cohort]
 _OWN = ("path", "layout", "role", "site", "healthy", "prefix", "seed")
@@ -90,8 +92,12 @@ def _one(path: Path, number: int, source: Mapping[str, Any], choices: Choices, r
         raise wrong("a source cannot be a cohort.toml itself.")
     own: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in source.items() if k in _CHOICES}
     for key, value in own.items():
-        if not _fits(value, _CHOICES[key]):
+        if not _fits(key, value):
             raise wrong(f"{key} is {source[key]!r}.")
+    try:
+        refuse_out_of_range(Choices(**own))
+    except BadInput as error:
+        raise wrong(str(error)) from None
     healthy = source.get("healthy")
     if healthy:
         own["healthy_unless_masked"] = True
@@ -113,12 +119,16 @@ def _one(path: Path, number: int, source: Mapping[str, Any], choices: Choices, r
     return replace(cohort, subjects=tuple(subjects))
 
 
-def _fits(value: Any, usual: Any) -> bool:
-    """Whether a value is of the kind of the usual one: truth, text, a list of texts or numbers, a number."""
+def _fits(key: str, value: Any) -> bool:
+    """Whether a choice has a value of its kind: truth, text, a list of texts or of whole numbers, a number."""
+    usual = _CHOICES[key]
     if isinstance(usual, tuple):
-        return isinstance(value, tuple) and all(isinstance(one, (str, int)) for one in value)
+        kind: type = int if key.endswith("_labels") else str
+        return isinstance(value, tuple) and all(type(one) is kind for one in value)
+    if key == "header_form":
+        return value in ("", "sform", "qform")
     if usual is None:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
+        return type(value) is int or (key == "mask_cut" and type(value) is float)
     return type(value) is type(usual)
 
 

@@ -67,7 +67,8 @@ def read_cohort(path: Path, layout: str = "auto", choices: Choices = NOTHING) ->
             "E-LAYOUT-NAME", path, f"there is no layout {layout!r}.", f"There are: auto, {', '.join(LAYOUTS)}."
         )
     cohort = LAYOUTS[layout].read(path, choices)
-    cohort = replace(cohort, subjects=tuple(_with_choices(s, choices) for s in cohort.subjects))
+    said = Choices(keep=choices.keep) if layout == "joined" else choices  # its sources have heard the others
+    cohort = replace(cohort, subjects=tuple(_with_choices(s, said) for s in cohort.subjects))
     strange = sorted(set(choices.keep) - {s.subject_id for s in cohort.subjects})
     if strange:
         raise BadDataset(

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from data.choices import NOTHING, Choices
-from data.cohort import ROLES, Cohort, Subject
+from data.cohort import ROLES, Cohort, Subject, contrast_name
 from data.files import write_whole
 from data.folders import SCAN_SUFFIXES, BadDataset
-from data.health import MASK_WORDS, TRUTH, group_columns, health_of, notes_on_health, plain_word, speaks_of_health
+from data.health import LOOSE_MASK_WORDS, group_columns, health_of, notes_on_health, plain_word, speaks_of_health, truth
 
 RESERVED = (
     *("subject_id", "brain_mask", "lesion_mask", "role", "healthy", "site", "age", "sex", "lesion_labels"),
@@ -50,7 +50,7 @@ def read_table(path: Path, choices: Choices = NOTHING) -> Cohort:
     """
     path = Path(path)
     header, rows = read_rows(path)
-    header, rows, notes = _own_names(header, rows)
+    header, rows, notes = _own_names(path, header, rows)
     if "subject_id" not in header:
         meant = next((c for c in header if plain_word(c) in _ID_WORDS), None)
         raise BadDataset(
@@ -85,7 +85,7 @@ def read_table(path: Path, choices: Choices = NOTHING) -> Cohort:
 
 
 def _own_names(
-    header: list[str], rows: list[tuple[int, dict[str, str]]]
+    path: Path, header: list[str], rows: list[tuple[int, dict[str, str]]]
 ) -> tuple[list[str], list[tuple[int, dict[str, str]]], list[str]]:
     """Reserved columns in their own spelling, and T1w as T1; with notes on what was renamed."""
     names: dict[str, str] = {}
@@ -98,6 +98,10 @@ def _own_names(
             names[column] = _SAME_CONTRAST[own].upper()
     if not names:
         return header, rows, []
+    twice = [new for new in names.values() if list(names.values()).count(new) > 1]
+    if twice:
+        both = ", ".join(old for old, new in names.items() if new == twice[0])
+        raise BadDataset("E-TABLE-COLUMNS", path, f"has {both}, which are one: {twice[0]}.", "Keep one of them.")
     notes = [f"Column {old!r} is taken as {new}." for old, new in names.items() if old.casefold() != new.casefold()
              or new == "subject_id"]  # fmt: skip
     renamed = [(line, {names.get(c, c): cell for c, cell in row.items()}) for line, row in rows]
@@ -106,12 +110,16 @@ def _own_names(
 
 def _holds_masks(column: str, cells: Sequence[str]) -> bool:
     """Whether a column with paths holds masks, by its name or by the names of its files."""
-    if MASK_WORDS.search(column) or "mask" in column.casefold() or "lesion" in column.casefold():
-        return True
-    if column.casefold() in _CONTRASTS:
+    if contrast_name(column).casefold() in _CONTRASTS:
         return False
-    names = [Path(cell.replace("\\", "/")).name for cell in cells if cell]
-    return all(MASK_WORDS.search(re.sub(r"\.nii(\.gz)?$", "", name, flags=re.I)) for name in names)
+    return LOOSE_MASK_WORDS.search(column) is not None or any(map(_is_mask_file, cells))
+
+
+def _is_mask_file(cell: str) -> bool:
+    """Whether a path is called like a mask: ...lesion_mask.nii.gz, ..._seg.nii, gtv.nii.gz."""
+    name = re.sub(r"\.nii(\.gz)?$", "", Path(cell.replace("\\", "/")).name, flags=re.IGNORECASE)
+    ends = r"(?:mask|seg|segm|segmentation|lesions?|labels?|rois?|gtv|tumou?r|_gt|truth)$"
+    return re.search(ends, name, re.IGNORECASE) is not None
 
 
 def _notes_on_columns(columns: Sequence[str], rows: Sequence[tuple[int, Mapping[str, str]]]) -> list[str]:
@@ -236,7 +244,7 @@ def _subject(
     if role is not None and role not in ROLES:
         raise wrong("role", ", ".join(ROLES) + " or nothing")
     lesion_mask = _path(table, row.get("lesion_mask", ""))
-    if row.get("healthy") and row["healthy"].casefold() not in TRUTH:
+    if row.get("healthy") and truth(row["healthy"]) is None:
         raise wrong("healthy", "true or false")
     if row.get("age") and number(row["age"]) is None:
         raise wrong("age", "a number or n/a")
@@ -244,15 +252,18 @@ def _subject(
     for column in ("lesion_labels", "ignore_labels"):
         try:
             labels.append(tuple(_label(x) for x in re.split(r"[;,\s]+", row.get(column, "")) if x))
-        except ValueError:
-            raise wrong(column, 'whole numbers like "1;2;4"') from None
+        except (ValueError, OverflowError):
+            raise wrong(column, 'whole numbers above 0 like "1;2;4"') from None
     scans = {c: file for c in contrasts if (file := _path(table, row[c])) is not None}
     health = health_of(
         row,
         "the table",
         choices,
         mask="lesion_mask" if lesion_mask is not None else "",
-        unused=[f"column {c!r}" for c in masks if row[c]],
+        unused=[
+            *(f"column {c!r}" for c in masks if row[c]),
+            *(f"{row[c]} in column {c!r}" for c in contrasts if _is_mask_file(row[c])),
+        ],
         role=role,
         used=(*RESERVED, *contrasts, *masks),
     )
@@ -266,7 +277,7 @@ def _subject(
 def _label(text: str) -> int:
     """A whole number, also as a spreadsheet writes it: 1.0."""
     value = float(text)
-    if value != int(value):
+    if value != int(value) or value < 1:
         raise ValueError(text)
     return int(value)
 

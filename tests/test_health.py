@@ -15,15 +15,19 @@ from data.layout import read_cohort
 from data.table import read_table
 
 HEALTHY = (
-    *("control", "Controls", "HC", "hc ", "CN", "NC", "NL", "CTRL", "ctl", "Con", "healthy", "Healthy Control"),
+    *("control", "Controls", "HC", "hc ", "CN", "NC", "CTRL", "ctl", "healthy", "Healthy Control"),
     *("healthy_control", "control healthy", "HEALTHY-CONTROLS", "normal", "Normal Control", "healthy volunteer"),
-    *("Cognitively Normal", "Nondemented", "typically developing", "TD", "neurotypical", "Healthy control (matched)"),
+    *("Cognitively Normal", "Nondemented", "typically developing", "neurotypical", "Healthy control (matched)"),
+    *("Healthy subjects", "healthy participants", "Control subject", "Healthy Comparison", "healthy elderly"),
+    *("age-matched control", "unaffected", "nodisease"),
 )
 ILL = (
     *("patient", "AD", "MS", "stroke", "MCI", "non-healthy", "not a control", "disease control", "PD", "glioma"),
     *("symptomatic", "HC converted to AD", "unhealthy", "FLE", "Left TLE", "post-stroke", "impaired", "abnormal"),
+    *("disease control (matched)", "normal pressure hydrocephalus control", "matched neurological control", "C71.9"),
+    *("matched control with aneurysm", "Astrocytoma", "1 (patient)"),
 )
-UNSAID = ("0", "1", "2", "A", "n", "unknown", "other", "3.0", "-")
+UNSAID = ("0", "1", "2", "A", "n", "unknown", "other", "3.0", "-1", "TD", "NL", "con", "no", "control?")
 
 
 @pytest.mark.parametrize("word", HEALTHY)
@@ -41,7 +45,33 @@ def test_numbers_and_letters_say_nothing_until_they_are_declared(word: str) -> N
     assert meaning(word, {}, ()) is None
     assert meaning(word, {word: "Healthy control"}, ()) is True
     assert meaning(word, {word: "patient with MS"}, ()) is False
-    assert meaning(word, {}, (word,)) is (True if word != "-" else None)
+    assert meaning(word, {}, (word,)) is True
+
+
+def test_what_a_sidecar_declares_decides_alone() -> None:
+    for cell, declared, healthy in (
+        ("NC", "MCI non-converter", False), ("HC", "hydrocephalus", False), ("CN", "cognitively normal", True),
+        ("1", "healthy mutation carrier", None), ("NL", "non-lesional epilepsy", False),
+    ):  # fmt: skip
+        assert meaning(cell, {cell: declared}, ()) is healthy
+
+
+def test_words_of_the_user_count_as_they_are_written() -> None:
+    assert meaning("-1", {}, ("1",)) is None
+    assert meaning("0.0", {}, ("0",)) is True
+    assert meaning("对照", {}, ("对照",)) is True
+    assert said({"group": "1", "status": "0"}, Choices(controls=("0",))) is None
+    assert said({"group": "0", "status": "0"}, Choices(controls=("0",))) is True
+
+
+def test_signs_speak_against_a_group_too() -> None:
+    assert said({"group": "control", "stroke": "1"}) is None
+    assert said({"group": "control", "lesion_volume_ml": "34.2"}) is None
+    assert said({"group": "control", "mask": "1"}) is None
+    assert said({"group": "control", "lesion_volume_ml": "0", "stroke": "no"}) is True
+    assert said({"primary_diagnosis": "Astrocytoma"}, Choices(healthy_unless_masked=True)) is False
+    assert said({"histology": "Oligodendroglioma"}, Choices(healthy_unless_masked=True)) is False
+    assert said({"pathology": "normal"}) is None
 
 
 def said(row: dict[str, str], choices: Choices | None = None, **more: object) -> bool | None:
@@ -219,6 +249,99 @@ def test_sessions_and_phenotypes_are_heard(tmp_path: Path) -> None:
     (tmp_path / "phenotype" / "clinic.tsv").write_text("participant_id\tdx\nsub-2\tMS\n3\tHC\n")
     cohort = read_bids(tmp_path, Choices(healthy_unless_masked=True))
     assert [s.healthy for s in cohort.subjects] == [False, False, True]
+
+
+LOST = {
+    "another spelling": "derivatives/masks/sub-1/anat/sub-1_desc-lesion_mask.nii.gz",
+    "capitals": "derivatives/Sub-01_lesion_mask.nii.gz",
+    "id without sub": "derivatives/lesions/01_lesion.nii.gz",
+    "id behind": "lesion_masks/lesion_sub-01.nii.gz",
+    "folder says": "derivatives/lesion_masks/sub-01/anat/sub-01_dseg.nii.gz",
+    "gt": "derivatives/sub-01/anat/sub-01_T1w_gt.nii.gz",
+    "truth": "derivatives/sub-01/anat/sub-01_truth.nii.gz",
+    "manual": "derivatives/sub-01/anat/sub-01_T1w_manual.nii.gz",
+    "dysplasia": "derivatives/sub-01/anat/sub-01_label-corticaldysplasia_mask.nii.gz",
+    "white matter change": "derivatives/sub-01/anat/sub-01_desc-whitematterchange_mask.nii.gz",
+    "pet": "derivatives/pet/sub-01/sub-01_lesion_mask.nii.gz",
+    "mask entity": "sub-01/anat/sub-01_mask-lesion_T1w.nii.gz",
+    "metastases": "derivatives/sub-01/anat/sub-01_desc-brainmets_mask.nii.gz",
+    "nobody's": "derivatives/lesions/patient_x_lesion.nii.gz",
+}
+
+
+@pytest.mark.parametrize("name", LOST)
+def test_no_mask_vanishes_without_a_word(tmp_path: Path, name: str) -> None:
+    for person in ("sub-01", "sub-02"):
+        (tmp_path / person / "anat").mkdir(parents=True)
+        (tmp_path / person / "anat" / f"{person}_T1w.nii.gz").touch()
+    (tmp_path / LOST[name]).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / LOST[name]).touch()
+    for participants, choices in (("", Choices(healthy_unless_masked=True)), ("Control", Choices())):
+        if participants:
+            (tmp_path / "participants.tsv").write_text("participant_id\tgroup\nsub-01\tControl\nsub-02\tControl\n")
+        if participants and name == "nobody's":
+            continue
+        cohort = read_bids(tmp_path, choices)
+        assert cohort["sub-01"].healthy is not True
+        assert cohort["sub-01"].brain_mask is None
+        told = " ".join([*cohort.notes, cohort["sub-01"].health_from])
+        assert Path(LOST[name]).name in told or cohort["sub-01"].lesion_mask is not None
+
+
+def test_a_value_of_healthy_that_is_neither_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "sub-1" / "anat").mkdir(parents=True)
+    (tmp_path / "sub-1" / "anat" / "sub-1_T1w.nii.gz").touch()
+    for word in ("ill", "patient", "maybe", "2"):
+        (tmp_path / "participants.tsv").write_text(f"participant_id\thealthy\nsub-1\t{word}\n")
+        with pytest.raises(BadInput, match="E-BIDS-VALUE"):
+            read_bids(tmp_path)
+    for word, healthy in (("0.0", False), ("1.0", True), ("No", False)):
+        (tmp_path / "participants.tsv").write_text(f"participant_id\thealthy\nsub-1\t{word}\n")
+        assert read_bids(tmp_path)["sub-1"].healthy is healthy
+
+
+def test_one_id_of_two_sites_is_refused_and_tables_of_sites_are_read(tmp_path: Path) -> None:
+    for site, name in (("siteA", "sub-1"), ("siteB", "sub-2")):
+        (tmp_path / site / name / "anat").mkdir(parents=True)
+        (tmp_path / site / name / "anat" / f"{name}_T1w.nii.gz").touch()
+        group = "patient" if site == "siteB" else "control"
+        (tmp_path / site / "participants.tsv").write_text(f"participant_id\tgroup\n{name}\t{group}\n")
+    assert [s.healthy for s in read_bids(tmp_path, Choices(healthy_unless_masked=True)).subjects] == [True, False]
+    (tmp_path / "siteB" / "sub-1" / "anat").mkdir(parents=True)
+    (tmp_path / "siteB" / "sub-1" / "anat" / "sub-1_T1w.nii.gz").touch()
+    with pytest.raises(BadInput, match=r"E-BIDS-TWICE.*siteA and in siteB"):
+        read_bids(tmp_path)
+
+
+@pytest.mark.parametrize("column", ["dseg", "GTV", "les", "segmentationFile", "expert1", "tumorseg", "rater2"])
+def test_more_names_of_mask_columns(tmp_path: Path, column: str) -> None:
+    (tmp_path / "t.csv").write_text(f"subject_id,T1,{column},group\na,a.nii,x.nii.gz,HC\nb,b.nii,,HC\n")
+    cohort = read_table(tmp_path / "t.csv")
+    assert set(cohort["a"].scans) == {"T1"}
+    assert [s.healthy for s in cohort.subjects] == [None, True]
+
+
+def test_a_mask_among_the_scans_of_a_contrast_speaks_against_health(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("subject_id,T1,DWI,group\na,a.nii,a_lesion_mask.nii.gz,HC\nb,b.nii,b.nii,HC\n")
+    assert [s.healthy for s in read_table(tmp_path / "t.csv").subjects] == [None, True]
+
+
+def test_two_columns_of_one_contrast_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("subject_id,T1gd,T1ce\na,a.nii,b.nii\n")
+    with pytest.raises(BadInput, match="T1gd, T1ce, which are one"):
+        read_table(tmp_path / "t.csv")
+
+
+@pytest.mark.parametrize("name", ["T1_stroke_mask", "wmh_mask", "T1_tumourSeg", "T1_lesionseg"])
+def test_masks_in_the_ixi_folder_are_no_brain_masks(tmp_path: Path, name: str) -> None:
+    (tmp_path / "IXI012-HH-1211-T1.nii.gz").touch()
+    (tmp_path / f"IXI012-HH-1211_{name}.nii.gz").touch()
+    (tmp_path / "IXI013-HH-1212-T1.nii.gz").touch()
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "masks" / "IXI014_lesion.nii.gz").touch()
+    (tmp_path / "IXI014-HH-1213-T1.nii.gz").touch()
+    subjects = read_cohort(tmp_path).subjects
+    assert [(s.healthy, s.brain_mask) for s in subjects] == [(None, None), (True, None), (None, None)]
 
 
 @pytest.mark.parametrize("name", ["lesion.nii.gz", "mask.nii.gz", "tumor_mask.nii", "manual_roi.nii.gz"])

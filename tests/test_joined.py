@@ -101,6 +101,12 @@ def test_ids_that_two_sources_share_need_a_prefix(tmp_path: Path) -> None:
         ("[[source]]\npath = 'ixi'\nhealthy = 'yes'\n", "E-JOINED-FORM"),
         ("[[source]]\npath = 'ixi'\nsession = 3\n", "E-JOINED-FORM"),
         ("[[source]]\npath = 'ixi'\nlesion_labels = 3\n", "E-JOINED-FORM"),
+        ("[[source]]\npath = 'ixi'\nlesion_labels = ['1']\n", "E-JOINED-FORM"),
+        ("[[source]]\npath = 'ixi'\nlesion_labels = [0]\n", "E-JOINED-FORM"),
+        ("[[source]]\npath = 'ixi'\ncontrols = [0]\n", "E-JOINED-FORM"),
+        ("[[source]]\npath = 'ixi'\nmask_cut = 7\n", "E-JOINED-FORM"),
+        ("[[source]]\npath = 'ixi'\nvolume = -1.5\n", "E-JOINED-FORM"),
+        ("[[source]]\npath = 'ixi'\nheader_form = 'foo'\n", "E-JOINED-FORM"),
         ("[[source]]\npath = 'cohort.toml'\n", "E-JOINED-FORM"),
         ("seed = 3\n[[source]]\npath = 'ixi'\n", "E-JOINED-FORM"),
         ("[[source]]\npath = 'nowhere'\n", "E-LAYOUT-PATH"),
@@ -118,3 +124,9 @@ def test_who_is_kept_is_named_as_in_the_joined_cohort(tmp_path: Path) -> None:
     assert [s.subject_id for s in cohort.subjects if s.kept] == ["m-sub-3"]
     with pytest.raises(BadDataset, match="no subject 'sub-3', which --keep names"):
         joined(tmp_path, text, Choices(keep=("sub-3",)))
+
+
+def test_the_choice_of_a_source_outweighs_that_of_the_command(tmp_path: Path) -> None:
+    text = '[[source]]\npath = "brats"\nlesion_labels = [1, 2, 4]\n'
+    cohort = joined(data_sets(tmp_path), text, Choices(lesion_labels=(1,)))
+    assert {s.lesion_labels for s in cohort.subjects} == {(1, 2, 4)}

@@ -144,6 +144,16 @@ def test_an_empty_test_set_says_what_validation_shows(own_study: TinyStudy, monk
     everywhere(monkeypatch, own_study, run, "No subject is in its test split")
 
 
+def test_validation_alone_is_judged(own_study: TinyStudy) -> None:
+    def alone(subject: Subject) -> Subject | None:
+        return None if subject.role == "test" else without_calibration(subject)
+
+    run = run_on(own_study, "validation-alone", alone)
+    words = " ".join(evaluation_words(run, evaluate_run(run, quiet(), workers=1)))
+    assert "No subject is in its test split" in words
+    assert "no label-free threshold" in words
+
+
 def test_without_calibration_and_lesions_there_is_no_threshold(own_study: TinyStudy) -> None:
     def neither(subject: Subject) -> Subject | None:
         changed = without_calibration(subject)

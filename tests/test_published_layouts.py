@@ -209,6 +209,37 @@ def test_labels_that_are_called_after_tissue_are_no_lesion(tmp_path: Path) -> No
                for n in cohort.notes), cohort.notes  # fmt: skip
 
 
+def test_lesions_that_are_called_after_where_they_lie_are_lesions(tmp_path: Path) -> None:
+    touch(tmp_path, "imagesTr/A_0000.nii.gz", "labelsTr/A.nii.gz")
+    names = ("white matter hyperintensity", "brain tumor", "intraventricular hemorrhage", "cortical lesion", "Brain")
+    (tmp_path / "dataset.json").write_text(
+        json.dumps({"channel_names": {"0": "T1"}, "labels": {name: n for n, name in enumerate(names, start=1)}})
+    )
+    assert read_cohort(tmp_path)["A"].lesion_labels == (1, 2, 3, 4)
+
+
+def test_cases_with_four_digits_are_cases_and_repeated_ones_are_refused(tmp_path: Path) -> None:
+    for name in ("imagesTr/brain_0001", "imagesTr/brain_0002", "labelsTr/brain_0001"):
+        volume(tmp_path / f"{name}.nii.gz")
+    assert [s.subject_id for s in read_cohort(tmp_path).subjects] == ["brain_0001", "brain_0002"]
+    volume(tmp_path / "imagesTs" / "brain_0001.nii.gz")
+    with pytest.raises(BadDataset, match="E-CASES-TWICE"):
+        read_cohort(tmp_path)
+
+
+def test_labels_of_another_name_speak_against_health(tmp_path: Path) -> None:
+    touch(tmp_path, "imagesTr/c_001_0000.nii.gz", "imagesTr/c_001_0001.nii.gz", "labelsTr/c_001_seg.nii.gz")
+    assert read_cohort(tmp_path, choices=Choices(healthy_unless_masked=True))["c_001"].healthy is None
+
+
+def test_roots_within_a_layout_are_read_or_named(tmp_path: Path) -> None:
+    touch(tmp_path, "Utrecht/0/pre/FLAIR.nii.gz", "Utrecht/0/wmh.nii.gz", "s/flair/1_FLAIR_isovox.nii.gz",
+          "training/pre/FLAIR.nii.gz")  # fmt: skip
+    assert read_wmh(tmp_path / "Utrecht" / "0" / "pre").subjects[0].subject_id
+    assert read_wmh(tmp_path / "training").subjects[0].subject_id
+    assert read_cohort(tmp_path / "s" / "flair").subjects[0].subject_id == "1"
+
+
 def test_decathlon_cases_are_volumes_of_a_4d_file(tmp_path: Path) -> None:
     volume(tmp_path / "imagesTr" / "BRATS_001.nii.gz", 4)
     volume(tmp_path / "labelsTr" / "BRATS_001.nii.gz")

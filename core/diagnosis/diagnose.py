@@ -87,7 +87,12 @@ def _with_native(
         return metrics
     progress.say(f"Evaluating {name} in native space.")
     native = evaluate_layer_set(
-        scores, layers, "native", quantile=metrics["quantile"], fp_ml_per_scan=metrics["fp_ml_per_scan"]
+        scores,
+        layers,
+        "native",
+        quantile=metrics["quantile"],
+        fp_ml_per_scan=metrics["fp_ml_per_scan"],
+        leave_one_out=bool(metrics.get("leave_one_out")),
     )
     return {**metrics, "sets": {**metrics["sets"], name: {**metrics["sets"][name], "native": native["figures"]}}}
 
