@@ -22,7 +22,7 @@ from core.progress import Progress
 from core.run_scores import RunScores, open_scores, set_id
 from core.simclr import NegativesSettings, SimclrSettings
 from core.store import Run, open_run, update_run
-from core.summary import layer_contributions, layer_table, run_summary
+from core.summary import evaluation_words, layer_contributions, layer_table, run_summary
 from data.cohort import ROLES, Cohort, Split, Subject
 from data.errors import BadInput, EnvironmentProblem, IntegrityError
 from data.files import write_json
@@ -425,8 +425,13 @@ def test_with_healthy_test_scans_only_there_are_false_positives_and_no_dice(own_
 
 def test_without_calibration_subjects_there_is_no_label_free_threshold_and_it_says_so(own_study: TinyStudy) -> None:
     change(own_study, lambda s: None if s.role == "calibration" else s)
-    with pytest.raises(BadInput, match="role calibration"):
-        judge(own_study, make("intensity-bright"), "mine")
+    metrics = judge(own_study, make("intensity-bright"), "mine")
+    for space in ("working", "native"):
+        assert set(metrics["sets"][metrics["headline"]][space]["protocols"]) == {
+            "validation", "oracle_set", "oracle_subject",
+        }  # fmt: skip
+    words = " ".join(evaluation_words(open_run(own_study.runs, "mine"), metrics))
+    assert "no label-free threshold: give healthy subjects that role" in words
 
 
 def test_native_figures_are_counted_on_the_voxels_of_the_scan_itself(study: TinyStudy) -> None:
