@@ -254,7 +254,7 @@ def _made_or_loaded(encoder: EncoderSettings, weights: str) -> tuple[Encoder, En
         return load_encoder(Path(weights))
     network = make_encoder(encoder)
     if weights:
-        load_weights(network, Path(weights))
+        network.loading_notes = tuple(load_weights(network, Path(weights)))
     return network, encoder
 
 

@@ -12,11 +12,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from models.cnn3d import five_stage_cnn
+from models.foreign import published_name, read_weights, translated
 from models.resnet import resnet_stages
 from models.settings import Architecture as Architecture
 from models.settings import EncoderSettings as EncoderSettings
 from models.taps import Tap
-from models.tensor_files import load_tensors, save_tensors
+from models.tensor_files import save_tensors
 
 INPUT = "input"
 SCHEMA = 1
@@ -37,6 +38,8 @@ class Encoder(nn.Module):
         self.embedding_dim: int = stages[-1][0].channels
         self.stages = nn.ModuleDict({tap.name: stage for tap, stage in stages})
         self.slicewise = settings.architecture.endswith("_2d")
+        self.loading_notes: tuple[str, ...] = ()
+        """What was left out or adapted when weights were loaded."""
 
     def forward(self, x: Float[Tensor, "batch channels x y z"]) -> Float[Tensor, "batch embedding"]:
         """Mean of the deepest features over the whole volume."""
@@ -113,13 +116,14 @@ def encoder_settings(values: dict[str, object]) -> EncoderSettings:
     return EncoderSettings(**plain)  # type: ignore[arg-type]
 
 
-def load_weights(module: nn.Module, path: Path) -> None:
-    """Fill a module from a safetensors file: same names, same shapes, nothing missing and nothing left over.
+def load_weights(module: nn.Module, path: Path) -> list[str]:
+    """Fill a module from a safetensors file or a PyTorch checkpoint: same shapes, nothing missing, nothing left over.
 
-    ValueError that names what differs; the module is unchanged then.
+    The names are its own, or those that others give the same network (`models.foreign`). Returns in words what was
+    left out or adapted. ValueError that names what differs, and what was expected; the module is unchanged then.
     """
     try:
-        given = load_tensors(path)
+        given = read_weights(path)
     except ValueError as error:
         raise ValueError(f"{error}. Give the file that was saved.") from error
     except OSError as error:
@@ -127,6 +131,17 @@ def load_weights(module: nn.Module, path: Path) -> None:
             f"{path} is no readable safetensors file: {error.strerror}. Give the file that was saved."
         ) from error
     wanted = module.state_dict()
+    notes: list[str] = []
+    if given.keys() != wanted.keys():
+        names = list(given)
+        given, notes = translated(given, wanted)
+        if not given.keys() & {name for name in wanted if not name.endswith("num_batches_tracked")}:
+            expected = [published_name(name) for name in wanted if not name.endswith("num_batches_tracked")]
+            raise ValueError(
+                f"Weights in {path} are of another network. Expected are names such as {', '.join(expected[:6])} (or "
+                f"with a prefix such as module. or backbone.); it has {', '.join(names[:6])}. Choose the network that "
+                "they were trained in: --architecture, --width, --stem-stride, --max-pool."
+            )
     problems = [f"missing {name}" for name in wanted if name not in given]
     problems += [f"unexpected {name}" for name in given if name not in wanted]
     problems += [
@@ -141,6 +156,7 @@ def load_weights(module: nn.Module, path: Path) -> None:
             "Use the architecture, width and contrasts that the weights were trained with."
         )
     module.load_state_dict(given, strict=True)
+    return notes
 
 
 def _stages(settings: EncoderSettings) -> list[tuple[Tap, nn.Module]]:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import cli
+from models.encoder import EncoderSettings, load_weights, make_encoder
 
 MAKERS = Path(__file__).resolve().parents[2] / "shared" / "inputs"
 
@@ -21,7 +22,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("inputs")
-    for name in ("bids", "brats", "tables", "headers", "h1big"):
+    for name in ("bids", "brats", "tables", "headers", "h1big", "e2e", "weights_tv"):
         argv = [sys.executable, "-B", str(MAKERS / f"make_{name}.py"), str(root / name)]
         subprocess.run(argv, check=True, cwd=MAKERS, capture_output=True)
     return root
@@ -179,3 +180,45 @@ def test_masks_that_are_thousandths_of_a_millimetre_off(inputs: Path, capsys: py
         code, found, _ = check(capsys, inputs / "h1big" / name)
         assert code == 0
         assert any("taken as on the scan's grid" in note for note in found["facts"][0]["notes"])
+
+
+SMALL = ("--preprocessing.registration", "none", "--preprocessing.spacing-mm", "4")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("E1_one_train", "1 healthy training subject(s). At least 2"), ("E5_single", "At least 2 are needed"),
+        ("E6_tiny_noroles", "--healthy-unless-masked"), ("E7_maskcolumn", "call it lesion_mask"),
+    ],
+)  # fmt: skip
+def test_too_few_healthy_scans_are_refused_in_words(
+    inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, words: str
+) -> None:
+    assert cli.main(["prepare", str(inputs / "e2e" / f"{name}.csv"), "--runs", str(tmp_path), *SMALL]) == 2
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("E2_no_calibration", "no label-free threshold"), ("E3_healthy_test", "mL are marked"),
+        ("E4_all_validation", "No subject is in its test split"),
+    ],
+)  # fmt: skip
+def test_a_run_that_lacks_a_role_is_evaluated_and_says_so(
+    inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, words: str
+) -> None:
+    where = ["--runs", str(tmp_path)]
+    table = str(inputs / "e2e" / f"{name}.csv")
+    assert cli.main(["fit", table, *where, *SMALL, "--detector", "zscore", "--run-id", "one"]) == 0
+    assert cli.main(["score", "one", *where]) == 0
+    assert cli.main(["evaluate", "one", *where]) == 0
+    assert words in capsys.readouterr().out
+
+
+def test_weights_of_torchvision_lightning_and_lightly_load(inputs: Path) -> None:
+    settings = EncoderSettings(architecture="resnet18_2d", width=64, stem_stride=2, max_pool=True)
+    for path in sorted((inputs / "weights_tv").iterdir()):
+        notes = load_weights(make_encoder(settings), path)
+        assert "three input channels were summed" in notes[0]

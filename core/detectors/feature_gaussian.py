@@ -86,7 +86,7 @@ class FeatureGaussian:
             self.gaussian,
             self._limit_bytes,
         )
-        self.plan_text_ = plan.text
+        self.plan_text_ = " ".join((*network.loading_notes, plan.text))
         stored = detector_bytes(plan.stored_bytes, layout, network, self.extractor_.projections)
         self.plan_text_ += f" Takes {size(stored)} on disk."
         monitor(0, {"planned_bytes": float(plan.peak_bytes), "disk_bytes": float(stored), "total": float(len(train))})

@@ -244,7 +244,7 @@ class PatchCore:
         layout = self.extractor_.layout
         self.bank_ = None
         plan = plan_bank(len(train), layout, self.bank, self._limit_bytes)
-        self.plan_text_ = plan.text
+        self.plan_text_ = " ".join((*self.extractor_.encoder.loading_notes, plan.text))
         stored = detector_bytes(plan.stored_bytes, layout, self.extractor_.encoder, self.extractor_.projections)
         self.plan_text_ += f" Takes {size(stored)} on disk."
         monitor(0, {"planned_bytes": float(plan.peak_bytes), "disk_bytes": float(stored), "total": float(len(train))})
