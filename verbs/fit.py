@@ -50,7 +50,7 @@ class FitVerb(Scans):
     run_id: str | None = None
     """Folder of the run; an existing one with the same settings is resumed."""
     encoder: str = "random"
-    """An encoder run (id, path, latest), a file of weights (safetensors, .pth, .ckpt; under torchvision's names too), the
+    """An encoder run (id, path, latest), a file of weights (safetensors, .pth, .ckpt; torchvision's names too), the
     folder of a saved encoder, or random."""
     layers: tuple[str, ...] = ()
     """Layers to model; 'input' is the intensity itself. The recipe's own when not given."""
