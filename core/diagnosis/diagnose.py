@@ -154,7 +154,7 @@ def _check(scores: RunScores, figures: Mapping[str, Any], native: Mapping[str, A
         raise BadInput(
             f"There is no deployable threshold {protocol!r} in run {scores.run.run_id}. "
             + (
-                f"Say --protocol {' or '.join(there)}."
+                f"Allowed: {', '.join(there)}. Say --protocol {there[0]}."
                 if (there := [name for name in ("healthy", "validation") if name in native["protocols"]])
                 else "It needs calibration subjects (healthy), or labelled validation subjects (validation)."
             )
