@@ -118,7 +118,8 @@ for (cohort, _), members in groups.items():
             f"{best['dice']['oracle_set']['mean']:.3f}",
             help="The same maps. One threshold for all test subjects, chosen on their own labels. Not a result.",
         )
-    right.metric("Lesion share of brain", f"{100 * (best['prevalence'] or 0):.2f} %")
+    share = best["prevalence"]
+    right.metric("Lesion share of brain", "–" if share is None else f"{100 * share:.2f} %")
     last.metric("Test scans, ill / healthy", f"{best['n_lesion_subjects']:d} / {best['n_healthy_subjects']:d}")
     if found["mean"] is not None and oracle and oracle["mean"] is not None:
         gap = best["dice"]["oracle_set"]["mean"] - found["mean"]
@@ -128,6 +129,11 @@ for (cohort, _), members in groups.items():
             f"(both oracles); the remaining {1 - oracle['mean']:.3f} to a Dice of 1 is in the maps themselves: "
             "**Diagnosis** says which errors cost it, **Slices** shows them, **Layers** compares the maps there are."
         )
+    if not any(one.get("mean") is not None for row in members for one in row["dice"].values()):
+        st.caption(
+            "No test scan of these runs has a lesion, so there is no Dice. Their pages tell what can be said in mL."
+        )
+        continue
     drawn = most_telling(members)
     st.plotly_chart(
         protocol_dots(

@@ -84,6 +84,9 @@ def everywhere(monkeypatch: pytest.MonkeyPatch, study: TinyStudy, run: Run, word
     for name in PAGES:
         app = opened(monkeypatch, study.runs, name, run.run_id)
         assert not app.exception, (name, app.exception[0].message)
+        if name == "overview" and "Dice to tell" in words:
+            assert any("there is no Dice" in str(caption.value) for caption in app.caption)
+            assert {str(m.value) for m in app.metric if m.label == "Lesion share of brain"} >= {"–"}
         if name in ("slices", "layers", "distributions", "diagnosis"):
             assert any(words in str(info.value) for info in app.info), (name, [i.value for i in app.info])
     document = study.root / f"{run.run_id}.html"
