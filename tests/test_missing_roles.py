@@ -134,6 +134,7 @@ def test_scans_of_unknown_health_are_counted_nowhere(own_study: TinyStudy, monke
     assert "of unknown health" in words
     assert "mL are marked on such a scan" in words
     assert metrics["sets"][metrics["headline"]]["native"]["n_healthy_subjects"] == 0
+    assert metrics["subject_level"]["maximum"]["n_ill"] == metrics["subject_level"]["maximum"]["n_healthy"] == 0
     everywhere(monkeypatch, own_study, run, "of unknown health")
     data = opened(monkeypatch, own_study.runs, "data", run.run_id)
     assert any("unknown" in str(metric.label).lower() for metric in data.metric)
