@@ -1,25 +1,21 @@
 """The verb that compares ways of training an encoder: compare-pretraining."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
-
-import tyro
 
 from core.feature_settings import FeatureSettings
 from core.progress import open_progress
 from core.simclr_settings import SimclrSettings
 from core.store import runs_flag
-from data.choices import Choices, choices_of
-from data.preprocessing import Preprocessing
-from verbs.shared import EXIT_OK, RUNS, TakeOver, Verbs, console, print_json
+from verbs.scans import Scans, source_of
+from verbs.shared import EXIT_OK, TakeOver, Verbs, console, print_json
 
 if TYPE_CHECKING:
     from core.pretraining_comparison import ComparisonPlan
 
 
 @dataclass(frozen=True)
-class ComparePretrainingVerb(Choices):
+class ComparePretrainingVerb(Scans):
     """Train encoders in several ways with one budget, fit the same Gaussian on each, and table what it finds.
 
     Beside the untrained encoder of each seed, voxel-wise |z| and intensity. Repeat the command to go on.
@@ -27,8 +23,6 @@ class ComparePretrainingVerb(Choices):
     Example: python cli.py compare-pretraining scans/cohort.csv --variants in-batch moco --views geometric strong
     """
 
-    cohort: tyro.conf.Positional[Path]
-    """A table (CSV, TSV) or a folder (BIDS, IXI, BraTS, nnU-Net, WMH), or a cohort.toml."""
     name: str = "pretraining"
     """What to call the comparison; its runs are cmp-NAME-VARIANT-VIEWS-sSEED."""
     variants: tuple[str, ...] = ("in-batch",)
@@ -58,17 +52,6 @@ class ComparePretrainingVerb(Choices):
     """Processes that evaluate."""
     visibility: bool = False
     """Also measure how visible lesions are to each encoder; what is measured already is tabled in any case."""
-    runs: Path = RUNS
-    """Directory that holds the runs."""
-    layout: str = "auto"
-    """table, bids, ixi, brats, nnunet, wmh, ms, joined, or auto."""
-    split: Path | None = None
-    """JSON with the lists train, calibration, validation, test; else the table's roles, else a seeded draw."""
-    split_seed: int = 0
-    """Seed of the drawn split."""
-    preprocessing: Preprocessing = field(default_factory=Preprocessing)
-    json: bool = False
-    """Print JSON."""
     take_over: TakeOver = False
 
 
@@ -96,22 +79,13 @@ def plan_of(arguments: ComparePretrainingVerb) -> "ComparisonPlan":
 
 
 def _compare_pretraining(arguments: ComparePretrainingVerb) -> int:
-    from core.experiment import DataSource
     from core.pretraining_comparison import compare_pretraining
     from core.pretraining_table import correlation_lines
     from verbs.pretraining_tables import comparison_tables
 
-    source = DataSource(
-        arguments.cohort,
-        arguments.layout,
-        arguments.split,
-        arguments.split_seed,
-        arguments.preprocessing,
-        choices_of(arguments),
-    )
     found = compare_pretraining(
         arguments.runs,
-        source,
+        source_of(arguments),
         plan_of(arguments),
         open_progress(),
         workers=arguments.workers,

@@ -50,6 +50,8 @@ class CheckVerb(Choices):
 
 @dataclass(frozen=True)
 class Scans(Choices):
+    """What every verb that works on a split cohort takes."""
+
     cohort: tyro.conf.Positional[Path]
     """A table (CSV, TSV) or a folder (BIDS, IXI, BraTS, nnU-Net, WMH), or a cohort.toml."""
     runs: Path = RUNS
@@ -188,6 +190,7 @@ def _plant(arguments: PlantVerb) -> int:
 
 
 def source_of(arguments: Scans) -> "DataSource":
+    """The scans, split and preparation that a verb was asked for."""
     from core.experiment import DataSource
 
     return DataSource(

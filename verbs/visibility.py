@@ -2,10 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
-import tyro
 from rich.table import Table
 
 from core.progress import open_progress
@@ -13,13 +11,11 @@ from core.recipes import as_json
 from core.store import open_run
 from core.view_settings import VIEW_SETS, ViewSettings, check_crop
 from core.visibility.settings import VisibilitySettings
-from data.choices import Choices, choices_of
 from data.errors import BadInput
-from data.preprocessing import Preprocessing
 from data.template import working_grid
+from verbs.scans import Scans, source_of
 from verbs.shared import (
     EXIT_OK,
-    RUNS,
     OneRun,
     TakeOver,
     Verbs,
@@ -64,23 +60,14 @@ class VisibilityVerb(OneRun):
 
 
 @dataclass(frozen=True)
-class VisibilityBeforeVerb(Choices):
+class VisibilityBeforeVerb(Scans):
     """Before training: what a set of views does to healthy scans beside what lesions do, so what it would teach.
+
+    Only the healthy training scans of the cohort are looked at.
 
     Example: python cli.py visibility-before scans/cohort.csv --view-set strong
     """
 
-    cohort: tyro.conf.Positional[Path]
-    """A table (CSV, TSV) or a folder (BIDS, IXI, nnU-Net, WMH ...); only its healthy training scans are looked at."""
-    runs: Path = RUNS
-    """Directory that holds the runs; prepared scans are kept there."""
-    layout: str = "auto"
-    """table, bids, ixi, brats, nnunet, wmh, ms, joined, or auto."""
-    split: Path | None = None
-    """JSON with the lists train, calibration, validation, test; else the table's roles, else a seeded draw."""
-    split_seed: int = 0
-    """Seed of the drawn split."""
-    preprocessing: Preprocessing = field(default_factory=Preprocessing)
     view_set: str = ""
     """A named set of views (none, geometric, toneless, mild, strong, both); its strengths replace those of views."""
     views: ViewSettings = field(default_factory=ViewSettings)
@@ -92,8 +79,6 @@ class VisibilityBeforeVerb(Choices):
     """Healthy training scans to look at."""
     seed: int = 0
     """Of the encoder's weights, and of scans, views, places and textures."""
-    json: bool = False
-    """Print JSON."""
 
 
 def _visibility(arguments: VisibilityVerb) -> int:
@@ -124,7 +109,7 @@ def _visibility(arguments: VisibilityVerb) -> int:
 
 
 def _visibility_before(arguments: VisibilityBeforeVerb) -> int:
-    from core.experiment import DataSource, prepare
+    from core.experiment import prepare
     from core.visibility.changes import check_settings
     from core.visibility.runs import encoder_settings, visibility_before
 
@@ -133,14 +118,7 @@ def _visibility_before(arguments: VisibilityBeforeVerb) -> int:
     views = _views(arguments)
     check_crop(views, working_grid(arguments.preprocessing.spacing_mm).shape)
     encoder = encoder_settings(arguments.architecture, arguments.width, arguments.seed)
-    source = DataSource(
-        arguments.cohort,
-        arguments.layout,
-        arguments.split,
-        arguments.split_seed,
-        arguments.preprocessing,
-        choices_of(arguments),
-    )
+    source = source_of(arguments)
     progress = open_progress()
     study = prepare(arguments.runs, source, progress)
     found = visibility_before(
