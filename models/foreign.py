@@ -15,6 +15,7 @@ from models.tensor_files import load_tensors
 PICKLES = (".pth", ".pt", ".ckpt", ".bin", ".tar")
 _INSIDE = ("state_dict", "model_state_dict", "model", "net", "network", "encoder", "teacher", "student")
 """Keys under which a checkpoint keeps its weights."""
+_DEEPEST = 4
 _WRAPPERS = re.compile(
     r"^(?:module|model|backbone|encoder|net|network|student|teacher|online_encoder|base_encoder|encoder_q|_orig_mod|resnet|"
     r"feature_extractor|trunk)\."
@@ -36,12 +37,16 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         pass
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a broken or hostile file makes the reader raise
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # with `weights_only` a hostile file raises, whatever it likes, before anything is run
         cause = (str(error).splitlines() or [repr(error)])[0]
         raise ValueError(
             f"{path} is no checkpoint of plain tensors ({cause}). Save its state_dict, and give that"
         ) from error
-    while isinstance(found, Mapping) and not any(isinstance(v, Tensor) for v in found.values()):
+    for _ in range(_DEEPEST):  # a file may hold itself
+        if not isinstance(found, Mapping) or any(isinstance(v, Tensor) for v in found.values()):
+            break
         inner = next((found[key] for key in _INSIDE if isinstance(found.get(key), Mapping)), None)
         if inner is None:
             break

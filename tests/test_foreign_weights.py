@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from models.encoder import EncoderSettings, load_weights, make_encoder
-from models.foreign import published_name
+from models.foreign import published_name, read_weights
 
 SLICES = EncoderSettings(architecture="resnet10_2d", width=8, stem_stride=2, max_pool=True)
 CHILDREN = {"conv1": "0", "bn1": "1", "layer1": "4", "layer2": "5", "layer3": "6", "layer4": "7"}
@@ -113,3 +113,23 @@ def test_weights_of_another_network_show_the_names_that_were_expected(tmp_path: 
     (tmp_path / "w.pth").write_bytes(b"no pickle")
     with pytest.raises(ValueError, match="no checkpoint of plain tensors"):
         load_weights(make_encoder(SLICES), tmp_path / "w.pth")
+
+
+def test_a_checkpoint_that_holds_itself_ends(tmp_path: Path) -> None:
+    held: dict[str, Any] = {"epoch": 3}
+    held["model"] = held
+    torch.save(held, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match="holds no tensors under names"):
+        load_weights(make_encoder(SLICES), tmp_path / "w.pth")
+
+
+def test_what_the_disk_refuses_is_no_fault_of_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save(published(SLICES), tmp_path / "w.pth")
+    for error in (MemoryError("full"), OSError(5, "Input/output error")):
+
+        def refuse(*given: Any, error: BaseException = error, **named: Any) -> None:
+            raise error
+
+        monkeypatch.setattr(torch, "load", refuse)
+        with pytest.raises(type(error)):
+            read_weights(tmp_path / "w.pth")
