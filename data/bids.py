@@ -222,7 +222,7 @@ class _Chosen:
         self.lesion = self._mask("lesion", space, session)
         self.brain = self._mask("brain", space, session)
         unused = [i.path for i in self.images if i.kind in ("lesion", "doubtful") and i is not self.lesion]
-        said = [self._where(path) for path in unused]
+        said = [_where(self.root, path) for path in unused]
         if unused:
             flag = "--session, --space or --label" if self.lesion is None else "--session, --space, --run or --label"
             self.notes.append(
@@ -239,7 +239,7 @@ class _Chosen:
             person,
             "participants.tsv",
             self.choices,
-            mask="" if self.lesion is None else self._where(self.lesion.path),
+            mask="" if self.lesion is None else _where(self.root, self.lesion.path),
             unused=said,
             role=role,
             used=_RESERVED,
@@ -250,9 +250,6 @@ class _Chosen:
             health.healthy, role, person.get("site") or None, number(person.get("age", "")),
             person.get("sex") or person.get("gender") or None, health_from=health.word,
         )  # fmt: skip
-
-    def _where(self, path: Path) -> str:
-        return path.relative_to(self.root).as_posix()
 
     def _space(self) -> str:
         """The space of the scans that are taken: the asked one, else the scanner's own, else one that has masks."""
@@ -305,15 +302,14 @@ class _Chosen:
         fitting = [i for i in self.images if i.kind == kind]
         here = sorted((i for i in fitting if i.space == space), key=lambda i: self._order(i, session))
         if not here and fitting:
-            self.notes.append(
-                f"{self._where(fitting[0].path)} lies in another space than the scan and was left out; --space chooses."
-            )
+            place = _where(self.root, fitting[0].path)
+            self.notes.append(f"{place} lies in another space than the scan and was left out; --space chooses.")
         if not here:
             return None
         if here[0].session not in (session, ""):
             self.notes.append(f"{self.name}: the {kind} mask is of session {here[0].session}, the scan of {session}.")
         if kind == "brain":
-            self.notes += [f"{self._where(i.path)} left out, {here[0].path.name} comes first." for i in here[1:]]
+            self.notes += [f"{_where(self.root, i.path)} left out, {here[0].path.name} comes first." for i in here[1:]]
         return here[0]
 
     def _order(self, image: _Image, session: str) -> tuple[object, ...]:
@@ -423,11 +419,15 @@ def _own_name(column: str) -> str:
 
 
 def _levels(root: Path) -> dict[str, dict[str, str]]:
-    """What participants.json declares of the values of each column."""
+    """What participants.json declares of the values of each column. BadDataset when it is there and cannot be read:
+    what it says of a word would be guessed."""
+    path = root / "participants.json"
     try:
-        told = json.loads((root / "participants.json").read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError):
+        told = json.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
         return {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadDataset("E-BIDS-JSON", path, f"cannot be read ({error}).", "Repair it, or take it away.") from None
     found: dict[str, dict[str, str]] = {}
     for column, about in told.items() if isinstance(told, dict) else ():
         levels = about.get("Levels") if isinstance(about, dict) else None

@@ -216,6 +216,9 @@ def test_a_sidecar_declares_what_numbers_mean(tmp_path: Path) -> None:
         '{"group": {"Levels": {"0": "healthy control", "1": {"Description": "stroke patient"}}}}'
     )
     assert [s.healthy for s in read_bids(tmp_path).subjects] == [True, False, None]
+    (tmp_path / "participants.json").write_text('{"group": ')
+    with pytest.raises(BadInput, match="E-BIDS-JSON"):
+        read_bids(tmp_path)
 
 
 @pytest.mark.parametrize("column", ["mask", "lesion", "seg", "label", "ground_truth", "Lesion_Mask_Path", "roi", "gt"])
