@@ -6,15 +6,17 @@ one template space), ISLES (_msk), ivadomed (T2w_lesion-manual), masks in anothe
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from data.cells import number, truth
 from data.choices import NOTHING, Choices
 from data.cohort import ROLES, Cohort, Subject
 from data.folders import BadDataset, refuse_twins, scans_under, stem
-from data.health import MASK_WORDS, group_columns, health_of, is_sign, notes_on_health, speaks_of_health, truth
-from data.table import number, read_rows
+from data.health import MASK_WORDS, group_columns, health_of, is_sign, note_on_column, notes_on_health
+from data.table import read_rows
 
 _SUFFIXES = {"T1w": "t1", "T2w": "t2", "FLAIR": "flair", "PDw": "pd", "T2starw": "t2star"}
 _NATIVE_SPACES = ("", "orig", "t1w", "t2w", "flair", "individual", "scanner", "native", "anat")
@@ -51,8 +53,8 @@ def read_bids(root: Path, choices: Choices = NOTHING) -> Cohort:
     if apart:
         notes.append(f"{len(apart)} scans in {', '.join(sorted({_not_data(root, f) for f in apart}))} are not read.")
     named = {i.subject for f in files if (i := _parse(root, f, choices, {})) is not None and i.kind == "scan"}
-    by_plain = {_plain_id(name): name for name in sorted(named, reverse=True)}
-    known = {plain: name for plain, name in by_plain.items() if sum(_plain_id(n) == plain for n in named) == 1}
+    spelt = Counter(map(_plain_id, named))
+    known = {_plain_id(name): name for name in named if spelt[_plain_id(name)] == 1}
     images_of = {file: _parse(root, file, choices, known) for file in files}
     parsed = [image for image in images_of.values() if image is not None]
     refuse_twins(files, {image.path for image in parsed})
@@ -76,7 +78,9 @@ def read_bids(root: Path, choices: Choices = NOTHING) -> Cohort:
     notes += [f"{name} is in participants.tsv but has no scan." for name in sorted(set(people) - set(ids))]
     if people:
         notes += [f"{name} is not in participants.tsv." for name in ids if name not in people]
-    notes += _notes_on_columns(header, people)
+    for column in (c for c in header if c not in (*_RESERVED, *group_columns(header))):
+        said = note_on_column(column, [row.get(column, "") for row in people.values()], "participants.tsv")
+        notes += [said] if said else []
     images: dict[str, list[_Image]] = {name: [] for name in ids}
     for image in parsed:
         images.get(image.subject, []).append(image)
@@ -436,17 +440,3 @@ def _levels(root: Path) -> dict[str, dict[str, str]]:
                      for v, m in levels.items()}  # fmt: skip
             found[column] = texts
     return found
-
-
-def _notes_on_columns(header: Iterable[str], people: Mapping[str, Mapping[str, str]]) -> list[str]:
-    known = {*_RESERVED, *group_columns(list(header))}
-    notes = []
-    for column in header:
-        cells = [row.get(column, "") for row in people.values()]
-        if column not in known and speaks_of_health(column, cells):
-            shown = ", ".join(sorted({c for c in cells if c})[:4])
-            notes.append(
-                f"Column {column!r} of participants.tsv seems to say who is ill ({shown}) and was not used: call it "
-                "group or diagnosis."
-            )
-    return notes

@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from data.cells import number, plain_word, truth
 from data.choices import Choices
 
 
@@ -15,8 +16,6 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-TRUTH = {"1": True, "true": True, "yes": True, "y": True, "0": False, "false": False, "no": False, "n": False}
-"""Values of a column `healthy`; 1.0 and 0.0 as programs write them beside missing values."""
 GROUP_COLUMNS = _words(
     "group groups diagnosis diagnoses diag dx dxgroup diagnosisgroup diagnosticgroup clinicaldiagnosis "
     "participantgroup participanttype patientgroup subjectgroup subjecttype studygroup researchgroup clinicalgroup "
@@ -78,7 +77,6 @@ _SAYS_MASK = re.compile(
     r"(?:^|[^a-z])(?:mask|lesions?|seg|segmentation|roi|gt|tumou?r|infarct)(?:$|[^a-z])", re.IGNORECASE
 )
 """In the name of a column without scans: an entry says that there is one."""
-_SEPARATORS = re.compile(r"[^a-z0-9]+")
 
 
 _UNKNOWN = "unknown: "
@@ -102,17 +100,6 @@ def health_text(healthy: bool | None, word: str) -> str:
 def is_unknown(subject: Mapping[str, Any]) -> bool:
     """Whether the record of a subject says that nobody knows its health."""
     return str(subject.get("health") or "").startswith(_UNKNOWN)
-
-
-def plain_word(text: str) -> str:
-    """Lower case without blanks, hyphens and other separators."""
-    return _SEPARATORS.sub("", text.casefold())
-
-
-def truth(text: str) -> bool | None:
-    """What a cell of a column `healthy` says; None when it is neither true nor false."""
-    number = _number(text)
-    return TRUTH.get(f"{number:g}" if number is not None else text.strip().casefold())
 
 
 def meaning(cell: str, levels: Mapping[str, str], controls: Collection[str], column: str = "") -> bool | None:
@@ -139,17 +126,10 @@ def meaning(cell: str, levels: Mapping[str, str], controls: Collection[str], col
 
 def _same(cell: str, word: str) -> bool:
     """Equal as written, but for case and blanks; numbers by their value."""
-    first, second = _number(cell), _number(word)
+    first, second = number(cell), number(word)
     if first is not None and second is not None:
         return first == second
     return cell.strip().casefold() == word.strip().casefold()
-
-
-def _number(text: str) -> float | None:
-    try:
-        return float(text.replace(",", "."))
-    except ValueError:
-        return None
 
 
 def group_columns(header: Sequence[str]) -> list[str]:
@@ -164,7 +144,7 @@ def _is_group(name: str) -> bool:
 def is_sign(column: str, cell: str) -> bool:
     """Whether an entry of a column that is called otherwise means illness, or a mask that nobody uses."""
     word, name = plain_word(cell), plain_word(column)
-    if not cell or truth(cell) is False or _number(cell) == 0:
+    if not cell or truth(cell) is False or number(cell) == 0:
         return False
     return (
         word in ILL_WORDS
@@ -179,16 +159,18 @@ def hidden_illness(row: Mapping[str, str], used: Collection[str]) -> list[str]:
     return [column for column, cell in row.items() if column not in used and is_sign(column, cell)]
 
 
-def speaks_of_health(column: str, cells: Sequence[str]) -> bool:
-    """Whether a column of another name seems to hold groups or diagnoses."""
+def note_on_column(column: str, cells: Sequence[str], where: str) -> str:
+    """What is said of a column of another name that seems to hold groups, diagnoses or signs; nothing of others."""
     words = {plain_word(cell) for cell in cells if cell}
-    if any(is_sign(column, cell) for cell in cells):
-        return True
     telling = words & (CONTROL_WORDS | ILL_WORDS) - {"normal", "pt", "pd", "case", "ms"}
+    signs = any(is_sign(column, cell) for cell in cells) or (words and SIGNS.search(plain_word(column)))
+    answers = plain_word(column) in ILLNESS_COLUMNS and words and all(truth(cell) is not None for cell in cells if cell)
+    if not (telling or signs or answers):
+        return ""
+    shown = ", ".join(sorted({cell for cell in cells if cell})[:4])
     return (
-        bool(telling)
-        or bool(SIGNS.search(plain_word(column)) and words)
-        or (plain_word(column) in ILLNESS_COLUMNS and bool(words) and words <= set(TRUTH))
+        f"Column {column!r} of {where} seems to say who is ill ({shown}) and was not used: call it group or diagnosis, "
+        "or say it in a column healthy."
     )
 
 

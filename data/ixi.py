@@ -3,11 +3,12 @@
 import re
 from pathlib import Path
 
+from data.cells import number
 from data.choices import NOTHING, Choices
 from data.cohort import Cohort, Subject
 from data.folders import BadDataset, refuse_twins, scans_under, stem
 from data.health import notes_on_health
-from data.table import number, read_rows
+from data.table import read_rows
 
 NAME = re.compile(r"^(?P<id>IXI\d{3}-(HH|Guys|IOP)-\d+)[-_](?P<rest>.+)$")
 CITATION = "IXI dataset, https://brain-development.org/ixi-dataset, CC BY-SA 3.0."

@@ -2,36 +2,25 @@
 
 import csv
 import io
-import math
 import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from data.cells import clean, number, plain_word, truth
 from data.choices import NOTHING, Choices
 from data.cohort import ROLES, Cohort, Subject, contrast_name
 from data.files import write_whole
 from data.folders import SCAN_SUFFIXES, BadDataset
-from data.health import LOOSE_MASK_WORDS, group_columns, health_of, notes_on_health, plain_word, speaks_of_health, truth
+from data.health import LOOSE_MASK_WORDS, group_columns, health_of, note_on_column, notes_on_health
 
 RESERVED = (
     *("subject_id", "brain_mask", "lesion_mask", "role", "healthy", "site", "age", "sex", "lesion_labels"),
     "ignore_labels",
 )
 _HEALTHY = {True: "true", False: "false", None: ""}
-_NOTHING = ("", "n/a", "na", "nan", "none")
-_ID_WORDS = (
-    "id",
-    "subject",
-    "subjectid",
-    "participantid",
-    "participant",
-    "patient",
-    "patientid",
-    "case",
-    "caseid",
-    "name",
-)
+_ID_WORDS = ("id", "subject", "subjectid", "participantid", "participant", "patient", "patientid", "case", "caseid")
+"""Names, without separators, under which tables keep what is called subject_id here."""
 OTHER_SUFFIXES = (".hdr", ".img", ".mgz", ".mgh", ".nii.zst", ".nrrd", ".mha", ".mhd", ".dcm", ".ima")
 """Of scans that are named, so that whoever reads them says what to do."""
 _SAME_CONTRAST = {"t1w": "t1", "t2w": "t2", "pdw": "pd", "t1gd": "t1c", "t1ce": "t1c"}
@@ -73,7 +62,9 @@ def read_table(path: Path, choices: Choices = NOTHING) -> Cohort:
         for c in masks
     ]
     used = {*RESERVED, *with_paths}
-    notes += _notes_on_columns([c for c in header if c not in used], rows)
+    for column in (c for c in header if c not in used and c not in group_columns(header)):
+        said = note_on_column(column, [row[column] for _, row in rows], "the table")
+        notes.append(said or f"Column {column!r} holds no scans and was left out.")
     _refuse_repeats(path, rows)
     subjects = [_subject(path, line, row, contrasts, masks, choices) for line, row in rows]
     notes += [
@@ -120,25 +111,6 @@ def _is_mask_file(cell: str) -> bool:
     name = re.sub(r"\.nii(\.gz)?$", "", Path(cell.replace("\\", "/")).name, flags=re.IGNORECASE)
     ends = r"(?:mask|seg|segm|segmentation|lesions?|labels?|rois?|gtv|tumou?r|_gt|truth)$"
     return re.search(ends, name, re.IGNORECASE) is not None
-
-
-def _notes_on_columns(columns: Sequence[str], rows: Sequence[tuple[int, Mapping[str, str]]]) -> list[str]:
-    """What is said of columns that hold neither scans nor what has a name of its own."""
-    notes = []
-    groups = group_columns(columns)
-    for column in columns:
-        cells = [row[column] for _, row in rows]
-        if column in groups:
-            continue
-        if speaks_of_health(column, cells):
-            shown = ", ".join(sorted({c for c in cells if c})[:4])
-            notes.append(
-                f"Column {column!r} of the table seems to say who is ill ({shown}) and was not used: call it "
-                "group or diagnosis."
-            )
-        else:
-            notes.append(f"Column {column!r} holds no scans and was left out.")
-    return notes
 
 
 def write_table(path: Path, subjects: Sequence[Subject]) -> None:
@@ -213,20 +185,6 @@ def _not_text(path: Path) -> str:
     if start.startswith(b"PK"):
         return "It is an Excel workbook under another name: save it as CSV UTF-8."
     return "Save it as CSV UTF-8." + (" (It is UTF-16.)" if start[:2] in (b"\xff\xfe", b"\xfe\xff") else "")
-
-
-def clean(cell: str) -> str:
-    """The cell without surrounding blanks; "" for n/a and its like."""
-    return "" if cell.strip().lower() in _NOTHING else cell.strip()
-
-
-def number(text: str) -> float | None:
-    """A finite number, or None. Ages like "45+" lose their sign; a comma may stand for the point."""
-    try:
-        value = float(re.sub(r"^(-?\d+),(\d+)$", r"\1.\2", text.rstrip("+")))
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
 
 
 def _subject(
