@@ -28,7 +28,7 @@ Brains are deformed from the ICBM MNI152 2009 tissue maps that nilearn ships (Fo
 doi:10.1016/j.neuroimage.2010.07.033); signal, sites, noise and lesions are drawn from seeded generators.
 It shows how the programme works and checks its arithmetic; figures on it say nothing about real scans.
 
-cohort.csv     one row per subject; an empty lesion_mask means healthy; train and calibration are healthy
+cohort.csv     one row per subject; the column healthy says who is; train and calibration are healthy
 lesions.json   per subject and lesion: centre (RAS+ mm), diameter, volume, polarity, contrast, site
 sub-*/         T1 and FLAIR (2 mm, skull-stripped, int16), brain mask, lesion mask (0/1)
 """
@@ -193,8 +193,9 @@ def _table(records: list[dict[str, Any]]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     masks = ("T1", "FLAIR", "brain_mask", "lesion_mask")
     known = ("role", "site", "age", "sex")
-    writer.writerow(["subject_id", *masks, *known])
+    writer.writerow(["subject_id", *masks, "healthy", *known])
     for record in records:
         files = [record["files"].get(column, "") for column in masks]
-        writer.writerow([record["subject_id"], *files, *(record[column] for column in known)])
+        healthy = "false" if record["made_from"]["with_lesions"] else "true"
+        writer.writerow([record["subject_id"], *files, healthy, *(record[column] for column in known)])
     return text.getvalue()

@@ -13,6 +13,7 @@ from scipy import ndimage
 from data.errors import BadInput
 from data.synthetic import DemoSettings, SyntheticSubject, synthesise_subject, write_demo_cohort
 from data.synthetic_lesions import CONTRAST_SD, DIAMETER_MM, SITES
+from data.table import read_table
 
 TINY = DemoSettings(n_train=1, n_calibration=0, n_validation=1, n_test=1, n_test_healthy=1, seed=5)
 
@@ -65,6 +66,7 @@ def test_the_table_names_files_that_exist_and_lesions_only_where_there_are_some(
         ("sub-test001", "test"),
     ]
     assert [bool(r["lesion_mask"]) for r in rows] == [False, True, False]
+    assert [s.healthy for s in read_table(table).subjects] == [True, False, True]
     assert all((tmp_path / r[c]).is_file() for r in rows for c in ("T1", "FLAIR", "brain_mask"))
     mask = np.asarray(nib.load(tmp_path / rows[1]["lesion_mask"]).dataobj)
     assert set(np.unique(mask)) == {0, 1}
