@@ -22,6 +22,7 @@ import torch
 from benchmarks import (
     bench_bank,
     bench_ceiling,
+    bench_check,
     bench_coreset,
     bench_error_map,
     bench_gaussian,
@@ -55,6 +56,7 @@ FULL: dict[str, Callable[[], Result]] = {
     "bank_search_memory": bench_bank.bank_search_memory,
     "bank_within_radius": bench_bank.bank_within_radius,
     "bank_index_recall": bench_bank.bank_index_recall,
+    "check_vs_plain_nibabel": bench_check.check_vs_plain_nibabel,
 }
 
 FEW = ("input", "stage0", "stage2")
@@ -78,6 +80,7 @@ QUICK: dict[str, Callable[[], Result]] = {
     "bank_search_memory": lambda: bench_bank.bank_search_memory(2000, 500, 32),
     "bank_within_radius": lambda: bench_bank.bank_within_radius((24, 28, 24), 3, 0.1),
     "bank_index_recall": lambda: bench_bank.bank_index_recall((24, 28, 24), 3, 0.5, (4,)),
+    "check_vs_plain_nibabel": lambda: bench_check.check_vs_plain_nibabel(12, 24, 1),
 }
 
 

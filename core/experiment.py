@@ -27,6 +27,7 @@ from core.detectors import (
 )
 from core.detectors.voxel_zscore import VoxelZScore
 from core.disk_plan import grid_bytes
+from core.doubts import set_doubted_aside
 from core.features import check_features, feature_stride
 from core.memory_plan import is_out_of_memory
 from core.progress import Progress
@@ -62,8 +63,7 @@ from data.health import grouped, health_summary, health_text
 from data.layout import read_cohort
 from data.preprocessing import Prepared, PreparedCohort, Preprocessing, load_prepared, load_voxel_hash, prepare_cohort
 from data.ranges import check_range, refuse_out_of_range
-from data.reading import SetAside, refuse_leakage
-from data.reference import doubts_of_cohort, doubts_of_scan, impression, in_words, template_impression
+from data.reading import refuse_leakage
 from data.room import require_room, size
 from data.schemas import check_schema
 from data.split_file import read_split
@@ -162,7 +162,7 @@ def prepare(runs: Path, source: DataSource, progress: Progress, workers: int = 2
             done = number
 
         prepared = prepare_cohort(cohort, source.preprocessing, cache_directory(runs), workers=workers, monitor=monitor)
-    prepared = _doubted(cohort, asked, prepared, progress)
+    prepared = set_doubted_aside(cohort, asked, prepared, progress)
     split = _readable(asked, prepared)
     apart = [i for i in prepared.keys if not _in_split(split, i)]
     if apart:
@@ -170,49 +170,6 @@ def prepare(runs: Path, source: DataSource, progress: Progress, workers: int = 2
     _check_called_healthy(cohort, split, prepared)
     refuse_leakage(split, prepared.voxel_hashes)
     return Study(source, cohort, split, prepared)
-
-
-def _doubted(cohort: Cohort, split: Split, prepared: PreparedCohort, progress: Progress) -> PreparedCohort:
-    """The prepared scans without those that look like something else; each is named, and `--keep` keeps it.
-
-    BadInput when two splits hold one scan twice under other noise, gain or mirrored. Only where scans were registered:
-    elsewhere nothing can be said of how they lie.
-    """
-    if prepared.settings.registration != "affine":
-        return prepared
-    template = template_impression(prepared.settings.spacing_mm)
-    contrast = prepared.settings.contrasts[0]
-    kept = {s.subject_id for s in cohort.subjects if s.kept}
-    seen = [impression(load_prepared(prepared.cache, key, i).volume) for i, key in prepared.keys.items()]
-    single = [doubt for one in seen for doubt in doubts_of_scan(one, template, contrast)]
-    wrong = {doubt.subject_id for doubt in single} - kept
-    others = [one for one in seen if one.subject_id not in wrong]
-    learnt = [i for i in (*split.train, *split.calibration) if i in prepared.keys]
-    strange, twins = doubts_of_cohort(others, learnt)
-    roles = {i: role for role in ROLES for i in getattr(split, role)}
-    twins = [t for t in twins if prepared.voxel_hashes[t[0]] != prepared.voxel_hashes[t[1]]]  # those are leakage anyway
-    across = [t for t in twins if len({roles.get(i) for i in t[:2]} - {None}) == 2 and not {*t[:2]} <= kept]
-    if across:
-        raise BadInput(
-            f"E-LEAKAGE: {len(across)} pair(s) of scans are one scan with other noise, brightness or mirrored, in two "
-            f"splits: {in_words(across, roles)}. Numbers on them would be too good. Remove one of each pair, or say "
-            f"--keep {across[0][0]} {across[0][1]} if they are two people."
-        )
-    if twins:
-        progress.say(f"note: nearly the same scan under two ids: {in_words(twins, roles)}. Remove one of each pair.")
-    by_id = {s.subject_id: s for s in cohort.subjects}
-    aside = {}
-    for doubt in (*single, *strange):
-        if doubt.subject_id in kept:
-            progress.say(f"note: {doubt.subject_id} is kept, as was asked, although it {doubt.cause}")
-            continue
-        path = str(by_id[doubt.subject_id].scans[contrast])
-        remedy = f"Look at it; --keep {doubt.subject_id} uses it all the same."
-        aside[doubt.subject_id] = SetAside(
-            doubt.subject_id, path, doubt.code, f"{doubt.code}: {path}: {doubt.cause} {remedy}"
-        )
-        progress.say(f"set aside: {doubt.subject_id} [{doubt.code}] {doubt.cause} {remedy}")
-    return prepared.without(aside)
 
 
 def pretrain(
@@ -672,7 +629,7 @@ def _open_or_create(
         if run.record["cohort"]["fingerprint"] != cohort["fingerprint"]:
             raise BadInput(
                 f"The scans of run {run.run_id} have changed since it began (or others were set aside). "
-                "Give another --run-id."
+                "Start a new run, under another id or name."
             )
         return run
     return create_run(

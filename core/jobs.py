@@ -78,7 +78,7 @@ def start_job(runs: Path, argv: Sequence[str], *, token: str | None = None) -> J
     No shell is involved. The child is told no more than its arguments.
     """
     if not argv or not argv[0] or argv[0].startswith("-") or any("\0" in part for part in argv):
-        raise BadInput(f"{list(argv)!r} is no command. Give a verb and its flags, such as ['demo', '--seed', '1'].")
+        raise BadInput(f"{list(argv)!r} is no command. Give a verb and its flags, such as ['runs', '--json'].")
     key = uuid.uuid4().hex if token is None else hashlib.sha256(token.encode()).hexdigest()
     root = runs.absolute() / ".jobs"
     directory = root / f"job-{key[:12]}"

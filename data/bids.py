@@ -14,7 +14,7 @@ from pathlib import Path
 from data.cells import number, truth
 from data.choices import NOTHING, Choices
 from data.cohort import ROLES, Cohort, Subject
-from data.folders import BadDataset, refuse_twins, scans_under, stem
+from data.folders import OTHER_SUFFIXES, SCAN_SUFFIXES, BadDataset, refuse_twins, scans_under, stem
 from data.health import MASK_WORDS, group_columns, health_of, is_sign, note_on_column, notes_on_health
 from data.table import read_rows
 
@@ -47,7 +47,10 @@ def read_bids(root: Path, choices: Choices = NOTHING) -> Cohort:
     scan and lesion mask is taken; a contrast that it lacks comes from another one. What is left out, and what looks
     like a mask and is not used, is said. Health: see `data.health`; nobody is healthy because no mask was found.
     """
-    files, left_out = scans_under(root, follow_symlinks=choices.follow_symlinks)
+    everything, left_out = scans_under(
+        root, follow_symlinks=choices.follow_symlinks, suffixes=(*SCAN_SUFFIXES, *OTHER_SUFFIXES)
+    )
+    files = tuple(file for file in everything if _is_read(file))
     notes = list(left_out)
     apart = [file for file in files if _not_data(root, file)]
     if apart:
@@ -55,9 +58,13 @@ def read_bids(root: Path, choices: Choices = NOTHING) -> Cohort:
     named = {i.subject for f in files if (i := _parse(root, f, choices, {})) is not None and i.kind == "scan"}
     spelt = Counter(map(_plain_id, named))
     known = {_plain_id(name): name for name in named if spelt[_plain_id(name)] == 1}
-    images_of = {file: _parse(root, file, choices, known) for file in files}
+    images_of = {file: _parse(root, file, choices, known) for file in everything}
     parsed = [image for image in images_of.values() if image is not None]
     refuse_twins(files, {image.path for image in parsed})
+    unread = [image.path for image in parsed if image.kind == "unread"]
+    if unread:
+        told = ", ".join(_where(root, path) for path in unread[:3]) + (" ..." if len(unread) > 3 else "")
+        notes.append(f"{told} look like lesion masks in a format that is not read. Convert them to NIfTI.")
     _refuse_two_places(root, parsed)
     orphans = [_where(root, file) for file, image in images_of.items() if image is None and _is_orphan(root, file)]
     if orphans:
@@ -95,7 +102,7 @@ class _Image:
     subject: str
     entities: Mapping[str, str]
     kind: str
-    """scan, lesion, brain, or doubtful: it looks like a mask, of what is not clear."""
+    """scan, lesion, brain, doubtful (looks like a mask, of what is not clear), unread (a mask in another format)."""
     contrast: str = ""
 
     @property
@@ -122,14 +129,19 @@ def _parse(root: Path, file: Path, choices: Choices, ids: Mapping[str, str]) -> 
     said = _LESION.search(" ".join([*rest, entities.get("label", ""), entities.get("desc", "")]).casefold())
     elsewhere = "task" in entities or "freesurfer" in folders or any(part in _ELSEWHERE for part in folders)
     if elsewhere:
-        return _Image(file, owner, entities, "doubtful") if said else None
+        return _Image(file, owner, entities, "doubtful" if _is_read(file) else "unread") if said else None
     derived = any(part.startswith("derivative") for part in folders)
     plain = not {"desc", "label", "mask"} & entities.keys()
     if exact and len(rest) == 1 and rest[0] in _SUFFIXES and plain:
-        if derived:
+        if derived or not _is_read(file):
             return None
         return _Image(file, owner, entities, "scan", _SUFFIXES[rest[0]] + ("c" if "ce" in entities else ""))
     kind = _kind_of_mask(entities, rest, folders, choices)
+    if not _is_read(file):
+        surfer = file.name.lower().endswith((".mgz", ".mgh"))  # its folders hold masks of brain and tissue
+        return (
+            _Image(file, owner, entities, "unread") if kind == "lesion" or (kind == "doubtful" and not surfer) else None
+        )
     if kind == "lesion" and not exact:
         kind = "lesion" if owner.removeprefix("sub-") in folders or owner in folders else "doubtful"
     return None if kind is None else _Image(file, owner, entities, kind)
@@ -190,6 +202,10 @@ def _kind_of_mask(
     return "doubtful"
 
 
+def _is_read(file: Path) -> bool:
+    return file.name.lower().endswith(SCAN_SUFFIXES)
+
+
 def _where(root: Path, path: Path) -> str:
     return path.relative_to(root).as_posix()
 
@@ -225,9 +241,9 @@ class _Chosen:
         self._take_scans(space, session)
         self.lesion = self._mask("lesion", space, session)
         self.brain = self._mask("brain", space, session)
-        unused = [i.path for i in self.images if i.kind in ("lesion", "doubtful") and i is not self.lesion]
-        said = [_where(self.root, path) for path in unused]
-        if unused:
+        unused = [i for i in self.images if i.kind in ("lesion", "doubtful", "unread") and i is not self.lesion]
+        said = [_where(self.root, image.path) for image in unused if image.kind != "unread"]
+        if said:
             flag = "--session, --space or --label" if self.lesion is None else "--session, --space, --run or --label"
             self.notes.append(
                 f"{self.name}: {', '.join(said[:3])}{' ...' if len(said) > 3 else ''} looks like a lesion mask and is "
@@ -244,7 +260,7 @@ class _Chosen:
             "participants.tsv",
             self.choices,
             mask="" if self.lesion is None else _where(self.root, self.lesion.path),
-            unused=said,
+            unused=[_where(self.root, image.path) for image in unused],
             role=role,
             used=_RESERVED,
             levels=levels,

@@ -9,6 +9,8 @@ from pathlib import Path
 from data.errors import BadInput
 
 SCAN_SUFFIXES = (".nii.gz", ".nii")
+OTHER_SUFFIXES = (".hdr", ".img", ".mgz", ".mgh", ".nii.zst", ".nrrd", ".mha", ".mhd", ".dcm", ".ima")
+"""Of scans in formats that are not read: refused where they are given, named where they lie."""
 
 
 class BadDataset(BadInput):
@@ -20,7 +22,9 @@ class BadDataset(BadInput):
         self.path = path
 
 
-def scans_under(root: Path, *, follow_symlinks: bool = False) -> tuple[tuple[Path, ...], tuple[str, ...]]:
+def scans_under(
+    root: Path, *, follow_symlinks: bool = False, suffixes: tuple[str, ...] = SCAN_SUFFIXES
+) -> tuple[tuple[Path, ...], tuple[str, ...]]:
     """All .nii and .nii.gz files under a folder in sorted order, and notes on what was left out.
 
     Links to places inside the folder count (datalad), links that leave it only with `follow_symlinks`. Whoever uses
@@ -46,7 +50,7 @@ def scans_under(root: Path, *, follow_symlinks: bool = False) -> tuple[tuple[Pat
             elif not name.startswith("."):
                 kept.append(name)
         folders[:] = kept
-        for name in sorted(n for n in names if n.lower().endswith(SCAN_SUFFIXES) and not n.startswith(".")):
+        for name in sorted(n for n in names if n.lower().endswith(suffixes) and not n.startswith(".")):
             link = Path(place, name)
             if why := _why_left_out(link, home, follow_symlinks):
                 left_out.append(f"{link.relative_to(root)} {why}.")
@@ -56,9 +60,9 @@ def scans_under(root: Path, *, follow_symlinks: bool = False) -> tuple[tuple[Pat
 
 
 def stem(path: Path) -> str:
-    """File name without .nii or .nii.gz."""
+    """File name without .nii, .nii.gz or the suffix of another format."""
     name = path.name
-    for suffix in SCAN_SUFFIXES:
+    for suffix in (*SCAN_SUFFIXES, *OTHER_SUFFIXES):
         if name.lower().endswith(suffix):
             return name[: -len(suffix)]
     return name

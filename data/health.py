@@ -78,6 +78,16 @@ _SAYS_MASK = re.compile(
 )
 """In the name of a column without scans: an entry says that there is one."""
 
+_ILL_TEXT = re.compile(
+    r"\b(?:strokes?|tia|infarct\w*|isch(?:a?e)mi\w*|ha?emorrhag\w*|ha?ematoma\w*|tumou?rs?|gliom\w*|glioblastom\w*|"
+    r"meningiom\w*|metasta\w*|lesions?|sclerosis|epilep\w*|seizures?|dement\w*|alzheimer\w*|parkinson\w*|"
+    r"schizophren\w*|encephalitis|hydrocephal\w*|aneurysms?|cavernom\w*|dysplasia|abscess\w*)\b", re.IGNORECASE,
+)  # fmt: skip
+_DENIED = re.compile(
+    r"\b(?:no|not|non|nil|without|den(?:y|ies|ied)|negative|exclud\w*|free|family|familial|mother|father|parents?|"
+    r"risk|screen\w*|normal)\b|:\s*(?:0|no)\b", re.IGNORECASE,
+)  # fmt: skip
+"""In free text that names an illness: the person need not have it."""
 
 _UNKNOWN = "unknown: "
 
@@ -151,6 +161,7 @@ def is_sign(column: str, cell: str) -> bool:
         or SIGNS.search(name) is not None
         or _SAYS_MASK.search(column) is not None
         or (name in ILLNESS_COLUMNS and truth(cell) is True)
+        or (" " in cell.strip() and _ILL_TEXT.search(cell) is not None and _DENIED.search(cell) is None)
     )
 
 
@@ -253,8 +264,8 @@ def _remedy(word: str, where: str) -> str:
         )
     if "looks like a lesion mask" in word:
         return (
-            "Use the mask (--label, --session, --space; in a table, call its column lesion_mask), take it away when it "
-            f"is none, or {column}."
+            "Use the mask (as NIfTI; --label, --session, --space; in a table, call its column lesion_mask), take it "
+            f"away when it is none, or {column}."
         )
     if "not known as one of diagnoses" in word:
         return f"If the entry means no illness, {column}; if it is a diagnosis, call the column diagnosis."

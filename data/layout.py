@@ -11,10 +11,10 @@ from data.brats import read_brats
 from data.challenges import fits_cases, fits_ms, fits_wmh, read_cases, read_ms, read_wmh
 from data.choices import NOTHING, Choices
 from data.cohort import Cohort, Subject
-from data.folders import BadDataset, scans_under, stem
+from data.folders import OTHER_SUFFIXES, BadDataset, scans_under, stem
 from data.ixi import read_ixi
 from data.joined import read_joined
-from data.table import OTHER_SUFFIXES, read_table
+from data.table import read_table
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".txt")
 

@@ -28,7 +28,7 @@ BRAIN_ML = (900.0, 2000.0)
 """Brain volumes outside of this are noted."""
 SMALLEST_BRAIN_FRACTION = 1e-3
 """A brain in fewer of the voxels than this is an empty scan or a broken mask."""
-CUT_MM2 = 2000.0
+CUT_CM2 = 20.0
 """A brain that touches a face of its scan over more than this is cut; a box around it touches over a tenth of that."""
 MOST_LABELS = 1000
 """More different values than the finest atlas has regions: a scan given as a mask."""
@@ -266,19 +266,11 @@ def _brain(
 
 def _cut_by_the_edge(brain: Mask) -> list[str]:
     """A note where the brain ends at a face of the scan over an area that no whole brain touches."""
-    sides = (("left", "right"), ("back", "front"), ("bottom", "top"))
-    spacing = brain.grid.spacing_mm
-    notes = []
-    for axis, names in enumerate(sides):
-        area = float(np.prod([s for n, s in enumerate(spacing) if n != axis]))
-        for end, name in zip((0, -1), names, strict=True):
-            touched = area * np.count_nonzero(np.take(brain.voxels, end, axis=axis))
-            if touched > CUT_MM2:
-                notes.append(
-                    f"field of view: the brain ends at the {name} edge of the scan over {touched / 100:.0f} cm²; part "
-                    "of it was not scanned."
-                )
-    return notes
+    return [
+        f"field of view: the brain ends at the {name} edge of the scan over {area:.0f} cm²; part of it was not scanned."
+        for name, area in brain.at_faces_cm2().items()
+        if area > CUT_CM2
+    ]
 
 
 def _stripped_brain(subject: Subject, scan: Scan, contrast: str) -> tuple[Bool[np.ndarray, "x y z"], str]:

@@ -11,7 +11,7 @@ from data.cells import clean, number, plain_word, truth
 from data.choices import NOTHING, Choices
 from data.cohort import ROLES, Cohort, Subject, contrast_name
 from data.files import write_whole
-from data.folders import SCAN_SUFFIXES, BadDataset
+from data.folders import OTHER_SUFFIXES, SCAN_SUFFIXES, BadDataset
 from data.health import LOOSE_MASK_WORDS, group_columns, health_of, note_on_column, notes_on_health
 
 RESERVED = (
@@ -21,7 +21,6 @@ RESERVED = (
 _HEALTHY = {True: "true", False: "false", None: ""}
 _ID_WORDS = ("id", "subject", "subjectid", "participantid", "participant", "patient", "patientid", "case", "caseid")
 """Names, without separators, under which tables keep what is called subject_id here."""
-OTHER_SUFFIXES = (".hdr", ".img", ".mgz", ".mgh", ".nii.zst", ".nrrd", ".mha", ".mhd", ".dcm", ".ima")
 """Of scans that are named, so that whoever reads them says what to do."""
 _SAME_CONTRAST = {"t1w": "t1", "t2w": "t2", "pdw": "pd", "t1gd": "t1c", "t1ce": "t1c"}
 """Other names of a contrast, in lower case: T1w and T1 are one."""

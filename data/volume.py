@@ -112,6 +112,15 @@ class Mask:
         """Volume of the positive voxels in millilitres."""
         return float(np.count_nonzero(self.voxels) * self.grid.voxel_volume_mm3 / 1000.0)
 
+    def at_faces_cm2(self) -> dict[str, float]:
+        """Area of the mask on each of the six faces of its grid, by the side's name in RAS+ order."""
+        areas, spacing = {}, self.grid.spacing_mm
+        for axis, names in enumerate((("left", "right"), ("back", "front"), ("bottom", "top"))):
+            voxel = float(np.prod([s for n, s in enumerate(spacing) if n != axis])) / 100.0
+            for end, name in zip((0, -1), names, strict=True):
+                areas[name] = voxel * int(np.count_nonzero(np.take(self.voxels, end, axis=axis)))
+        return areas
+
 
 def frozen(array: np.ndarray) -> np.ndarray:
     """The array itself if it is read-only already, else a read-only view that leaves the caller's array writable."""

@@ -8,9 +8,9 @@ from core.cohort_view import check_result, facts_rows, set_aside_rows
 from core.commands import check_argv, start_once
 from core.jobs import Job, list_jobs, log_tail, read_job, stop_job
 from core.training_view import read_log
-from data.choices import Choices
 from data.errors import BadInput, EnvironmentProblem
 from data.layout import LAYOUTS
+from pages._choices import ask_choices, choices_from
 from pages._shared import runs_directory
 from pages._text import cells, code, plain
 
@@ -26,12 +26,7 @@ def check_form() -> None:
         )
         middle.selectbox("Layout", ["auto", *LAYOUTS], key="check-layout")
         right.text_input("Contrasts", key="check-contrasts", placeholder="all of the first subject")
-        st.checkbox(
-            "Healthy unless masked",
-            key="check-healthy",
-            help="On your word: everybody of whom nothing else is known, and who has no lesion mask, is healthy. "
-            "Other choices (labels, sessions, orientation) are flags of the command line.",
-        )
+        ask_choices(_key)
         st.form_submit_button("Check", icon=":material/fact_check:", type="primary", on_click=_begin)
     if "check-problem" in st.session_state:
         st.error(plain(st.session_state.pop("check-problem")))
@@ -40,6 +35,10 @@ def check_form() -> None:
         st.caption("Nothing is changed or copied: every file is read once and what is wrong is named with its remedy.")
         return
     _watch(checks[0].job_id, checks[0].active)
+
+
+def _key(name: str) -> str:
+    return f"check-{name}"
 
 
 def _begin() -> None:
@@ -51,7 +50,7 @@ def _begin() -> None:
                 values["check-path"],
                 values["check-layout"],
                 values["check-contrasts"].replace(",", " ").split(),
-                Choices(healthy_unless_masked=values["check-healthy"]),
+                choices_from(lambda name: values[_key(name)]),
             ),
         )
     except (BadInput, EnvironmentProblem) as problem:

@@ -11,10 +11,10 @@ from core.recipes import from_json
 from core.simclr import SimclrSettings
 from core.store import Run, open_run
 from core.views import VIEW_SETS, ViewSettings
-from data.choices import Choices
 from data.errors import BadInput
 from data.layout import LAYOUTS
 from data.preprocessing import Preprocessing
+from pages._choices import ask_choices, choices_from
 from pages._monitor import start
 from pages._negatives import ask_negatives
 from pages._shared import in_words, runs_directory
@@ -111,11 +111,11 @@ def _ask_scans() -> None:
     contrasts.text_input("Contrasts", "T1", key=f"new-{OTHER}-contrasts", help="As the columns are named: T1, FLAIR.")
     registration.selectbox("Registration to MNI152", ["affine", "centroid", "none"], key=f"new-{OTHER}-registration")
     spacing.number_input("Working grid, mm", 0.5, 8.0, 2.0, 0.5, key=f"new-{OTHER}-spacing")
-    st.checkbox(
-        "Healthy unless masked",
-        key=f"new-{OTHER}-healthy",
-        help="On your word: everybody of whom nothing else is known, and who has no lesion mask, is healthy.",
-    )
+    ask_choices(_choice_key)
+
+
+def _choice_key(name: str) -> str:
+    return f"new-{OTHER}-choice-{name}"
 
 
 def _ask_settings(base: str, given: SimclrSettings, run: Run | None) -> SimclrSettings:
@@ -211,7 +211,7 @@ def _ask_views(key: Callable[[str], str], given: ViewSettings, crop: int) -> Vie
 def _scans() -> Any:
     contrasts = tuple(str(_value(OTHER, "contrasts")).replace(",", " ").split())
     preprocessing = Preprocessing(contrasts, _value(OTHER, "registration"), float(_value(OTHER, "spacing")))
-    choices = Choices(healthy_unless_masked=bool(_value(OTHER, "healthy")))
+    choices = choices_from(lambda name: st.session_state[_choice_key(name)])
     return scans_at(str(_value(OTHER, "cohort")), str(_value(OTHER, "layout")), preprocessing, choices)
 
 

@@ -28,8 +28,8 @@ NEVER = {
     "cli": {"streamlit", "plotly"},
 }
 ORDER: list[str] = """
-types door distributed randomness memory_plan shrinkage recipes progress provenance journal lock record_shape remembered
-store sharing versions evaluated summary
+types fields door distributed randomness memory_plan shrinkage recipes progress provenance journal lock record_shape
+remembered store sharing versions evaluated summary
 bootstrap curves calibration decision lesions metrics distributions verdict_advice verdict
 view_settings views contrastive disk_plan training simclr_settings
 simclr.settings simclr.scans simclr.parts simclr.banks simclr.whole simclr.ccd simclr.blobs simclr.dense
@@ -41,7 +41,7 @@ memory_bank.registered memory_bank.pool
 memory_bank.plan memory_bank.files memory_bank.index memory_bank.bank memory_bank
 detectors.intensity detectors.voxel_zscore detectors.feature_gaussian detectors.patchcore detectors.gated detectors
 again
-experiment content run_scores subject_level
+doubts experiment content run_scores subject_level
 diagnosis diagnosis.cases diagnosis.reference diagnosis.shapley diagnosis.categories diagnosis.error_map
 visibility visibility.settings visibility.changes visibility.measure visibility.intensity visibility.trained
 visibility.words visibility.runs

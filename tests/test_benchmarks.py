@@ -12,6 +12,7 @@ NAMES = {
     "subject_toggle_ms", "upsample_blur_vs_scipy", "layer_change_unseen", "layer_change_seen",
     "error_map_vs_plain", "ceilings_vs_plain", "post_processing_vs_naive", "coreset_vs_plain_greedy",
     "bank_search_all_sets", "bank_search_memory", "bank_within_radius", "bank_index_recall",
+    "check_vs_plain_nibabel",
 }  # fmt: skip
 
 
@@ -59,6 +60,8 @@ def test_ours_and_the_reference_agree_in_every_benchmark(results) -> None:
     assert results["bank_search_all_sets"]["recall"] == 1.0
     assert results["bank_search_all_sets"]["largest_error"] < 1e-5
     assert results["bank_within_radius"]["largest_difference"] < 1e-5
+    assert results["check_vs_plain_nibabel"]["subjects_read_by_one_side_only"] == 0
+    assert results["check_vs_plain_nibabel"]["largest_difference_ml"] < 1e-3
     assert all(index["lowest_error"] > -1e-5 for index in results["bank_index_recall"]["indices"].values())
 
 

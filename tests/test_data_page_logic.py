@@ -1,6 +1,7 @@
 """What the Data page shows: pictures that keep left and right, splits, causes and remedies, leakage, checks."""
 
 import base64
+import dataclasses
 import io
 import json
 import shutil
@@ -18,15 +19,18 @@ from core.cohort_view import check_result, facts_rows, leakage, set_aside_rows, 
 from core.commands import check_argv
 from core.detectors import make
 from core.experiment import cache_directory, prepared_of
+from core.fields import field_texts
 from core.progress import open_progress
 from core.recipes import as_json
 from core.store import Run, open_run
 from core.thumbnails import ENLARGE, LESION_RGB, centre_of, data_uri, montage, outlined
 from data.choices import Choices
+from data.errors import BadInput
 from data.layout import read_cohort
 from data.preprocessing import Prepared, Preprocessing
 from data.reading import check_cohort
 from data.volume import Grid, Mask, Volume
+from pages._choices import LABELS, choices_from
 from tests.study import recommit
 from verbs.scans import CheckVerb
 
@@ -237,3 +241,52 @@ def test_a_picture_inside_its_address_has_the_same_pixels() -> None:
     kind, _, png = data_uri(picture).partition(",")
     assert kind == "data:image/png;base64"
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(base64.b64decode(png)))), picture)
+
+
+def asked_for(answers: dict[str, object]) -> Choices:
+    """The choices of the form when some of its fields are filled in."""
+
+    def form() -> None:
+        import streamlit as st
+
+        from pages._choices import ask_choices, choices_from
+
+        ask_choices(lambda name: f"c-{name}")
+        st.session_state["made"] = choices_from(lambda name: st.session_state[f"c-{name}"])
+
+    at = AppTest.from_function(form).run()
+    assert not at.exception
+    assert at.session_state["made"] == Choices()
+    for name, value in answers.items():
+        {w.key: w for w in (*at.checkbox, *at.text_input, *at.selectbox)}[f"c-{name}"].set_value(value)
+    at.run()
+    assert not at.exception
+    made: Choices = at.session_state["made"]
+    return made
+
+
+def test_the_form_asks_for_every_choice_that_a_verb_has() -> None:
+    assert {*LABELS, "healthy_unless_masked", "follow_symlinks"} == {
+        field.name for field in dataclasses.fields(Choices)
+    }
+    made = asked_for(
+        {"healthy_unless_masked": True, "controls": "0, sham", "lesion_labels": "1, 3", "ignore_labels": "4",
+         "volume": "2", "mask_cut": "0,5", "header_form": "sform", "session": " 02 ", "keep": "a b"}
+    )  # fmt: skip
+    assert made == Choices(
+        healthy_unless_masked=True, controls=("0", "sham"), lesion_labels=(1, 3), ignore_labels=(4,), volume=2,
+        mask_cut=0.5, header_form="sform", session="02", keep=("a", "b"),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value"), [("lesion_labels", "1 two"), ("volume", "1.5"), ("mask_cut", "half")])
+def test_what_is_no_number_is_named_with_an_example(name: str, value: str) -> None:
+    answers = {field.name: getattr(Choices(), field.name) or "" for field in dataclasses.fields(Choices)}
+    with pytest.raises(BadInput, match=f"{LABELS[name]}: .* is no (whole )?number. Give one, as in "):
+        choices_from((answers | {name: value}).__getitem__)
+
+
+def test_texts_of_fields_are_those_of_the_source() -> None:
+    assert field_texts(Choices)["run"] == "BIDS: the run to take; the first when not given."
+    assert all(field_texts(Choices).values())
+    assert field_texts(CheckVerb)["keep"] == field_texts(Choices)["keep"]

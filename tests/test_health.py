@@ -243,6 +243,25 @@ def test_figures_that_only_the_ill_have_speak_against_health(tmp_path: Path, col
     assert any(repr(column) in note for note in cohort.notes)
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["left MCA infarct", "Stroke 2019, right arm", "known epilepsy since 2001", "Gliom WHO II", "small tumour ?"],
+)
+def test_free_text_that_names_an_illness_speaks_against_health(text: str) -> None:
+    row = {"participant_id": "sub-1", "remarks": text}
+    found = health_of(row, "participants.tsv", Choices(healthy_unless_masked=True), used=("participant_id",))
+    assert found.healthy is None
+    assert "'remarks'" in found.word
+
+
+@pytest.mark.parametrize(
+    "text", ["no stroke, no tumour", "family history of epilepsy", "motion in slices", "stroke: 0", "denies seizures"]
+)
+def test_free_text_that_denies_an_illness_does_not(text: str) -> None:
+    row = {"participant_id": "sub-1", "remarks": text}
+    assert health_of(row, "participants.tsv", Choices(healthy_unless_masked=True), used=("participant_id",)).healthy
+
+
 def test_sessions_and_phenotypes_are_heard(tmp_path: Path) -> None:
     for name in ("sub-1", "sub-2", "sub-3"):
         (tmp_path / name / "anat").mkdir(parents=True)

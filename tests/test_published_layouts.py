@@ -83,6 +83,27 @@ def test_a_mask_of_unknown_purpose_is_named_and_label_takes_it(tmp_path: Path) -
     assert (one.healthy, one.lesion_mask is not None) == (False, True)
 
 
+@pytest.mark.parametrize(
+    "mask", ["derivatives/manual/sub-1/anat/sub-1_label-lesion_mask.mgz", "derivatives/masks/sub-1/sub-1_roi.nrrd",
+             "derivatives/manual/lesion_of_one.nrrd", "sub-1/anat/sub-1_label-lesion_mask.nii.zst"],
+)  # fmt: skip
+def test_masks_in_formats_that_are_not_read_are_named_and_speak_against_health(tmp_path: Path, mask: str) -> None:
+    touch(tmp_path, "sub-1/anat/sub-1_T1w.nii.gz", mask)
+    cohort = read_cohort(tmp_path, choices=Choices(healthy_unless_masked=True))
+    assert cohort["sub-1"].healthy is None
+    name = mask.rsplit("/", 1)[1]
+    told = [note for note in cohort.notes if name in note and ("Convert" in note or "of whom is not clear" in note)]
+    assert len(told) == 1
+
+
+def test_what_freesurfer_writes_is_no_lesion(tmp_path: Path) -> None:
+    names = ("mask", "brainmask", "aseg", "wmparc", "aparc.DKTatlas+aseg.deep", "orig")
+    touch(tmp_path, "sub-1/anat/sub-1_T1w.nii.gz", *(f"derivatives/fastsurfer/sub-1/mri/{n}.mgz" for n in names))
+    cohort = read_cohort(tmp_path, choices=Choices(healthy_unless_masked=True))
+    assert cohort["sub-1"].healthy
+    assert not [note for note in cohort.notes if ".mgz" in note]
+
+
 def test_what_is_no_data_is_not_read_and_said(tmp_path: Path) -> None:
     touch(
         tmp_path, "sub-1/anat/sub-1_T1w.nii.gz", "sourcedata/sub-1/anat/sub-1_T1w.nii.gz",

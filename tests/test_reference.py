@@ -17,16 +17,15 @@ from data.cohort import Subject
 from data.errors import BadInput
 from data.layout import read_cohort
 from data.nifti import BadScan, write_nifti
-from data.preprocessing import Preprocessing, prepare_subject
+from data.preprocessing import Prepared, Preprocessing, prepare_subject
 from data.reading import read_subject
-from data.reference import doubts_of_cohort, doubts_of_scan, impression, template_impression
+from data.reference import doubts_of_cohort, doubts_of_scan, impression
 from data.table import write_table
 from data.template import working_grid, working_template
-from data.volume import Volume
+from data.volume import Grid, Mask, Volume
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "mri" / "ixi_t1_2mm"
 SPACING = 4.0
-TEMPLATE = template_impression(SPACING)
 
 
 def head(seed: int, *, own: float = 0.12) -> np.ndarray:
@@ -39,9 +38,19 @@ def head(seed: int, *, own: float = 0.12) -> np.ndarray:
     return np.where(brain.brain_mask, np.maximum(values, 0.01), 0).astype(np.float32)
 
 
-def volume(name: str, values: np.ndarray) -> Volume:
+def volume(name: str, values: np.ndarray, contrast: str = "T1") -> Volume:
     brain = values != 0
-    return Volume(values[None].astype(np.float32), working_grid(SPACING), brain, name, ("T1",))
+    return Volume(values[None].astype(np.float32), working_grid(SPACING), brain, name, (contrast,))
+
+
+def codes(
+    values: np.ndarray, contrast: str = "T1", *, native: Mask | None = None, registered: bool = True
+) -> list[str]:
+    """What is doubted of a scan that lies on the working grid, with the brain as it lies in its own file."""
+    made = volume("x", values, contrast)
+    own = native or Mask(made.brain_mask, made.grid)
+    one = Prepared(made, None, own.grid, own, None, np.eye(4), (), "", "")
+    return [doubt.code for doubt in doubts_of_scan(one, registered)]
 
 
 def turned_front_to_back(values: np.ndarray) -> np.ndarray:
@@ -63,14 +72,61 @@ CHANGES = {
 @pytest.mark.parametrize("name", CHANGES)
 def test_what_is_no_upright_t1_is_doubted(name: str) -> None:
     change, code = CHANGES[name]
-    seen = impression(volume("x", change(head(1)).astype(np.float32)))
-    assert [doubt.code for doubt in doubts_of_scan(seen, TEMPLATE, "T1")] == [code]
+    assert codes(change(head(1)).astype(np.float32)) == [code]
 
 
 def test_heads_are_not_doubted_alone_nor_among_others() -> None:
     seen = [impression(volume(f"s{n}", head(n))) for n in range(10)]
-    assert [doubts_of_scan(one, TEMPLATE, "T1") for one in seen] == [[]] * 10
+    assert [codes(head(n)) for n in range(10)] == [[]] * 10
     assert doubts_of_cohort(seen, [one.subject_id for one in seen]) == ([], [])
+
+
+def like_t2(seed: int) -> np.ndarray:
+    """A head whose fluid is bright and whose tissue is flat."""
+    values = head(seed)
+    return np.where(values != 0, 1.6 - values, 0).astype(np.float32)
+
+
+def test_fluid_tells_a_t2_from_a_t1_or_flair_whatever_they_are_filed_as() -> None:
+    assert codes(like_t2(1), "T2") == codes(head(1), "FLAIR") == codes(head(1), "T1C") == codes(like_t2(1), "PD") == []
+    assert codes(like_t2(1), "FLAIR") == codes(like_t2(1), "T1C") == codes(head(1), "T2") == ["E-REF-CONTRAST"]
+
+
+def test_a_wrong_second_contrast_is_doubted_too() -> None:
+    made = volume("x", head(1))
+    both = Volume(np.stack([head(1), like_t2(1)]), made.grid, made.brain_mask, "x", ("T1", "FLAIR"))
+    one = Prepared(both, None, made.grid, Mask(made.brain_mask, made.grid), None, np.eye(4), (), "", "")
+    [doubt] = doubts_of_scan(one, True)
+    assert doubt.code == "E-REF-CONTRAST"
+    assert "no FLAIR" in doubt.cause or "like a FLAIR" in doubt.cause
+
+
+def test_a_brain_of_another_size_or_cut_by_its_scan_is_doubted() -> None:
+    brain = working_template(SPACING).brain_mask
+    grid = working_grid(SPACING)
+    small = Mask(brain, Grid(grid.shape, grid.affine @ np.diag([0.5, 0.5, 0.5, 1.0])))
+    middle = brain.shape[2] // 2
+    cut = Mask(brain[:, :, middle:], Grid((*grid.shape[:2], brain.shape[2] - middle), grid.affine))
+    assert codes(head(1), native=small) == ["E-REF-VOLUME"]
+    assert codes(head(1), native=cut) == ["E-REF-FOV"]
+    assert codes(head(1), native=cut, registered=False) == ["E-REF-FOV"]
+
+
+def test_a_brain_that_does_not_cover_the_template_is_doubted_when_it_was_registered() -> None:
+    values = head(1)
+    lower = np.where(np.indices(values.shape)[2] > 0.55 * values.shape[2], values, 0)
+    assert codes(lower) == ["E-REF-OVERLAP"]
+    assert codes(lower, registered=False) == []
+    assert codes(turned_front_to_back(values), registered=False) == ["E-REF-FLIP"], "it lies on the template"
+
+
+def test_unregistered_scans_are_one_only_when_they_are_nearly_equal() -> None:
+    seen = [impression(volume(f"s{n}", head(n))) for n in range(10)]
+    seen.append(impression(volume("again", np.asarray(TWINS["noise"](head(4)), dtype=np.float32))))
+    seen.append(impression(volume("odd", head(20, own=1.5))))
+    doubts, twins = doubts_of_cohort(seen, [one.subject_id for one in seen], registered=False)
+    assert doubts == []
+    assert [pair[:2] for pair in twins] == [("s4", "again")]
 
 
 TWINS = {
@@ -188,10 +244,10 @@ def test_real_heads_pass_and_what_was_made_of_one_does_not(tmp_path: Path) -> No
         "back to front": (values[:, ::-1], ["E-REF-FLIP"]),
         "no brain": (np.where(brain, 9 + noise, 0), ["E-REF-CONTRAST"]),
     }
-    for name, (changed, codes) in made.items():
+    for name, (changed, wanted) in made.items():
         path = tmp_path / f"{name}.nii.gz"
         stored = nib.Nifti1Image(np.ascontiguousarray(changed, dtype=np.float32), image.affine)
         stored.header.set_xyzt_units("mm")
         nib.save(stored, path)
         one = prepare_subject(Subject(name, {"T1": path}), Preprocessing(spacing_mm=SPACING), tmp_path / "cache")
-        assert [d.code for d in doubts_of_scan(impression(one.volume), TEMPLATE, "T1")] == codes, name
+        assert [d.code for d in doubts_of_scan(one, registered=True)] == wanted, name
