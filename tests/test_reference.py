@@ -251,3 +251,18 @@ def test_real_heads_pass_and_what_was_made_of_one_does_not(tmp_path: Path) -> No
         nib.save(stored, path)
         one = prepare_subject(Subject(name, {"T1": path}), Preprocessing(spacing_mm=SPACING), tmp_path / "cache")
         assert [d.code for d in doubts_of_scan(one, registered=True)] == wanted, name
+
+
+@pytest.mark.real
+@pytest.mark.skipif(not REAL.is_dir(), reason="no real scans beside the project")
+def test_real_contrasts_are_told_whatever_they_are_filed_as(tmp_path: Path) -> None:
+    scans = REAL.parent / "lesions" / "openms_p26"
+    filed = {
+        ("flair", "FLAIR"): [], ("t2", "T2"): [], ("t1", "T1"): [], ("t2", "FLAIR"): ["E-REF-CONTRAST"],
+        ("t2", "T1"): ["E-REF-CONTRAST"], ("flair", "T2"): ["E-REF-CONTRAST"],
+    }  # fmt: skip
+    for (file, contrast), wanted in filed.items():
+        settings = Preprocessing((contrast,), spacing_mm=SPACING)
+        subject = Subject(f"{file}-{contrast}", {contrast: scans / f"{file}.nii.gz"})
+        one = prepare_subject(subject, settings, tmp_path / "cache")
+        assert [d.code for d in doubts_of_scan(one, registered=True)] == wanted, (file, contrast)
