@@ -17,8 +17,8 @@ from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from streamlit.runtime.pages_manager import PagesManager
 
-from core.door import HOSTS, NO_TOKEN, TOKEN, addresses, door_of, is_local
-from core.packed import packed_path
+from core.presentation.browser_volumes import packed_path
+from core.presentation.door import HOSTS, NO_TOKEN, TOKEN, addresses, door_of, is_local
 from data.errors import BadInput, EnvironmentProblem, IntegrityError
 from pages._door import Guard, OnlyRoot, base_path
 from pages._viewer.assets import viewer_route

@@ -14,7 +14,7 @@ from typing import Any
 
 import tyro
 
-from core.lock import taking_over
+from core.runs.lock import taking_over
 from data.errors import BadInput, EnvironmentProblem, IntegrityError, Interrupted
 from data.permissions import doors_open
 from data.ranges import refuse_out_of_range

@@ -6,11 +6,11 @@ from typing import Any
 
 from scipy.stats import binomtest
 
-from core.bootstrap import Interval, paired_difference
-from core.evaluation import read_metrics
-from core.lesions import SIZE_BINS_ML
-from core.store import Run
-from core.subject_level import subject_level_text
+from core.metrics.bootstrap import Interval, paired_difference
+from core.metrics.lesions import SIZE_BINS_ML
+from core.runs.evaluated import read_metrics
+from core.runs.run_record import Run
+from core.study.subject_level import subject_level_text
 
 Runs = Mapping[str, Run]
 Facts = Mapping[str, Any]

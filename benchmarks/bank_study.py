@@ -23,20 +23,24 @@ from scipy.stats import rankdata
 
 from benchmarks.bank_report import write_report
 from benchmarks.real_study import ENCODER, PREPROCESSING, build_tables
-from core import experiment
-from core.calibration import segment
 from core.detectors import FeatureGaussian, LayerSet, PatchCore
-from core.evaluation import evaluate_run, read_metrics
-from core.features import FeatureExtractor, FeatureMap, FeatureSettings
-from core.gating import make_gated
-from core.lesions import lesion_report
-from core.memory_bank.index import compare, open_index, search_index
+from core.features.extraction import FeatureExtractor, FeatureMap
+from core.features.settings import FeatureSettings
+from core.memory_bank.index import open_index, search_index
+from core.memory_bank.index_audit import compare
 from core.memory_bank.search import Found, Patches, Queries, search_everywhere
 from core.memory_bank.settings import BankSettings
+from core.metrics.healthy_threshold import segment
+from core.metrics.lesions import lesion_report
 from core.progress import Progress, open_progress
-from core.run_scores import open_scores, set_id
-from core.store import Run, open_run
-from core.subject_level import subject_level
+from core.runs.evaluated import read_metrics
+from core.runs.listing import open_run
+from core.runs.run_record import Run
+from core.study import data_source, fitted, fitting, preparing, run_scans, scoring
+from core.study.evaluation import evaluate_run
+from core.study.gating import make_gated
+from core.study.stored_scores import open_scores, set_id
+from core.study.subject_level import subject_level
 from core.types import ScoreMap
 from data.files import is_committed, read_json, write_json
 from data.volume import Volume
@@ -106,8 +110,8 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     progress, began = open_progress(), time.monotonic()
     planted, _ = build_tables(given.scans, given.runs)
-    source = experiment.DataSource(planted, layout="table", preprocessing=PREPROCESSING)
-    experiment.prepare(given.runs, source, progress)
+    source = data_source.DataSource(planted, layout="table", preprocessing=PREPROCESSING)
+    preparing.prepare(given.runs, source, progress)
     wanted = [row for row in ROWS if given.rows is None or row.kind in given.rows]
     _say_plan(given.runs, wanted, given.minutes, progress)
     encoder = open_run(given.runs, "encoder")
@@ -127,10 +131,10 @@ def main() -> None:
     write_report(given.report, {**beside, **made, **gated}, gate_kind, left_out, _facts(given.runs))
 
 
-def make_row(runs: Path, source: experiment.DataSource, row: Row, encoder: Run, progress: Progress) -> Run:
+def make_row(runs: Path, source: data_source.DataSource, row: Row, encoder: Run, progress: Progress) -> Run:
     """Fit, score and judge one detector, unless that is done."""
     began = time.monotonic()
-    run = experiment.fit(
+    run = fitting.fit(
         runs,
         source,
         row.detector,
@@ -140,7 +144,7 @@ def make_row(runs: Path, source: experiment.DataSource, row: Row, encoder: Run, 
         encoder_run=encoder if row.trained else None,
     )
     if not is_committed(run.directory / "evaluation"):
-        run = experiment.score(run, progress)
+        run = scoring.score(run, progress)
         evaluate_run(run, progress, workers=1)
         progress.say(f"{row.kind}: {(time.monotonic() - began) / 60:.1f} min")
     return run
@@ -240,7 +244,7 @@ def selected_alone(whole: Run, alone: Run) -> dict[str, Any]:
 
 def index_on_lesions(run: Run, settings: BankSettings) -> dict[str, Any]:
     """Recall and error of an index over part of a bank at lesion positions of test subjects, against exact search."""
-    detector = experiment.load_detector(run)
+    detector = fitted.load_detector(run)
     assert isinstance(detector, PatchCore)
     assert detector.bank_ is not None
     assert detector.extractor_ is not None
@@ -253,7 +257,7 @@ def index_on_lesions(run: Run, settings: BankSettings) -> dict[str, Any]:
     result: dict[str, Any] = {"build_seconds": time.perf_counter() - began, "entries": len(kept)}
     pairs: dict[str, list[tuple[Found, Found]]] = {"lesion": [], "other": []}
     for number, subject_id in enumerate(_ill(run)):
-        queries = bank.queries([detector.extractor_(experiment.prepared_of(run, subject_id).volume).rows], bank.layers)
+        queries = bank.queries([detector.extractor_(run_scans.prepared_of(run, subject_id).volume).rows], bank.layers)
         inside = _lesion_positions(run, subject_id)
         others = random.choice(np.setdiff1d(np.arange(queries.n_positions), inside), N_OTHERS, replace=False)
         for where, chosen in (("lesion", inside), ("other", others)):
@@ -285,7 +289,7 @@ def same_patches(run: Run) -> dict[str, Any]:
     Per test subject with lesions, AUROC of lesion positions against other positions of the same scan, under all layers
     and under one.
     """
-    detector = experiment.load_detector(run)
+    detector = fitted.load_detector(run)
     assert isinstance(detector, PatchCore)
     assert detector.bank_ is not None
     assert detector.extractor_ is not None
@@ -301,7 +305,7 @@ def same_patches(run: Run) -> dict[str, Any]:
             continue
         n = len(detector.layout_.positions)
         chosen = np.append(inside, random.choice(np.setdiff1d(np.arange(n), inside), 2 * N_OTHERS, replace=False))
-        queries = bank.queries([detector.extractor_(experiment.prepared_of(run, subject_id).volume).rows], bank.layers)
+        queries = bank.queries([detector.extractor_(run_scans.prepared_of(run, subject_id).volume).rows], bank.layers)
         parts.append({layer: queries.rows[0][layer][queries.lookup[layer][chosen]] for layer in bank.layers})
         stored.append(_stored(run, subject_id)[[detector.layer_sets.index(layers) for layers in sets]][:, chosen])
         sizes.append((len(inside), len(chosen)))

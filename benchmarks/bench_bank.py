@@ -16,9 +16,11 @@ from scipy.ndimage import gaussian_filter
 
 from benchmarks.bench_gaussian import _resident_kilobytes as resident_kilobytes
 from benchmarks.clock import cpu_seconds, one_thread, side_by_side
-from core.features import every_layer_set, feature_layout
-from core.memory_bank.bank import BankSettings, MemoryBank
-from core.memory_bank.restricted import search_within
+from core.features.layout import feature_layout
+from core.features.settings import every_layer_set
+from core.memory_bank.bank import MemoryBank
+from core.memory_bank.settings import BankSettings
+from core.memory_bank.within_radius import search_within
 from core.randomness import stream
 from core.types import FeatureLayout
 from data.volume import Grid

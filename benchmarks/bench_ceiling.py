@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 
 from benchmarks.clock import cpu_seconds, side_by_side
-from core.diagnosis.cases import Case
-from core.diagnosis.ceiling import LayerCells, layers_of_layout, subject_ceilings
-from core.features import feature_layout, positions_near
-from core.lesions import components
-from core.metrics import exact_curve
+from core.diagnosis.ceiling import subject_ceilings
+from core.diagnosis.layer_cells import LayerCells, layers_of_layout
+from core.features.layout import feature_layout, positions_near
+from core.features.score_maps import to_score_map
+from core.metrics.exact_curve import exact_curve
+from core.metrics.lesions import components
 from core.randomness import stream
-from core.scoring import to_score_map
+from core.study.cases import Case
 from core.types import FeatureLayout
 from data.volume import Grid, Mask, Volume
 

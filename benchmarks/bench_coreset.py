@@ -15,11 +15,14 @@ import numpy as np
 import torch
 
 from benchmarks.clock import cpu_seconds, side_by_side
-from core.features import FeatureSettings, make_extractor
-from core.memory_bank.coreset import Subset, cover, select_coreset
+from core.features.extraction import make_extractor
+from core.features.settings import FeatureSettings
+from core.memory_bank.coreset import cover, select_coreset
+from core.memory_bank.settings import Subset
 from data.synthetic import synthesise_subject
 from data.volume import Volume
-from models.encoder import EncoderSettings, make_encoder
+from models.encoder import make_encoder
+from models.settings import EncoderSettings
 
 LAYERS = ("stage1", "stage2")
 

@@ -12,19 +12,11 @@ import numpy as np
 from scipy.ndimage import binary_dilation, binary_erosion, gaussian_filter, label, uniform_filter
 
 from benchmarks.clock import side_by_side
-from core.diagnosis.cases import Case
-from core.diagnosis.categories import (
-    CODES,
-    DEFAULTS,
-    FALSE_POSITIVES,
-    HIT,
-    MISSED,
-    CategorySettings,
-    ErrorLabels,
-    label_errors,
-)
-from core.diagnosis.reference import HealthyReference, healthy_reference
-from core.diagnosis.shapley import ShapleyCosts, shapley_costs
+from core.diagnosis.errors.categories import DEFAULTS, CategorySettings, ErrorLabels, label_errors
+from core.diagnosis.errors.category_table import CODES, FALSE_POSITIVES, HIT, MISSED
+from core.diagnosis.errors.reference import HealthyReference, healthy_reference
+from core.diagnosis.errors.shapley import ShapleyCosts, shapley_costs
+from core.study.cases import Case
 from data.template import working_template
 from data.volume import Grid, Volume
 

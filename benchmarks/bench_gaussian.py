@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from benchmarks.clock import one_thread, side_by_side
-from core.gaussian import GaussianSettings, fit_gaussian
+from core.gaussian.running import fit_gaussian
+from core.memory_plan import GaussianSettings
 
 Rows = dict[str, torch.Tensor]
 

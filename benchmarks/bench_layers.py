@@ -23,11 +23,13 @@ from sklearn.metrics import precision_recall_curve
 
 from benchmarks.bench_gaussian import reference_fit, reference_score
 from benchmarks.clock import cpu_seconds, median_seconds
-from core.curves import ScoreHistogram, pooled
 from core.detectors import every_layer_set
-from core.features import feature_layout, positions_near
-from core.gaussian import GaussianSettings, VoxelGaussian, fit_gaussian
-from core.scoring import Upsampler
+from core.features.layout import feature_layout, positions_near
+from core.features.score_maps import Upsampler
+from core.gaussian.running import fit_gaussian
+from core.gaussian.voxel_gaussian import VoxelGaussian
+from core.memory_plan import GaussianSettings
+from core.metrics.score_histogram import ScoreHistogram, pooled
 from core.types import FeatureLayout
 from data.template import working_template
 from data.volume import Volume

@@ -12,9 +12,9 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
 from benchmarks.clock import cpu_seconds, side_by_side
-from core.curves import ScoreHistogram, edges, pooled
-from core.metrics import exact_curve
-from core.scoring import Upsampler
+from core.features.score_maps import Upsampler
+from core.metrics.exact_curve import exact_curve
+from core.metrics.score_histogram import ScoreHistogram, edges, pooled
 from core.types import FeatureLayout
 from data.volume import Grid, Volume
 

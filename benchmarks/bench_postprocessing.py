@@ -15,10 +15,11 @@ from scipy.ndimage import binary_erosion
 
 from benchmarks.clock import one_thread, side_by_side
 from core.detectors import Intensity
-from core.diagnosis.postprocessing import EROSION_VOXELS, MEDIAN_VOXELS, MIN_COMPONENT_MM3, SMOOTHING_MM, every_count
-from core.lesions import components
-from core.run_scores import RunScores
-from core.scoring import masked_score_map
+from core.diagnosis.postprocessing import EROSION_VOXELS, MEDIAN_VOXELS, MIN_COMPONENT_MM3, SMOOTHING_MM
+from core.features.score_maps import masked_score_map
+from core.metrics.lesions import components
+from core.study.map_filters import every_count
+from core.study.stored_scores import RunScores
 from core.types import ScoreMap
 from data.volume import Grid, Mask, Volume
 

@@ -15,17 +15,18 @@ from typing import Any
 
 import numpy as np
 
-from core import evaluation, experiment
-from core.bootstrap import mean_interval
 from core.detectors import FeatureGaussian, from_recipe
 from core.diagnosis.applied import export_post_processed
 from core.diagnosis.diagnose import diagnose
 from core.diagnosis.postprocessing import run_post_processing
-from core.diagnosis.whatif import applicable, run_what_if
+from core.diagnosis.what_if.catalogue import applicable, run_what_if
+from core.metrics.bootstrap import mean_interval
 from core.progress import Progress, open_progress
 from core.recipes import from_json
-from core.run_scores import open_scores
-from core.store import Run, open_run
+from core.runs.listing import open_run
+from core.runs.run_record import Run
+from core.study import data_source, evaluation, fitting, scoring
+from core.study.stored_scores import open_scores
 from data.files import is_committed
 from data.nifti import read_labels
 from data.preprocessing import Preprocessing
@@ -92,15 +93,15 @@ def _by_refit(run: Run, found: Mapping[str, Any], progress: Progress) -> dict[st
     form = "auto" if settings["covariance"] == "diagonal" else detector.gaussian.form
     detector = replace(detector, gaussian=replace(detector.gaussian, **{**settings, "form": form}))
     cohort = run.record["cohort"]
-    source = experiment.DataSource(
+    source = data_source.DataSource(
         Path(cohort["path"]), cohort["layout"], preprocessing=from_json(Preprocessing, run.record["preprocessing"])
     )
     runs, name = run.directory.parent, f"{run.run_id}-applied"
     parent = run.record["parents"].get("encoder")
     encoder = open_run(runs, parent, "encoder") if parent else None
-    other = experiment.fit(runs, source, detector, progress, name=name, run_id=name, encoder_run=encoder)
+    other = fitting.fit(runs, source, detector, progress, name=name, run_id=name, encoder_run=encoder)
     if not is_committed(other.directory / "evaluation"):
-        evaluation.evaluate_run(experiment.score(other, progress), progress)
+        evaluation.evaluate_run(scoring.score(other, progress), progress)
     again = evaluation.read_metrics(open_run(runs, name))["sets"][layers]["working"]["protocols"][found["protocol"]]
     before = evaluation.read_metrics(run)["sets"][layers]["working"]["protocols"][found["protocol"]]
     return _outcome(

@@ -4,13 +4,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from core import evaluation, experiment
 from core.detectors import AnyDetector, FeatureGaussian, make
-from core.evaluation import read_metrics
-from core.experiment import DataSource
-from core.pretraining_comparison import ComparisonPlan
 from core.progress import Progress
-from core.store import Run, open_run
+from core.runs.evaluated import read_metrics
+from core.runs.listing import open_run
+from core.runs.run_record import Run
+from core.study import evaluation, fitting, scoring
+from core.study.data_source import DataSource
+from core.study.pretraining_comparison import ComparisonPlan
 from data.files import is_committed
 
 PROTOCOLS = ("healthy", "validation", "oracle_subject")
@@ -59,9 +60,9 @@ def real_section(found: Mapping[str, Run]) -> str:
 def _judged(
     runs: Path, source: DataSource, detector: AnyDetector, run_id: str, encoder: Run | None, progress: Progress
 ) -> Run:
-    run = experiment.fit(runs, source, detector, progress, name=run_id, run_id=run_id, encoder_run=encoder)
+    run = fitting.fit(runs, source, detector, progress, name=run_id, run_id=run_id, encoder_run=encoder)
     if not is_committed(run.directory / "evaluation"):
-        run = experiment.score(run, progress)
+        run = scoring.score(run, progress)
         evaluation.evaluate_run(run, progress)
     return open_run(runs, run_id)
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from core.pretraining_table import CHOICE_TITLES, CHOICES, FIGURE_TITLES, FIGURES, correlation_lines
-from core.two_level import number_text, said, span_text
+from core.metrics.two_level import number_text, said, span_text
+from core.study.pretraining_table import CHOICE_TITLES, CHOICES, FIGURE_TITLES, FIGURES, correlation_lines
 
 Found = Mapping[str, Any]
 

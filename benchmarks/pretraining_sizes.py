@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from core.bootstrap import Interval, paired_difference
-from core.evaluation import read_metrics
-from core.pretraining_comparison import ComparisonPlan
-from core.store import open_run
+from core.metrics.bootstrap import Interval, paired_difference
+from core.runs.evaluated import read_metrics
+from core.runs.listing import open_run
+from core.study.pretraining_comparison import ComparisonPlan
 
 Rows = Mapping[str, Mapping[str, float]]
 

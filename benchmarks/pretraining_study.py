@@ -15,16 +15,16 @@ from benchmarks.pretraining_real import real_cases, real_section
 from benchmarks.pretraining_report import write_report
 from benchmarks.pretraining_sizes import size_section
 from benchmarks.real_study import PREPROCESSING, build_tables
-from core.experiment import DataSource
-from core.features import FeatureSettings
-from core.pretraining_comparison import VARIANTS, ComparisonPlan, compare_pretraining
+from core.features.settings import FeatureSettings
+from core.pretraining.simclr import SimclrSettings
+from core.pretraining.view_settings import VIEW_SETS, ViewSettings
 from core.progress import open_progress
-from core.simclr import SimclrSettings
-from core.views import VIEW_SETS, ViewSettings
+from core.study.data_source import DataSource
+from core.study.pretraining_comparison import VARIANTS, ComparisonPlan, compare_pretraining
 from data.cohort import ROLES
 from data.files import write_json
 from data.table import read_table
-from models.encoder import EncoderSettings
+from models.settings import EncoderSettings
 
 LAYERS = ("stage0", "stage1", "stage2", "stage3")
 

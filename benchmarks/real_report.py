@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from core.bootstrap import Interval, paired_difference
-from core.evaluation import read_metrics
-from core.store import Run
-from core.training import read_events
-from core.verdict import verdict
+from core.metrics.bootstrap import Interval, paired_difference
+from core.pretraining.minimise import read_events
+from core.pretraining.training_verdict import verdict
+from core.runs.evaluated import read_metrics
+from core.runs.run_record import Run
 from data.planting import read_records
 
 Runs = Mapping[tuple[str, str], Run]

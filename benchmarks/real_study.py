@@ -15,20 +15,21 @@ from typing import Any
 import numpy as np
 
 from benchmarks.real_report import write_report
-from core import evaluation, experiment
 from core.detectors import AnyDetector, FeatureGaussian, make
-from core.features import FeatureSettings
+from core.features.settings import FeatureSettings
+from core.pretraining.simclr import SimclrSettings
+from core.pretraining.view_settings import ViewSettings
 from core.progress import Progress, open_progress
-from core.simclr import SimclrSettings
-from core.store import Run, open_run
-from core.views import ViewSettings
+from core.runs.listing import open_run
+from core.runs.run_record import Run
+from core.study import data_source, evaluation, fitting, preparing, scoring, training
 from data.cohort import Cohort, Subject
 from data.files import is_committed
 from data.ixi import read_ixi
 from data.planting import plant_cohort, read_shapes
 from data.preprocessing import Preprocessing
 from data.table import read_table, write_table
-from models.encoder import EncoderSettings
+from models.settings import EncoderSettings
 
 SEED = 20261121
 COUNTS = {"train": 90, "calibration": 15, "validation": 12, "test": 16, "test_healthy": 10}
@@ -51,11 +52,11 @@ def main() -> None:
     progress = open_progress()
     planted, real = build_tables(given.scans, given.runs)
     sources = {
-        "planted": experiment.DataSource(planted, layout="table", preprocessing=PREPROCESSING),
-        "real": experiment.DataSource(real, layout="table", preprocessing=PREPROCESSING),
+        "planted": data_source.DataSource(planted, layout="table", preprocessing=PREPROCESSING),
+        "real": data_source.DataSource(real, layout="table", preprocessing=PREPROCESSING),
     }
     for source in sources.values():
-        experiment.prepare(given.runs, source, progress)
+        preparing.prepare(given.runs, source, progress)
     if given.prepare_only:
         return
     simclr = SimclrSettings(
@@ -65,7 +66,7 @@ def main() -> None:
         batch=12,
         seed=SEED,
     )
-    encoder = experiment.pretrain(
+    encoder = training.pretrain(
         given.runs, sources["planted"], simclr, progress, name="SimCLR, IXI T1", run_id="encoder"
     )
     runs = {
@@ -127,15 +128,15 @@ def real_cases(lesions: Path) -> list[Subject]:
 
 
 def finished(
-    runs: Path, source: experiment.DataSource, progress: Progress, cohort: str, kind: str, encoder: Run
+    runs: Path, source: data_source.DataSource, progress: Progress, cohort: str, kind: str, encoder: Run
 ) -> Run:
     """Fit, score and evaluate one detector on one cohort, unless that is done."""
     detector, uses = recipe(kind), encoder if kind == "simclr" else None
-    run = experiment.fit(
+    run = fitting.fit(
         runs, source, detector, progress, name=f"{kind}, {cohort}", run_id=f"{cohort}-{kind}", encoder_run=uses
     )
     if not is_committed(run.directory / "evaluation"):
-        run = experiment.score(run, progress)
+        run = scoring.score(run, progress)
         evaluation.evaluate_run(run, progress)
     return run
 

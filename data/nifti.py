@@ -24,7 +24,6 @@ from data import trouble
 from data.errors import BadInput, EnvironmentProblem
 from data.files import faultpoint, scratch_name
 from data.nifti_header import FORM_TOLERANCE_MM, Header, parse_header, refuse
-from data.nifti_header import BadScan as BadScan
 from data.volume import Grid, frozen
 
 MAX_BYTES = 2 << 30

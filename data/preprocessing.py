@@ -31,7 +31,8 @@ from data.files import (
     write_sealed_json,
 )
 from data.intensity import normalise
-from data.nifti import BadScan, claimed_voxels, refuse_unreadable
+from data.nifti import claimed_voxels, refuse_unreadable
+from data.nifti_header import BadScan
 from data.ranges import refuse_out_of_range
 from data.reading import SUBJECT_FAULTS, SetAside, ended_twice, read_subject, set_aside
 from data.registration import alignment_notes, register

@@ -14,7 +14,8 @@ from jaxtyping import Bool, Float32
 
 from data.cohort import ROLES, Cohort, Split, Subject, contrast_name
 from data.errors import BadInput
-from data.nifti import BadScan, Labels, Scan, read_labels, read_scan, volumes_of
+from data.nifti import Labels, Scan, read_labels, read_scan, volumes_of
+from data.nifti_header import BadScan
 from data.volume import Grid, Mask, Volume, resample, resample_mask
 from data.workers import Died
 

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from models.cnn3d import five_stage_cnn
 from models.foreign import published_name, read_weights, translated
 from models.resnet import resnet_stages
-from models.settings import Architecture as Architecture
-from models.settings import EncoderSettings as EncoderSettings
+from models.settings import Architecture, EncoderSettings
 from models.taps import Tap
 from models.tensor_files import save_tensors
 

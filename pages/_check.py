@@ -4,10 +4,10 @@ from typing import Any
 
 import streamlit as st
 
-from core.cohort_view import check_result, facts_rows, set_aside_rows
-from core.commands import check_argv, start_once
-from core.jobs import Job, list_jobs, log_tail, read_job, stop_job
-from core.training_view import read_log
+from core.presentation.cohort_view import check_result, facts_rows, set_aside_rows
+from core.presentation.commands import check_argv, start_once
+from core.presentation.training_view import read_log
+from core.runs.jobs import Job, list_jobs, log_tail, read_job, stop_job
 from data.errors import BadInput, EnvironmentProblem
 from data.layout import LAYOUTS
 from pages._choices import ask_choices, choices_from

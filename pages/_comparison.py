@@ -5,11 +5,11 @@ from typing import Any
 
 import streamlit as st
 
-from core.commands import compare_again_argv, in_shell
-from core.figures_comparison import TRAINING_TITLES, training_against_dice
-from core.pretraining_comparison import list_comparisons, read_comparison
-from core.pretraining_table import CHOICE_TITLES, CHOICES, FIGURE_TITLES, FIGURES
-from core.two_level import number_text, span_text
+from core.metrics.two_level import number_text, span_text
+from core.presentation.commands import compare_again_argv, in_shell
+from core.presentation.figures.comparison import TRAINING_TITLES, training_against_dice
+from core.study.pretraining_comparison import list_comparisons, read_comparison
+from core.study.pretraining_table import CHOICE_TITLES, CHOICES, FIGURE_TITLES, FIGURES
 from pages._shared import in_words, runs_directory
 from pages._text import cells, plain, prose
 

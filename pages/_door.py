@@ -11,7 +11,7 @@ from starlette.datastructures import Headers
 from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from core.door import Door, cookie_name, cookies, tokens_in
+from core.presentation.door import Door, cookie_name, cookies, tokens_in
 
 STANDING = threading.Event()
 """Set once a door stands before the pages of this process."""

@@ -7,9 +7,9 @@ from typing import Any
 
 import streamlit as st
 
-from core.commands import in_shell, next_step, resume_argv, start_once
-from core.figures import ANOMALOUS, ORACLE
-from core.figures_training import (
+from core.presentation.commands import in_shell, next_step, resume_argv, start_once
+from core.presentation.figures.results import ANOMALOUS, ORACLE
+from core.presentation.figures.training import (
     HARDEST,
     OTHERS,
     PALETTE,
@@ -20,9 +20,7 @@ from core.figures_training import (
     monitor_curves,
     similarity_map,
 )
-from core.jobs import Job, list_jobs, log_tail, read_job, stop_job
-from core.store import Run, open_run, unequal_bits
-from core.training_view import (
+from core.presentation.training_view import (
     Journal,
     TrainingView,
     asked_run_id,
@@ -36,7 +34,11 @@ from core.training_view import (
     settings_groups,
     state_of,
 )
-from core.verdict import share_text
+from core.pretraining.training_verdict import share_text
+from core.runs.jobs import Job, list_jobs, log_tail, read_job, stop_job
+from core.runs.listing import open_run
+from core.runs.run_record import Run
+from core.runs.store import unequal_bits
 from data.errors import BadInput, EnvironmentProblem
 from pages._shared import runs_directory
 from pages._take_over import show_take_over

@@ -6,9 +6,9 @@ from typing import Any, get_args
 
 import streamlit as st
 
-from core.simclr import NegativesSettings
-from core.simclr.settings import Kind
-from core.training_view import NEGATIVES_READ
+from core.presentation.training_view import NEGATIVES_READ
+from core.pretraining.simclr import NegativesSettings
+from core.pretraining.simclr_settings import Kind
 from pages._text import plain
 
 KINDS: Mapping[str, tuple[str, str]] = {

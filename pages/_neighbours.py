@@ -5,14 +5,16 @@ from typing import Any
 
 import streamlit as st
 
-from core.content import content_of, scans_content
-from core.experiment import prepared_of
-from core.neighbour_words import apart_text, distance_text, mm_text, sentences, share_text
-from core.neighbours import BankSearch, Neighbour, NeighbourView, open_bank, pictures_of
-from core.patch_pictures import Convention
-from core.run_scores import RunScores
-from core.store import Run, open_run
-from core.thumbnails import data_uri
+from core.diagnosis.neighbours import BankSearch, Neighbour, NeighbourView, open_bank
+from core.presentation.neighbour_pictures import pictures_of
+from core.presentation.neighbour_words import apart_text, distance_text, mm_text, sentences, share_text
+from core.presentation.patch_pictures import Convention
+from core.presentation.thumbnails import data_uri
+from core.runs.listing import open_run
+from core.runs.run_record import Run
+from core.study.content import content_of, scans_content
+from core.study.run_scans import prepared_of
+from core.study.stored_scores import RunScores
 from pages._shared import in_words, runs_directory
 from pages._text import plain, prose
 

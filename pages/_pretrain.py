@@ -6,11 +6,12 @@ from typing import Any
 
 import streamlit as st
 
-from core.commands import pretrain_argv, scans_at, scans_of
+from core.presentation.commands import pretrain_argv, scans_at, scans_of
+from core.pretraining.simclr import SimclrSettings
+from core.pretraining.view_settings import VIEW_SETS, ViewSettings
 from core.recipes import from_json
-from core.simclr import SimclrSettings
-from core.store import Run, open_run
-from core.views import VIEW_SETS, ViewSettings
+from core.runs.listing import open_run
+from core.runs.run_record import Run
 from data.errors import BadInput
 from data.layout import LAYOUTS
 from data.preprocessing import Preprocessing

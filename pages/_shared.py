@@ -8,14 +8,16 @@ from typing import Any
 
 import streamlit as st
 
-from core.content import content_of, subject_content
-from core.evaluated import read_metrics
-from core.figures import BEHIND_GATE, LABEL_FREE
-from core.metrics import SubjectScores
-from core.run_scores import RunScores, open_scores
-from core.store import Run, open_run
-from core.summary import evaluation_words, layer_table, leading, run_rows, run_summary
-from core.versions import noted, notes_by_text
+from core.metrics.subject_scores import SubjectScores
+from core.presentation.figures.results import BEHIND_GATE, LABEL_FREE
+from core.runs.evaluated import read_metrics
+from core.runs.listing import open_run
+from core.runs.run_record import Run
+from core.runs.versions import noted, notes_by_text
+from core.study.content import content_of, subject_content
+from core.study.evaluation_words import evaluation_words
+from core.study.run_summary import layer_table, leading, run_rows, run_summary
+from core.study.stored_scores import RunScores, open_scores
 from data.errors import BadInput, EnvironmentProblem, IntegrityError
 from pages._text import plain, prose
 

@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 import streamlit as st
 
-from core.commands import in_shell, start_once, take_over_argv
-from core.jobs import Job
-from core.lock import silent_holder, unasked_holder
-from core.store import Run
+from core.presentation.commands import in_shell, start_once, take_over_argv
+from core.runs.jobs import Job
+from core.runs.lock import silent_holder, unasked_holder
+from core.runs.run_record import Run
 from data.errors import BadInput, EnvironmentProblem
 from pages._shared import runs_directory
 

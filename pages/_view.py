@@ -6,12 +6,12 @@ from urllib.parse import quote
 
 import streamlit as st
 
-from core.diagnosis.categories import CATEGORIES, CODES, HIT
-from core.evaluation import read_levels
-from core.metrics import judged
-from core.packed import DEPLOYED, volume_content
-from core.run_scores import RunScores, set_id
-from core.store import Run
+from core.diagnosis.errors.category_table import CATEGORIES, CODES, HIT
+from core.metrics.protocols import judged
+from core.presentation.browser_volumes import DEPLOYED, volume_content
+from core.runs.evaluated import read_levels
+from core.runs.run_record import Run
+from core.study.stored_scores import RunScores, set_id
 from data.errors import BadInput
 from data.names import folder_name
 from pages._door import base_path

@@ -6,14 +6,15 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from core.content import scans_content
-from core.figures_visibility import brightness_bars, taught_away_lines, visibility_dumbbells
-from core.jobs import list_jobs
+from core.presentation.figures.visibility import brightness_bars, taught_away_lines, visibility_dumbbells
+from core.pretraining.simclr import SimclrSettings
+from core.pretraining.visibility.settings import VisibilitySettings
 from core.recipes import as_json
-from core.simclr import SimclrSettings
-from core.store import Run, open_run
-from core.visibility.changes import VisibilitySettings
-from core.visibility.runs import stored_visibility, visibility_before_of_run
+from core.runs.jobs import list_jobs
+from core.runs.listing import open_run
+from core.runs.run_record import Run
+from core.study.content import scans_content
+from core.study.visibility import stored_visibility, visibility_before_of_run
 from data.errors import BadInput, EnvironmentProblem, IntegrityError
 from pages._monitor import start
 from pages._shared import runs_directory

@@ -4,7 +4,7 @@ from typing import Any
 
 import streamlit as st
 
-from core.cohort_view import (
+from core.presentation.cohort_view import (
     Leakage,
     leakage,
     on_whose_word,
@@ -14,11 +14,13 @@ from core.cohort_view import (
     subject_row,
     subjects_in,
 )
-from core.commands import in_shell, prepare_argv
-from core.content import scans_content, subject_content
-from core.experiment import cache_directory, prepared_of
-from core.store import Run, open_run
-from core.thumbnails import data_uri, montage
+from core.presentation.commands import in_shell, prepare_argv
+from core.presentation.thumbnails import data_uri, montage
+from core.runs.listing import open_run
+from core.runs.run_record import Run
+from core.study.content import scans_content, subject_content
+from core.study.data_source import cache_directory
+from core.study.run_scans import prepared_of
 from data.cohort import ROLES
 from data.errors import BadInput, IntegrityError
 from data.health import is_unknown

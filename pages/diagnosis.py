@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from core.run_scores import set_id
+from core.study.stored_scores import set_id
 from pages._diagnosis.causes import show_causes
 from pages._diagnosis.costs import show_costs
 from pages._diagnosis.decisions import show_decisions

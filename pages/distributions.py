@@ -2,9 +2,7 @@
 
 import streamlit as st
 
-from core.content import whole_content
-from core.decision import Kind, TwoDensities
-from core.distributions import (
+from core.metrics.confusion import (
     Confusion,
     confusion,
     dice_over_prevalences,
@@ -12,10 +10,14 @@ from core.distributions import (
     score_bins,
     two_density_confusion,
 )
-from core.figures import HEALTHY, ORACLE, VALIDATION, dice_over_prevalence, score_densities
-from core.metrics import SubjectScores, all_positive_dice, dice_from_rates, first_protocol, fpr_for_dice_half, judged
-from core.run_scores import set_id
-from core.store import Run
+from core.metrics.exact_curve import all_positive_dice, dice_from_rates, fpr_for_dice_half
+from core.metrics.protocols import first_protocol, judged
+from core.metrics.subject_scores import SubjectScores
+from core.metrics.two_densities import Kind, TwoDensities
+from core.presentation.figures.results import HEALTHY, ORACLE, VALIDATION, dice_over_prevalence, score_densities
+from core.runs.run_record import Run
+from core.study.content import whole_content
+from core.study.stored_scores import set_id
 from pages._shared import (
     dice_text,
     metrics_or_stop,

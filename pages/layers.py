@@ -2,11 +2,11 @@
 
 import streamlit as st
 
-from core.content import content_of
 from core.detectors import PatchCore
-from core.figures import contribution_bars, layer_scatter
-from core.run_scores import set_id
-from core.summary import layer_contributions
+from core.presentation.figures.results import contribution_bars, layer_scatter
+from core.study.content import content_of
+from core.study.run_summary import layer_contributions
+from core.study.stored_scores import set_id
 from pages._shared import (
     dice_text,
     every_row,

@@ -5,12 +5,12 @@ from typing import Any
 
 import streamlit as st
 
-from core.figures import protocol_dots
-from core.metrics import first_protocol
-from core.store import open_run
-from core.subject_level import subject_level_text
-from core.summary import leading, of_comparison
-from core.versions import notes_of
+from core.metrics.protocols import first_protocol
+from core.presentation.figures.results import protocol_dots
+from core.runs.listing import open_run
+from core.runs.versions import notes_of
+from core.study.run_summary import leading, of_comparison
+from core.study.subject_level import subject_level_text
 from pages._shared import dice_text, every_row, runs_directory, show_versions
 from pages._take_over import show_take_over
 from pages._text import cells, code, plain

@@ -2,13 +2,14 @@
 
 import streamlit as st
 
-from core.commands import in_shell
-from core.content import whole_content
 from core.diagnosis.diagnose import stored_diagnosis
-from core.metrics import first_protocol
-from core.report import framed, report_html
-from core.run_scores import set_id
-from core.store import Run, open_run
+from core.metrics.protocols import first_protocol
+from core.presentation.commands import in_shell
+from core.presentation.report.document import framed, report_html
+from core.runs.listing import open_run
+from core.runs.run_record import Run
+from core.study.content import whole_content
+from core.study.stored_scores import set_id
 from pages._diagnosis.load import diagnosis_of
 from pages._shared import (
     in_words,

@@ -3,9 +3,9 @@
 import streamlit as st
 
 from core.detectors import PatchCore
-from core.metrics import first_protocol
-from core.neighbours import start_voxel
-from core.run_scores import set_id
+from core.diagnosis.neighbour_questions import start_voxel
+from core.metrics.protocols import first_protocol
+from core.study.stored_scores import set_id
 from pages._neighbours import show_neighbours
 from pages._shared import (
     PROTOCOL_LABELS,

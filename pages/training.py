@@ -4,10 +4,11 @@ from typing import Any
 
 import streamlit as st
 
-from core.jobs import Job, list_jobs
-from core.store import open_run, stage_done
-from core.summary import of_comparison
-from core.training_view import asked_name, asked_run_id, job_of_run
+from core.presentation.training_view import asked_name, asked_run_id, job_of_run
+from core.runs.jobs import Job, list_jobs
+from core.runs.listing import open_run
+from core.runs.stages import stage_done
+from core.study.run_summary import of_comparison
 from pages._comparison import show_comparison
 from pages._monitor import show_next, show_settings, watch_jobs, watch_run
 from pages._pretrain import pretrain_form

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from core.bootstrap import mean_interval
-from core.diagnosis.limit_tables import contrast_limits, sensitivity_cells
+from core.diagnosis.limits.tables import contrast_limits, sensitivity_cells
+from core.metrics.bootstrap import mean_interval
 from core.randomness import stream
 
 RUNGS: tuple[tuple[str, str, str, bool, float], ...] = (

@@ -26,16 +26,19 @@ import core
 import data
 import models
 import verbs as verbs_of_the_line
-from core import demo, pretraining_comparison
-from core.simclr import SimclrSettings
-from core.store import Run, list_runs, lock
-from core.views import ViewSettings
+from core.presentation import demo
+from core.pretraining.simclr import SimclrSettings
+from core.pretraining.view_settings import ViewSettings
+from core.runs.listing import list_runs
+from core.runs.run_record import Run
+from core.runs.store import lock
+from core.study import pretraining_comparison
 from data.files import SEAL
 from data.preprocessing import Preprocessing
 from data.synthetic import DemoSettings
 from data.synthetic_anatomy import template
 from data.table import read_table, write_table
-from models.encoder import EncoderSettings
+from models.settings import EncoderSettings
 from tests.study import SCAN_FLAGS, SIMCLR_FLAGS, TinyStudy
 
 MOMENTS = 5

@@ -9,11 +9,12 @@ from typing import Literal
 import numpy as np
 from scipy.ndimage import binary_dilation, gaussian_filter
 
-from core import evaluation, experiment
 from core.detectors import AnyDetector, make
-from core.experiment import DataSource
 from core.progress import Progress
-from core.store import Run, open_run
+from core.runs.listing import open_run
+from core.runs.run_record import Run
+from core.study import evaluation, fitting, preparing, scoring
+from core.study.data_source import DataSource
 from data.cohort import Subject
 from data.nifti import write_nifti
 from data.preprocessing import Preprocessing
@@ -59,9 +60,9 @@ class Planted:
             ),
         )
         progress = Progress(False, io.StringIO())
-        experiment.prepare(self.runs, source, progress, workers=1)
-        run = experiment.fit(self.runs, source, detector or make("zscore"), progress, name=run_id, run_id=run_id)
-        run = experiment.score(run, progress)
+        preparing.prepare(self.runs, source, progress, workers=1)
+        run = fitting.fit(self.runs, source, detector or make("zscore"), progress, name=run_id, run_id=run_id)
+        run = scoring.score(run, progress)
         evaluation.evaluate_run(run, progress, workers=1)
         return open_run(self.runs, run_id)
 

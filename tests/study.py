@@ -12,7 +12,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 
 import cli
-from core.store import identity_of_record
+from core.runs.run_record import identity_of_record
 from data.cohort import Subject
 from data.files import MANIFEST, SCHEMA, SEAL, content_digest, read_manifest, sealed, sha256_file, write_sealed_json
 from data.nifti import write_nifti

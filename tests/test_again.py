@@ -12,7 +12,21 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 import cli
-from core.again import (
+from core.detectors import CATALOGUE, FeatureGaussian, PatchCore, VoxelZScore, recipe_json
+from core.diagnosis.limits.bench import LimitSettings
+from core.features.settings import FeatureSettings
+from core.memory_bank.settings import BankSettings, Subset
+from core.memory_plan import GaussianSettings
+from core.presentation.commands import in_shell
+from core.pretraining.checkpoints import Optimisation
+from core.pretraining.simclr import NegativesSettings, SimclrSettings
+from core.pretraining.simclr_settings import Kind
+from core.pretraining.view_settings import VIEW_SETS, ViewSettings
+from core.pretraining.visibility.settings import VisibilitySettings
+from core.recipes import as_json
+from core.runs.run_record import Run
+from core.runs.store import create_run
+from core.study.again import (
     Place,
     argv_of,
     comparison_argv,
@@ -23,25 +37,11 @@ from core.again import (
     visibility_argv,
     what_if_argv,
 )
-from core.commands import in_shell
-from core.detectors import CATALOGUE, FeatureGaussian, PatchCore, VoxelZScore, recipe_json
-from core.diagnosis.detection_limits import LimitSettings
-from core.features import FeatureSettings
-from core.memory_bank.coreset import Subset
-from core.memory_bank.settings import BankSettings
-from core.memory_plan import GaussianSettings
-from core.pretraining_comparison import VARIANTS, ComparisonPlan
-from core.recipes import as_json
-from core.simclr import NegativesSettings, SimclrSettings
-from core.simclr.settings import Kind
-from core.store import Run, create_run
-from core.training import Optimisation
-from core.views import VIEW_SETS, ViewSettings
-from core.visibility.changes import VisibilitySettings
+from core.study.pretraining_comparison import VARIANTS, ComparisonPlan
 from data.errors import BadInput
 from data.preprocessing import Preprocessing
 from data.ranges import RANGES, SEED_MOST
-from models.encoder import Architecture, EncoderSettings
+from models.settings import Architecture, EncoderSettings
 from verbs.fit import detector_of
 
 HYPOTHESIS = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from core.diagnosis.applied import export_post_processed
-from core.diagnosis.cases import case_of
-from core.diagnosis.postprocessing import PostProcessing, apply, find_row, run_post_processing, segmentation
+from core.diagnosis.postprocessing import find_row, run_post_processing
 from core.progress import Progress
-from core.run_scores import open_scores
-from core.sharing import veil_of
-from core.store import open_run
+from core.runs.listing import open_run
+from core.runs.sharing import veil_of
+from core.study.cases import case_of
+from core.study.map_filters import PostProcessing, apply, segmentation
+from core.study.stored_scores import open_scores
 from data.errors import BadInput, EnvironmentProblem
 from tests.study import TinyStudy
 

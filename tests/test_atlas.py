@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from core.simclr import NegativesSettings, SimclrSettings
-from core.simclr.atlas import Anatomy, Atlas, position_loss
-from core.simclr.dense import read_places
-from core.simclr.parts import Batch, Setup, view_pair
-from core.views import ViewSettings
+from core.pretraining.simclr import NegativesSettings, SimclrSettings
+from core.pretraining.simclr.atlas import Anatomy, Atlas, position_loss
+from core.pretraining.simclr.dense import read_places
+from core.pretraining.simclr.variant import Batch, Setup, view_pair
+from core.pretraining.view_settings import ViewSettings
 from data.errors import BadInput
 from models.encoder import make_encoder
 from tests.test_dense import SHAPE, VOXEL, ball, coordinate_volume

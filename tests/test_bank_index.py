@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from core.memory_bank import one_patch
 from core.memory_bank.bank import MemoryBank
-from core.memory_bank.index import Audit, open_index
+from core.memory_bank.index import open_index
+from core.memory_bank.index_audit import Audit
 from core.memory_bank.settings import BankSettings
 from tests.test_memory_bank import CHANNELS, LAYOUT, SETS, SUBJECTS, TEST, TRAIN, build
 
@@ -40,7 +42,7 @@ def test_the_distance_belongs_to_the_named_entry(search: str) -> None:
     bank = bank_of(search)
     found = bank.search(TEST[:1], SETS)
     for position in (0, 30, 80):
-        every = bank.nearest(TEST[0], position, ("fine", "coarse"), len(bank))
+        every = one_patch.nearest(bank, TEST[0], position, ("fine", "coarse"), len(bank))
         where = int(np.flatnonzero(every.entry == found.entry[SETS.index(("fine", "coarse")), 0, position])[0])
         expected = every.distance[where]
         assert found.distance[SETS.index(("fine", "coarse")), 0, position] == pytest.approx(expected, rel=1e-5)

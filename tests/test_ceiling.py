@@ -7,21 +7,14 @@ import numpy as np
 import pytest
 
 from core.diagnosis import ceiling as engine
-from core.diagnosis.cases import Case
-from core.diagnosis.ceiling import (
-    LayerCells,
-    ceiling_of_masks,
-    ceiling_rows,
-    layer_table,
-    layers_of_layout,
-    lesion_masks,
-    reachable_dice,
-    subject_ceilings,
-    voxel_cells,
-)
-from core.features import feature_layout, positions_near
+from core.diagnosis import drawn_lesions
+from core.diagnosis.ceiling import layer_table, reachable_dice, subject_ceilings
+from core.diagnosis.ceiling_of_masks import ceiling_of_masks, ceiling_rows, lesion_masks
+from core.diagnosis.layer_cells import LayerCells, layers_of_layout, voxel_cells
+from core.features.layout import feature_layout, positions_near
+from core.features.score_maps import masked_score_map, to_score_map
 from core.randomness import stream
-from core.scoring import masked_score_map, to_score_map
+from core.study.cases import Case
 from core.types import FeatureLayout
 from data.cohort import Cohort, Subject
 from data.errors import BadInput
@@ -62,8 +55,8 @@ def union_ceiling(cells: np.ndarray, lesion: np.ndarray, scorable: np.ndarray) -
 
 def band_limited_ceiling(layer: LayerCells, lesion: np.ndarray, scorable: np.ndarray) -> float:
     """Best cut of what the pipeline draws of one mask."""
-    target = engine._targets(lesion, scorable, np.zeros(lesion.shape, dtype=np.int32))[0]
-    return engine._band(layer, target, engine._stray_positions(layer.upsampler, scorable))
+    target = drawn_lesions.targets_of(lesion, scorable, np.zeros(lesion.shape, dtype=np.int32))[0]
+    return engine._band(layer, target, drawn_lesions.stray_positions(layer.upsampler, scorable))
 
 
 def best_cut(drawn: np.ndarray, lesion: np.ndarray, inside: np.ndarray) -> float:

@@ -16,7 +16,7 @@ import pytest
 
 import cli
 from core.detectors import CATALOGUE
-from core.store import list_runs, open_run
+from core.runs.listing import list_runs, open_run
 from data.table import read_table
 from tests.study import SCAN_FLAGS, SIMCLR_FLAGS, TinyStudy
 from verbs import runs

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from core.memory_bank import coreset
-from core.memory_bank.coreset import Subset, cover, cover_radius, select_coreset
+from core.memory_bank.coreset import cover, cover_radius, select_coreset
+from core.memory_bank.settings import Subset
 from core.randomness import stream
 from data.errors import BadInput
 

@@ -8,9 +8,10 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 import cli
-from core.packed import packed_path, volume_content
-from core.run_scores import open_scores
-from core.store import identity_of_record, open_run
+from core.presentation.browser_volumes import packed_path, volume_content
+from core.runs.listing import open_run
+from core.runs.run_record import identity_of_record
+from core.study.stored_scores import open_scores
 from data.files import sealed
 from tests.study import FIT_FLAGS, SCAN_FLAGS, TinyStudy
 

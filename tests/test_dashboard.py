@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 
-from core.diagnosis.categories import CATEGORIES, CODES, HIT
-from core.packed import packed_path
-from core.run_scores import open_scores
-from core.store import open_run
+from core.diagnosis.errors.category_table import CATEGORIES, CODES, HIT
+from core.presentation.browser_volumes import packed_path
+from core.runs.listing import open_run
+from core.study.stored_scores import open_scores
 from tests.browser import FLAGS, find_chromium, serve
 from tests.study import TinyStudy
 

@@ -14,16 +14,27 @@ import pytest
 from PIL import Image
 from streamlit.testing.v1 import AppTest
 
-from core import experiment
-from core.cohort_view import check_result, facts_rows, leakage, set_aside_rows, split_table, subject_row, subjects_in
-from core.commands import check_argv
 from core.detectors import make
-from core.experiment import cache_directory, prepared_of
 from core.fields import field_texts
+from core.presentation.cohort_view import (
+    check_result,
+    facts_rows,
+    leakage,
+    set_aside_rows,
+    split_table,
+    subject_row,
+    subjects_in,
+)
+from core.presentation.commands import check_argv
+from core.presentation.thumbnails import ENLARGE, LESION_RGB, data_uri, montage, outlined
 from core.progress import open_progress
 from core.recipes import as_json
-from core.store import Run, open_run
-from core.thumbnails import ENLARGE, LESION_RGB, centre_of, data_uri, montage, outlined
+from core.runs.listing import open_run
+from core.runs.run_record import Run
+from core.study import data_source, fitting, preparing
+from core.study.data_source import cache_directory
+from core.study.places import centre_of
+from core.study.run_scans import prepared_of
 from data.choices import Choices
 from data.errors import BadInput
 from data.layout import read_cohort
@@ -216,10 +227,10 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("scans")
     runs = tmp_path_factory.mktemp("runs")
     preprocessing = Preprocessing(("T1",), "none", 8.0)
-    source = experiment.DataSource(write_cohort(folder), preprocessing=preprocessing)
+    source = data_source.DataSource(write_cohort(folder), preprocessing=preprocessing)
     progress = open_progress(stream_is_terminal=False)
-    experiment.prepare(runs, source, progress, workers=1)
-    run = experiment.fit(runs, source, make("intensity-bright"), progress, name="bright", run_id="bright-1")
+    preparing.prepare(runs, source, progress, workers=1)
+    run = fitting.fit(runs, source, make("intensity-bright"), progress, name="bright", run_id="bright-1")
     run = open_run(runs, run.run_id)
     assert prepared_of(run, "s1").volume.subject_id == "s1"
     return run

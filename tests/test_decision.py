@@ -6,8 +6,13 @@ import math
 import numpy as np
 import pytest
 
-from core.calibration import Calibration, threshold_at_fp_ml, threshold_at_fp_volume, threshold_at_quantile
-from core.decision import KINDS, Density, TwoDensities
+from core.metrics.healthy_threshold import (
+    Calibration,
+    threshold_at_fp_ml,
+    threshold_at_fp_volume,
+    threshold_at_quantile,
+)
+from core.metrics.two_densities import KINDS, Density, TwoDensities
 from core.types import ScoreMap
 from data.errors import BadInput
 from data.volume import Grid

@@ -9,7 +9,8 @@ import pytest
 
 from data.cohort import Subject
 from data.errors import BadInput
-from data.nifti import BadScan, read_labels, read_scan, volumes_of, write_nifti
+from data.nifti import read_labels, read_scan, volumes_of, write_nifti
+from data.nifti_header import BadScan
 from data.preprocessing import Preprocessing, prepare_reading, prepare_subject
 from data.reading import read_subject
 from data.volume import Grid

@@ -11,13 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from core.simclr import NegativesSettings, SimclrSettings, pretrain_encoder
-from core.simclr.blobs import BlobDraw, draw_blobs, shifted
-from core.simclr.dense import Dense, brain_in_view, common_places, read_places, told_apart
-from core.simclr.parts import Batch, Setup
-from core.views import ViewDraw, ViewSettings, apply_view, draw_view, places_in_view, trilinear, view_coordinates
+from core.pretraining.simclr import NegativesSettings, SimclrSettings, pretrain_encoder
+from core.pretraining.simclr.dense import Dense, brain_in_view, common_places, read_places, told_apart
+from core.pretraining.simclr.local_changes import BlobDraw, draw_blobs, shifted
+from core.pretraining.simclr.variant import Batch, Setup
+from core.pretraining.view_settings import ViewSettings
+from core.pretraining.views import ViewDraw, apply_view, draw_view, places_in_view, trilinear, view_coordinates
 from data.errors import BadInput
-from models.encoder import EncoderSettings, load_encoder, make_encoder
+from models.encoder import load_encoder, make_encoder
+from models.settings import EncoderSettings
 from models.taps import Tap
 from tests.test_simclr import TINY, _volumes
 

@@ -12,19 +12,13 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from core import experiment, figures_limits
-from core.calibration import threshold_at_quantile
 from core.detectors import make
-from core.diagnosis import detection_limits
-from core.diagnosis.detection_limits import (
-    LimitSettings,
-    Scorer,
-    lone_match,
-    measure_limits,
-    run_detection_limits,
-    stored_detection_limits,
-)
-from core.diagnosis.limit_tables import (
+from core.diagnosis.limits import detection_limits, interference
+from core.diagnosis.limits.bench import LimitSettings, Scorer, lone_match
+from core.diagnosis.limits.detection_limits import measure_limits, run_detection_limits, stored_detection_limits
+from core.diagnosis.limits.lesion_shapes import NEIGHBOURHOOD_MM, Lesion, Placed, plant_lesions
+from core.diagnosis.limits.planted_lesions import design, healthy_deviation, host_of, share_out
+from core.diagnosis.limits.tables import (
     contrast_limits,
     contrast_reaching,
     limit_lines,
@@ -32,23 +26,17 @@ from core.diagnosis.limit_tables import (
     sensitivity_cells,
     wilson,
 )
-from core.diagnosis.planted_lesions import (
-    NEIGHBOURHOOD_MM,
-    Lesion,
-    Placed,
-    design,
-    healthy_deviation,
-    host_of,
-    plant_lesions,
-    share_out,
-)
-from core.evaluation import evaluate_run
-from core.experiment import DataSource
-from core.features import FeatureSettings
-from core.lesions import components, lesion_report
+from core.features.settings import FeatureSettings
+from core.metrics.healthy_threshold import threshold_at_quantile
+from core.metrics.lesions import components, lesion_report
+from core.presentation.figures import limits as figures_limits
 from core.progress import Progress
-from core.run_scores import open_scores
-from core.store import Run, open_run
+from core.runs.listing import open_run
+from core.runs.run_record import Run
+from core.study import fitting, preparing
+from core.study.data_source import DataSource
+from core.study.evaluation import evaluate_run
+from core.study.stored_scores import open_scores
 from core.types import ScoreMap
 from data.errors import BadInput, EnvironmentProblem, IntegrityError
 from data.files import read_json
@@ -418,7 +406,7 @@ def test_a_stopped_measurement_leaves_the_result_that_was_there(
 def test_padim_with_smoothing_and_two_dimensional_features_is_measured_too(own_study: TinyStudy) -> None:
     source = DataSource(own_study.table, preprocessing=PREPROCESSING)
     padim = make("padim", {"features": FeatureSettings(layers=("layer1",), grid="8mm")})
-    run = experiment.fit(own_study.runs, source, padim, quiet(), name="padim", run_id="padim")
+    run = fitting.fit(own_study.runs, source, padim, quiet(), name="padim", run_id="padim")
     result = run_detection_limits(run, quiet(), **(TINY | {"per_cell": 1}))
     assert result["n_lesions"] == 12
     assert result["gap_mm"] >= 2 * NEIGHBOURHOOD_MM
@@ -429,7 +417,7 @@ def test_a_lesion_of_a_real_run_scores_alone_as_it_does_among_others(own_study: 
     result = run_detection_limits(run, quiet(), **(TINY | {"diameters_mm": (8,)}))
     check = result["interference"]
     assert max(check["in_scans_of"]) > 1
-    assert check["largest_change_sd"] <= 2 * detection_limits.TOLERANCE_SD
+    assert check["largest_change_sd"] <= 2 * interference.TOLERANCE_SD
     assert result["together"]
     assert result["n_plantings"] < result["n_lesions"]
 
@@ -479,8 +467,8 @@ def fitted_on_healthy_scans_alone(study: TinyStudy) -> Run:
     kept = [s for s in read_table(study.table).subjects if s.subject_id not in ILL and s.role != "test"]
     write_table(study.table, kept)
     source = DataSource(study.table, preprocessing=PREPROCESSING)
-    experiment.prepare(study.runs, source, quiet(), workers=1)
-    return experiment.fit(study.runs, source, make("zscore"), quiet(), name="healthy", run_id="healthy")
+    preparing.prepare(study.runs, source, quiet(), workers=1)
+    return fitting.fit(study.runs, source, make("zscore"), quiet(), name="healthy", run_id="healthy")
 
 
 def test_a_cohort_without_a_single_labelled_or_test_subject_has_its_limits(own_study: TinyStudy) -> None:

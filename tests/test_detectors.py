@@ -19,10 +19,10 @@ from core.detectors import (
     make,
     recipe_json,
 )
-from core.features import FeatureSettings
+from core.features.settings import FeatureSettings
 from data.errors import BadInput
 from data.volume import Volume
-from models.encoder import EncoderSettings
+from models.settings import EncoderSettings
 from tests.study import small_volumes, with_lesion
 
 N_TRAIN = 8

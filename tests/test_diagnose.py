@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 
 import cli
-from core.diagnosis.categories import CATEGORIES
 from core.diagnosis.diagnose import diagnose, stored_diagnosis
+from core.diagnosis.errors.category_table import CATEGORIES
 from core.diagnosis.ladder import RUNGS
-from core.diagnosis.whatif import run_what_if
-from core.evaluation import evaluate_run, read_metrics
+from core.diagnosis.what_if.catalogue import run_what_if
 from core.progress import Progress
-from core.store import open_run
+from core.runs.evaluated import read_metrics
+from core.runs.listing import open_run
+from core.study.evaluation import evaluate_run
 from data.errors import BadInput
 from tests.study import TinyStudy
 
@@ -90,7 +91,7 @@ def test_every_cause_has_a_cost_with_a_formula_or_says_what_is_missing(found: di
 
 
 def test_lesions_stand_where_the_lesion_is_and_say_why_they_were_missed(own: TinyStudy, found: dict[str, Any]) -> None:
-    from core.run_scores import open_scores
+    from core.study.stored_scores import open_scores
 
     scores = open_scores(open_run(own.runs, found["run_id"]))
     assert found["lesions"]

@@ -14,16 +14,13 @@ import streamlit as st
 from playwright.sync_api import expect, sync_playwright
 from streamlit.testing.v1 import AppTest
 
-from core import figures_diagnosis
 from core.diagnosis.strata import strata
 from core.diagnosis.verdict import settings_text
-from core.diagnosis_view import (
+from core.presentation.decision_words import cause_state, decision_rows, density_name, unlisted
+from core.presentation.diagnosis_view import (
     bars,
     best_variant,
-    cause_state,
     concentration,
-    decision_rows,
-    density_name,
     drivers,
     gain_words,
     job_argv,
@@ -34,11 +31,11 @@ from core.diagnosis_view import (
     slices_address,
     slices_query,
     start_settings,
-    unlisted,
     variant_rows,
 )
-from core.jobs import Job
-from core.store import open_run
+from core.presentation.figures import diagnosis as figures_diagnosis
+from core.runs.jobs import Job
+from core.runs.listing import open_run
 from data.errors import BadInput
 from pages import _shared
 from pages._diagnosis import jobs, load

@@ -9,31 +9,32 @@ import numpy as np
 import pytest
 import torch
 
-from core import experiment
-from core.diagnosis.detection_limits import run_detection_limits
+from core.diagnosis.limits.detection_limits import run_detection_limits
 from core.diagnosis.postprocessing import run_post_processing
-from core.diagnosis.whatif import run_what_if
+from core.diagnosis.what_if.catalogue import run_what_if
 from core.disk_plan import (
     evaluation_bytes,
     grid_bytes,
     limits_bytes,
     training_bytes,
 )
+from core.pretraining.simclr import NegativesSettings, SimclrSettings, pretrain_encoder
+from core.pretraining.simclr import bytes_to_train as planned_training
+from core.pretraining.view_settings import ViewSettings
+from core.pretraining.visibility.settings import VisibilitySettings
 from core.progress import Progress
-from core.run_scores import open_scores
-from core.simclr import NegativesSettings, SimclrSettings, pretrain_encoder
-from core.simclr import bytes_to_train as planned_training
-from core.store import open_run
-from core.views import ViewSettings
-from core.visibility.changes import VisibilitySettings
-from core.visibility.runs import visibility_of_run
+from core.runs.listing import open_run
+from core.study import data_source, run_scans
+from core.study.stored_scores import open_scores
+from core.study.visibility import visibility_of_run
 from data.errors import EnvironmentProblem
 from data.layout import read_cohort
 from data.nifti import claimed_voxels, write_nifti
 from data.preprocessing import prepared_bytes
 from data.room import require_room
 from data.volume import Grid
-from models.encoder import EncoderSettings, make_encoder
+from models.encoder import make_encoder
+from models.settings import EncoderSettings
 from tests.study import PREPROCESSING, TinyStudy, small_volumes
 
 SETTINGS = SimclrSettings(
@@ -52,7 +53,7 @@ def written(*folders: Path) -> int:
 def test_prepared_scans_are_estimated_within_a_fifth(study: TinyStudy) -> None:
     cohort = read_cohort(study.table, "table")
     estimate = sum(prepared_bytes(subject, PREPROCESSING) for subject in cohort.subjects)
-    cache = experiment.cache_directory(study.runs)
+    cache = data_source.cache_directory(study.runs)
     assert estimate == pytest.approx(written(*(path for path in cache.iterdir() if path.is_dir())), rel=0.2)
 
 
@@ -110,7 +111,7 @@ def test_scores_and_an_evaluation_are_estimated_within_a_fifth(study: TinyStudy)
     scores = open_scores(run)
     assert scores.layout is not None
     values = len(scores.layer_sets) * len(scores.layout.positions)
-    subjects = experiment.scored_subjects(run)
+    subjects = run_scans.scored_subjects(run)
     assert len(subjects) * grid_bytes(values) == pytest.approx(written(run.directory / "scores"), rel=0.2)
     assert evaluation_bytes(7, 5, 3, 1) == pytest.approx(written(run.directory / "evaluation"), rel=0.2)
     plain = open_run(study.runs, "tiny-intensity")
@@ -128,7 +129,7 @@ def test_detection_limits_are_estimated_within_a_fifth(own_study: TinyStudy) -> 
 
 def test_what_explains_a_run_is_estimated_within_a_fifth(own_study: TinyStudy, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
-    for module in ("core.diagnosis.postprocessing", "core.visibility.runs"):
+    for module in ("core.diagnosis.postprocessing", "core.study.visibility"):
         monkeypatch.setattr(f"{module}.require_room", lambda place, needed, what, **more: asked.append(needed))
     progress = Progress(False, io.StringIO())
     for run_id in ("tiny", "tiny-intensity"):

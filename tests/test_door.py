@@ -19,7 +19,7 @@ import pytest
 from playwright.sync_api import Browser, expect, sync_playwright
 
 import cli
-from core.door import (
+from core.presentation.door import (
     HOSTS,
     NO_TOKEN,
     TOKEN,

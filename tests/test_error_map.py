@@ -11,21 +11,13 @@ import numpy as np
 import pytest
 
 from benchmarks.bench_error_map import plain_costs, plain_labels, random_case
-from core.diagnosis import error_map as error_map_module
-from core.diagnosis import reference as reference_module
-from core.diagnosis.cases import Case, case_of
-from core.diagnosis.categories import (
-    CATEGORIES,
-    CODES,
-    FALSE_POSITIVES,
-    HIT,
-    MISSED,
-    CategorySettings,
-    label_errors,
-    window_sums,
-)
-from core.diagnosis.error_map import cell_mm, error_map, error_records
-from core.diagnosis.reference import (
+from core.diagnosis.errors import error_map as error_map_module
+from core.diagnosis.errors import reference as reference_module
+from core.diagnosis.errors.categories import CategorySettings, label_errors
+from core.diagnosis.errors.category_table import CATEGORIES, CODES, FALSE_POSITIVES, HIT, MISSED
+from core.diagnosis.errors.error_map import cell_mm, error_map, error_records
+from core.diagnosis.errors.neighbourhoods import window_sums
+from core.diagnosis.errors.reference import (
     HealthyReference,
     ReferenceSettings,
     healthy_reference,
@@ -33,11 +25,12 @@ from core.diagnosis.reference import (
     reference_of,
     save_reference,
 )
-from core.diagnosis.shapley import shapley_costs
-from core.evaluation import read_metrics
+from core.diagnosis.errors.shapley import shapley_costs
 from core.progress import Progress
-from core.run_scores import RunScores, open_scores
-from core.store import open_run
+from core.runs.evaluated import read_metrics
+from core.runs.listing import open_run
+from core.study.cases import Case, case_of
+from core.study.stored_scores import RunScores, open_scores
 from data.errors import BadInput, IntegrityError
 from data.volume import Grid, Volume
 from tests.study import TinyStudy, recommit, small_volumes
@@ -366,7 +359,7 @@ def test_window_sums_are_the_same_one_by_one_and_from_running_sums(monkeypatch: 
     half, pairs = (1, 2, 3), ((0, 0), (0, 1), (1, 1))
     results = []
     for many in (0, 1e9):
-        monkeypatch.setattr("core.diagnosis.categories._MANY", many)
+        monkeypatch.setattr("core.diagnosis.errors.neighbourhoods._MANY", many)
         results.append(window_sums(fields, pairs, points, half))
     assert np.abs(results[0] - results[1]).max() < 1e-10
     for at in ((0, 0, 0), (3, 4, 4), (6, 8, 7)):

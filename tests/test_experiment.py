@@ -13,22 +13,26 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from core import evaluation, experiment
 from core.detectors import AnyDetector, FeatureGaussian, Intensity, from_recipe, make
-from core.experiment import DataSource, draw_split
-from core.export import export_maps
-from core.features import FeatureSettings
+from core.features.settings import FeatureSettings
+from core.pretraining.simclr import NegativesSettings, SimclrSettings
 from core.progress import Progress
-from core.run_scores import RunScores, open_scores, set_id
-from core.simclr import NegativesSettings, SimclrSettings
-from core.store import Run, open_run, update_run
-from core.summary import evaluation_words, layer_contributions, layer_table, run_summary
+from core.runs.listing import open_run
+from core.runs.run_record import Run
+from core.runs.store import update_run
+from core.study import evaluation, fitted, fitting, preparing, run_scans, scoring, training
+from core.study.data_source import DataSource
+from core.study.evaluation_words import evaluation_words
+from core.study.nifti_export import export_maps
+from core.study.preparing import draw_split
+from core.study.run_summary import layer_contributions, layer_table, run_summary
+from core.study.stored_scores import RunScores, open_scores, set_id
 from data.cohort import ROLES, Cohort, Split, Subject
 from data.errors import BadInput, EnvironmentProblem, IntegrityError
 from data.files import write_json
 from data.nifti import write_nifti
 from data.table import read_table, write_table
-from models.encoder import EncoderSettings
+from models.settings import EncoderSettings
 from tests.study import HEALTHY, ILL, PREPROCESSING, SCAN_GRID, TinyStudy
 
 GAUSSIAN = FeatureGaussian(
@@ -45,13 +49,13 @@ def source(study: TinyStudy) -> DataSource:
 
 
 def fit(study: TinyStudy, detector: AnyDetector, run_id: str) -> Run:
-    experiment.prepare(study.runs, source(study), quiet(), workers=1)  # no processes for one changed scan
-    return experiment.fit(study.runs, source(study), detector, quiet(), name=run_id, run_id=run_id)
+    preparing.prepare(study.runs, source(study), quiet(), workers=1)  # no processes for one changed scan
+    return fitting.fit(study.runs, source(study), detector, quiet(), name=run_id, run_id=run_id)
 
 
 def judge(study: TinyStudy, detector: AnyDetector, run_id: str) -> dict[str, Any]:
     """Fit, score and evaluate."""
-    return evaluation.evaluate_run(experiment.score(fit(study, detector, run_id), quiet()), quiet(), workers=1)
+    return evaluation.evaluate_run(scoring.score(fit(study, detector, run_id), quiet()), quiet(), workers=1)
 
 
 def change(study: TinyStudy, changed: Callable[[Subject], Subject | None]) -> None:
@@ -90,8 +94,8 @@ def test_repeating_every_command_computes_nothing_again(own_study: TinyStudy) ->
 def test_a_finished_run_does_not_load_its_detector_to_score_again(
     study: TinyStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(experiment, "load_detector", lambda run: pytest.fail("loaded"))
-    experiment.score(open_run(study.runs, "tiny"), quiet())
+    monkeypatch.setattr(scoring, "load_detector", lambda run: pytest.fail("loaded"))
+    scoring.score(open_run(study.runs, "tiny"), quiet())
 
 
 def test_a_missing_subject_is_scored_again_with_the_same_bits(own_study: TinyStudy) -> None:
@@ -102,7 +106,7 @@ def test_a_missing_subject_is_scored_again_with_the_same_bits(own_study: TinyStu
         evaluation.evaluate_run(open_run(own_study.runs, "tiny"), quiet())
     with pytest.raises(BadInput, match=r"cli\.py score tiny"):
         tiny(own_study).score_map("test02", ("input",))
-    experiment.score(open_run(own_study.runs, "tiny"), quiet())
+    scoring.score(open_run(own_study.runs, "tiny"), quiet())
     assert (lost / "distances.npy").read_bytes() == before
 
 
@@ -113,19 +117,19 @@ def test_less_memory_scores_fewer_subjects_at_once_and_the_number_stays_with_the
     settings = {key: value for key, value in run.record["settings"].items() if key != "scored_together"}
     update_run(run, settings=settings)
     shutil.rmtree(scores)
-    detector = experiment.load_detector(run)
+    detector = fitted.load_detector(run)
     assert isinstance(detector, FeatureGaussian)
     assert detector.subjects_together(24) == run.record["settings"]["scored_together"] == 24
     alone = next(gb for gb in np.linspace(0.05, 1, 200_000) if _together(detector, gb) == 1)
     with pytest.raises(EnvironmentProblem, match=r"one subject 0\.\d\d GB.*--memory"):
-        experiment.score(open_run(own_study.runs, "tiny"), quiet(), memory_gb=alone / 2)
-    run = experiment.score(open_run(own_study.runs, "tiny"), quiet(), memory_gb=float(alone))
+        scoring.score(open_run(own_study.runs, "tiny"), quiet(), memory_gb=alone / 2)
+    run = scoring.score(open_run(own_study.runs, "tiny"), quiet(), memory_gb=float(alone))
     assert run.record["settings"]["scored_together"] == 1
     assert set(before) == {path.parent.name for path in scores.glob("*/distances.npy")}
     for subject_id, distances in before.items():
         np.testing.assert_allclose(np.load(scores / subject_id / "distances.npy"), distances, rtol=1e-4)
     shutil.rmtree(scores / "test01")
-    assert experiment.score(run, quiet()).record["settings"]["scored_together"] == 1
+    assert scoring.score(run, quiet()).record["settings"]["scored_together"] == 1
 
 
 def _together(detector: FeatureGaussian, memory_gb: float) -> int:
@@ -141,9 +145,9 @@ def test_other_settings_under_the_same_run_id_are_refused_with_the_difference(ow
     with pytest.raises(BadInput, match=r"grid: '8mm' -> '16mm'"):
         fit(own_study, changed, "mine")
     other = dataclasses.replace(source(own_study), preprocessing=dataclasses.replace(PREPROCESSING, intensity="minmax"))
-    experiment.prepare(own_study.runs, other, quiet(), workers=1)
+    preparing.prepare(own_study.runs, other, quiet(), workers=1)
     with pytest.raises(BadInput, match=r"intensity: 'percentile' -> 'minmax'"):
-        experiment.fit(own_study.runs, other, GAUSSIAN, quiet(), name="mine", run_id="mine")
+        fitting.fit(own_study.runs, other, GAUSSIAN, quiet(), name="mine", run_id="mine")
 
 
 def test_other_scans_under_the_same_run_id_are_refused(own_study: TinyStudy) -> None:
@@ -179,8 +183,8 @@ def test_a_run_says_that_it_is_running_while_it_is_resumed(
         "finished",
         None,
     )
-    monkeypatch.setattr(experiment, "_score_chunk", watch)
-    experiment.score(run, quiet())
+    monkeypatch.setattr(scoring, "_score_chunk", watch)
+    scoring.score(run, quiet())
     assert seen == ["running"] * 3
 
 
@@ -190,26 +194,26 @@ def test_a_damaged_detector_or_encoder_is_an_integrity_error_that_names_the_file
     content[-1] ^= 1
     stored.write_bytes(content)
     with pytest.raises(IntegrityError, match=r"features\.safetensors is damaged"):
-        experiment.load_detector(open_run(own_study.runs, "tiny"))
+        fitted.load_detector(open_run(own_study.runs, "tiny"))
     weights = own_study.runs / "tiny-encoder" / "encoder" / "encoder.safetensors"
     weights.unlink()
     encoder = open_run(own_study.runs, "tiny-encoder")
     with pytest.raises(IntegrityError, match=r"encoder\.safetensors is missing"):
-        experiment.fit(own_study.runs, source(own_study), GAUSSIAN, quiet(), name="x", encoder_run=encoder)
+        fitting.fit(own_study.runs, source(own_study), GAUSSIAN, quiet(), name="x", encoder_run=encoder)
 
 
 def test_a_run_without_a_fitted_detector_or_encoder_says_how_to_finish_it(own_study: TinyStudy) -> None:
     shutil.rmtree(own_study.runs / "tiny" / "detector")
     with pytest.raises(BadInput, match=r"cli\.py fit --run-id tiny"):
-        experiment.load_detector(open_run(own_study.runs, "tiny"))
+        fitted.load_detector(open_run(own_study.runs, "tiny"))
     with pytest.raises(BadInput, match="not fitted yet"):
         open_scores(open_run(own_study.runs, "tiny"))
     shutil.rmtree(own_study.runs / "tiny-encoder" / "encoder")
     encoder = open_run(own_study.runs, "tiny-encoder")
     with pytest.raises(BadInput, match=r"cli\.py pretrain --run-id tiny-encoder"):
-        experiment.fit(own_study.runs, source(own_study), GAUSSIAN, quiet(), name="x", encoder_run=encoder)
+        fitting.fit(own_study.runs, source(own_study), GAUSSIAN, quiet(), name="x", encoder_run=encoder)
     with pytest.raises(BadInput, match="takes no encoder"):
-        experiment.fit(own_study.runs, source(own_study), make("zscore"), quiet(), name="x", encoder_run=encoder)
+        fitting.fit(own_study.runs, source(own_study), make("zscore"), quiet(), name="x", encoder_run=encoder)
 
 
 # What may be used
@@ -266,12 +270,12 @@ def test_a_split_file_decides_who_is_where_and_unknown_ids_are_named(own_study: 
     }
     write_json(tmp_path / "split.json", lists)
     chosen = dataclasses.replace(source(own_study), split=tmp_path / "split.json")
-    study = experiment.prepare(own_study.runs, chosen, quiet())
+    study = preparing.prepare(own_study.runs, chosen, quiet())
     assert {role: list(getattr(study.split, role)) for role in ROLES} == {"validation": [], **lists}
     assert [v.subject_id for v in study.volumes("train")] == lists["train"]
     write_json(tmp_path / "split.json", {**lists, "validation": ["nobody"]})
     with pytest.raises(BadInput, match="nobody"):
-        experiment.prepare(own_study.runs, chosen, quiet())
+        preparing.prepare(own_study.runs, chosen, quiet())
 
 
 @pytest.mark.parametrize("roles", list(itertools.combinations(ROLES, 2)))
@@ -465,13 +469,13 @@ def test_working_figures_are_counted_on_the_working_grid_and_differ(study: TinyS
 
 def test_stored_distances_give_the_maps_that_the_fitted_detector_gives(study: TinyStudy) -> None:
     run, scores = open_run(study.runs, "tiny"), tiny(study)
-    detector = experiment.load_detector(run)
-    volume = experiment.prepared_of(run, "test01").volume
+    detector = fitted.load_detector(run)
+    volume = run_scans.prepared_of(run, "test01").volume
     stored = scores.score_map("test01", scores.layer_sets[-1]).scores
     np.testing.assert_allclose(stored, detector.score(volume).scores, rtol=1e-5)
     bright = open_run(study.runs, "tiny-intensity")
     stored = open_scores(bright).score_map("test01", open_scores(bright).layers).scores
-    np.testing.assert_array_equal(stored, experiment.load_detector(bright).score(volume).scores)
+    np.testing.assert_array_equal(stored, fitted.load_detector(bright).score(volume).scores)
 
 
 def test_an_unknown_layer_set_or_subject_names_what_there_is(study: TinyStudy) -> None:
@@ -588,7 +592,7 @@ def test_the_layer_table_has_each_set_once_and_contributions_add_and_take_away(s
 def test_every_scan_has_its_place(study: TinyStudy) -> None:
     record = open_run(study.runs, "tiny").record
     assert {s["subject_id"] for s in record["cohort"]["subjects"]} == {*HEALTHY, *ILL}
-    assert [s["subject_id"] for s in experiment.scored_subjects(open_run(study.runs, "tiny"))] == [
+    assert [s["subject_id"] for s in run_scans.scored_subjects(open_run(study.runs, "tiny"))] == [
         i for role in ROLES[1:] for i in record["split"][role]
     ]
     with pytest.raises(BadInput, match="status"):
@@ -604,9 +608,9 @@ def test_an_encoder_that_saw_the_voxels_of_a_test_scan_under_another_name_is_ref
     trained = open_run(own_study.runs, "tiny-encoder").record["split"]["train"][0]
     renamed = {"role": "test", "subject_id": "stranger"}
     change(own_study, lambda s: dataclasses.replace(s, **renamed) if s.subject_id == trained else s)
-    experiment.prepare(own_study.runs, source(own_study), quiet(), workers=1)
+    preparing.prepare(own_study.runs, source(own_study), quiet(), workers=1)
     with pytest.raises(BadInput, match=f"voxels of 1 scan.*{trained} is stranger here"):
-        experiment.fit(
+        fitting.fit(
             own_study.runs,
             source(own_study),
             GAUSSIAN,
@@ -620,9 +624,9 @@ def test_an_encoder_that_saw_a_test_subject_is_refused_and_the_subject_named(own
     encoder = open_run(own_study.runs, "tiny-encoder")
     trained = encoder.record["split"]["train"][0]
     change(own_study, lambda s: dataclasses.replace(s, role="test") if s.subject_id == trained else s)
-    experiment.prepare(own_study.runs, source(own_study), quiet(), workers=1)
+    preparing.prepare(own_study.runs, source(own_study), quiet(), workers=1)
     with pytest.raises(BadInput, match=f"was trained on 1 subject.*{trained}"):
-        experiment.fit(
+        fitting.fit(
             own_study.runs, source(own_study), GAUSSIAN, quiet(), name="leak", run_id="leak", encoder_run=encoder
         )
 
@@ -631,14 +635,14 @@ def test_an_encoder_of_scans_prepared_otherwise_is_refused(own_study: TinyStudy)
     encoder = open_run(own_study.runs, "tiny-encoder")
     other = DataSource(own_study.table, preprocessing=dataclasses.replace(PREPROCESSING, intensity="minmax"))
     with pytest.raises(BadInput, match="prepared otherwise: intensity"):
-        experiment.fit(own_study.runs, other, GAUSSIAN, quiet(), name="x", run_id="x", encoder_run=encoder)
+        fitting.fit(own_study.runs, other, GAUSSIAN, quiet(), name="x", run_id="x", encoder_run=encoder)
 
 
 def test_a_retrained_encoder_is_not_taken_for_the_one_that_was_fitted(own_study: TinyStudy) -> None:
     run = open_run(own_study.runs, "tiny")
     update_run(run, parents={**run.record["parents"], "encoder_sha256": "0" * 64})
     with pytest.raises(BadInput, match="encoder_sha256"):
-        experiment.fit(
+        fitting.fit(
             own_study.runs,
             source(own_study),
             from_recipe(run.record["recipe"]),
@@ -693,14 +697,14 @@ def test_bad_pretraining_settings_prepare_nothing_and_leave_no_run(
     study: TinyStudy, tmp_path: Path, settings: SimclrSettings, said: str
 ) -> None:
     with pytest.raises(BadInput, match=said):
-        experiment.pretrain(tmp_path, source(study), settings, quiet(), run_id="bad")
+        training.pretrain(tmp_path, source(study), settings, quiet(), run_id="bad")
     assert not list(tmp_path.iterdir())
 
 
 def test_an_even_neighbourhood_prepares_nothing_and_leaves_no_run(study: TinyStudy, tmp_path: Path) -> None:
     even = dataclasses.replace(GAUSSIAN, features=dataclasses.replace(GAUSSIAN.features, neighbourhood=2))
     with pytest.raises(BadInput, match="neighbourhood is 2"):
-        experiment.fit(tmp_path, source(study), even, quiet(), name="bad", run_id="bad")
+        fitting.fit(tmp_path, source(study), even, quiet(), name="bad", run_id="bad")
     assert not list(tmp_path.iterdir())
 
 

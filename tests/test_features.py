@@ -7,19 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from core.features import (
-    FeatureExtractor,
-    FeatureSettings,
-    feature_layout,
-    feature_stride,
-    load_extractor,
-    load_layout,
-    make_extractor,
-    positions_near,
-)
+from core.features.extraction import FeatureExtractor, load_extractor, make_extractor
+from core.features.layout import feature_layout, feature_stride, load_layout, positions_near
+from core.features.settings import FeatureSettings
 from data.errors import BadInput
 from data.volume import Grid, Volume
-from models.encoder import EncoderSettings, make_encoder
+from models.encoder import make_encoder
+from models.settings import EncoderSettings
 from tests.study import small_volumes
 
 CPU = torch.device("cpu")

@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from models.encoder import EncoderSettings, load_weights, make_encoder
+from models.encoder import load_weights, make_encoder
 from models.foreign import published_name, read_weights
+from models.settings import EncoderSettings
 
 SLICES = EncoderSettings(architecture="resnet10_2d", width=8, stem_stride=2, max_pool=True)
 CHILDREN = {"conv1": "0", "bn1": "1", "layer1": "4", "layer2": "5", "layer3": "6", "layer4": "7"}

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import cli
-from core.journal import append_line, read_lines, steps_of
+from core.runs.journal import append_line, read_lines, steps_of
 from data.errors import EnvironmentProblem
 from data.files import committed_directory, write_json
 from data.nifti import write_nifti
@@ -25,7 +25,8 @@ LITTLE = 64 * 1024
 """Enough for locks, run.json and lines of the journal, too little for any result."""
 SAID = re.compile(r"needs (?:more than |at most )?[1-9]\d* bytes.*free now: \d+", re.S)
 ASK_FOR_ROOM = (
-    "core.experiment", "core.evaluation", "core.gating", "core.export", "data.preprocessing", "data.planting",
+    "core.study.training", "core.study.fitting", "core.study.scoring",
+    "core.study.evaluation", "core.study.gating", "core.study.nifti_export", "data.preprocessing", "data.planting",
 )  # fmt: skip
 MAY_CHANGE = ("run.json", "events.jsonl", "index.json")
 """Status, journal, and the hashes of files that were read."""

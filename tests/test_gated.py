@@ -10,25 +10,26 @@ import numpy as np
 import pytest
 
 import cli
-from core.calibration import Calibration, threshold_at_fp_ml, threshold_at_quantile
 from core.detectors import FeatureGaussian, Gated, from_recipe, recipe_json
 from core.detectors.gated import gated_map
 from core.detectors.voxel_zscore import VoxelZScore
-from core.evaluation import read_metrics
-from core.experiment import load_detector
-from core.features import FeatureSettings
-from core.figures import protocol_dots
-from core.gating import ROUNDING, Part, gated_detector
-from core.report_parts.commands import commands_of
-from core.run_scores import open_scores, set_id
-from core.store import Run, open_run
-from core.subject_level import OF_THE_GATE
-from core.summary import run_summary
+from core.features.settings import FeatureSettings
+from core.metrics.healthy_threshold import Calibration, threshold_at_fp_ml, threshold_at_quantile
+from core.presentation.figures.results import protocol_dots
+from core.presentation.report.repeat import commands_of
+from core.runs.evaluated import read_metrics
+from core.runs.listing import open_run
+from core.runs.run_record import Run
+from core.study.fitted import load_detector
+from core.study.gating import ROUNDING, Part, gated_detector
+from core.study.run_summary import run_summary
+from core.study.stored_scores import open_scores, set_id
+from core.study.subject_level import OF_THE_GATE
 from core.types import ScoreMap
 from data.errors import BadInput
 from data.files import verify_directory
 from data.volume import Volume
-from models.encoder import EncoderSettings
+from models.settings import EncoderSettings
 from tests.study import TinyStudy, recommit, small_volumes, with_lesion, write_record
 
 LAYERS = ("stage1", "stage2")

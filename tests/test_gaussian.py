@@ -9,15 +9,10 @@ import pytest
 import sklearn.covariance
 import torch
 
-from core.gaussian import (
-    GaussianSettings,
-    RunningGaussian,
-    VoxelGaussian,
-    expected_inflation,
-    fit_gaussian,
-    plan_memory,
-)
-from core.gaussian_dual import helmert
+from core.gaussian.dual import helmert
+from core.gaussian.running import RunningGaussian, expected_inflation, fit_gaussian
+from core.gaussian.voxel_gaussian import VoxelGaussian
+from core.memory_plan import GaussianSettings, plan_memory
 from data.errors import BadInput, EnvironmentProblem, IntegrityError, Interrupted
 
 Rows = dict[str, torch.Tensor]
@@ -110,7 +105,7 @@ def test_few_fine_features_given_many_coarse_ones_are_as_exact_as_one_joint_syst
     subsets = [s for k in range(1, 5) for s in itertools.combinations(channels, k)]
     gaussian = fit_gaussian(train, lookup, channels, GaussianSettings(form="dual"), n_subjects=15)
     distances = gaussian.mahalanobis_subsets(test, subsets)
-    monkeypatch.setattr("core.gaussian_block._FEW", 0.0)
+    monkeypatch.setattr("core.gaussian.distances._FEW", 0.0)
     joint_system = gaussian.mahalanobis_subsets(test, subsets)
     assert not np.array_equal(distances, joint_system), "the conditional path was not taken"
     np.testing.assert_allclose(distances, joint_system, rtol=5e-5)  # float32, the coarser of the two
@@ -161,7 +156,7 @@ def test_shrunk_distances_are_those_of_scikit_learn_for_any_subset(shrinkage: st
 
 
 def test_shrinkage_intensities_from_traces_equal_scikit_learn_to_ten_digits() -> None:
-    from core.shrinkage import ledoit_wolf_intensity, oas_intensity
+    from core.gaussian.shrinkage import ledoit_wolf_intensity, oas_intensity
 
     random = np.random.default_rng(0)
     for n, d in [(5, 3), (8, 30), (40, 7), (6, 1)]:
@@ -394,7 +389,7 @@ def test_squared_distances_that_rounding_makes_negative_become_zero_and_are_coun
 def test_the_count_of_clamped_distances_is_that_of_the_solver(monkeypatch) -> None:
     gaussian = fit(make_volumes(6), GaussianSettings(form="dual"), {"coarse": 8})
     minus = torch.tensor([[1.0, -1.0], [-4.0, 9.0], [-1.0, -1e-9]])
-    monkeypatch.setattr("core.gaussian_dual.squared_distance_from_gram", lambda *_: minus.clone())
+    monkeypatch.setattr("core.gaussian.dual.squared_distance_from_gram", lambda *_: minus.clone())
     distances = gaussian.mahalanobis_subsets(make_volumes(2, seed=1), [("coarse",)])
     assert gaussian.clamped == 4
     assert sorted(set(distances.ravel().tolist())) == [0.0, 1.0, 3.0]

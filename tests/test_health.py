@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from core.experiment import draw_split
+from core.study.preparing import draw_split
 from data.bids import read_bids
 from data.choices import Choices
 from data.cohort import Cohort, Split, Subject, check_healthy

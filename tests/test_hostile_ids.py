@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import cli
-from core.store import open_run
+from core.runs.listing import open_run
 from data.cohort import Subject
 from data.names import folder_name
 from data.nifti import read_scan, write_nifti
@@ -148,7 +148,8 @@ def test_forty_hostile_ids_go_from_the_table_to_report_and_export_and_nothing_el
 
 def test_a_record_from_somebody_else_has_no_power_over_other_folders(place: Path, tmp_path: Path) -> None:
     """run.json names subjects whose ids are paths; their scores are looked for, and written, below the run only."""
-    from core.store import create_run, stage, stage_directory, stage_name
+    from core.runs.stages import stage, stage_directory, stage_name
+    from core.runs.store import create_run
 
     runs = tmp_path / "runs"
     run = create_run(runs, kind="detector", name="x", recipe={})

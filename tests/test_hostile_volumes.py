@@ -14,7 +14,8 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from data.cohort import Cohort, Subject
-from data.nifti import BadScan, read_labels, read_scan, write_nifti
+from data.nifti import read_labels, read_scan, write_nifti
+from data.nifti_header import BadScan
 from data.preprocessing import Prepared, Preprocessing, prepare_cohort, prepare_reading, to_native
 from data.reading import check_cohort, read_subject
 from data.template import working_grid

@@ -10,8 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from core import jobs
 from core.progress import open_progress
+from core.runs import jobs, supervisor
 from data.errors import BadInput
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -39,7 +39,7 @@ if verb == "wait":
     while time.time() < end and not Path(sys.argv[2]).exists():
         time.sleep(0.02)
 if verb == "run":
-    from core import store
+    from core.runs import store
     store.create_run(Path(sys.argv[2]), kind="demo", name="x", recipe={}, run_id="from-a-job")
 """
 
@@ -129,11 +129,11 @@ def test_a_job_killed_by_the_system_is_told_with_its_memory(runs, kills, peak_mb
 
 
 def test_the_kernel_counts_of_kills_for_memory_are_read(tmp_path, monkeypatch):
-    count = jobs._out_of_memory_kills()
+    count = supervisor._out_of_memory_kills()
     assert count is None or count >= 0
     (tmp_path / "memory.events").write_text("low 0\noom 2\noom_kill 3\n")
     monkeypatch.setattr(jobs, "_group_files", lambda *names: [tmp_path / "memory.events", tmp_path / "missing"])
-    assert jobs._out_of_memory_kills() == (count or 0) + 3
+    assert supervisor._out_of_memory_kills() == (count or 0) + 3
 
 
 def test_a_job_ends_on_a_system_that_cannot_wait_without_taking(runs, tmp_path, monkeypatch):
@@ -179,7 +179,7 @@ def test_no_damage_to_a_record_of_a_job_is_more_than_a_sentence(runs, record):
 
 
 def test_what_a_killed_start_left_is_cleared_at_the_next(runs):
-    code = "import sys, pathlib; from core import jobs; jobs.start_job(pathlib.Path(sys.argv[1]), ['exit', '0'])"
+    code = "import sys, pathlib; from core.runs import jobs; jobs.start_job(pathlib.Path(sys.argv[1]), ['exit', '0'])"
     killed = subprocess.run(
         [sys.executable, "-c", code, str(runs)], env=os.environ | {"DICESCOPE_FAULT": "file.before_rename:1:kill"}
     )
@@ -191,7 +191,7 @@ def test_what_a_killed_start_left_is_cleared_at_the_next(runs):
 
 def test_a_job_outlives_the_server_that_started_it(runs, tmp_path):
     code = (
-        "import sys, os, signal; from pathlib import Path; from core import jobs; jobs.CLI = Path(sys.argv[2])\n"
+        "import sys, os, signal; from pathlib import Path; from core.runs import jobs; jobs.CLI = Path(sys.argv[2])\n"
         "print(jobs.start_job(Path(sys.argv[1]), ['wait', sys.argv[3]]).job_id, flush=True)\n"
         "os.killpg(os.getpgrp(), signal.SIGKILL)"
     )
@@ -206,7 +206,7 @@ def test_a_job_outlives_the_server_that_started_it(runs, tmp_path):
     job = wait_for(runs, jobs.read_job(runs, job_id), ready)
     assert job.status == "running"
     assert os.getpgid(job.pid) == job.pid
-    assert psutil.Process(job.pid).nice() >= min(19, psutil.Process().nice() + jobs.NICENESS)
+    assert psutil.Process(job.pid).nice() >= min(19, psutil.Process().nice() + supervisor.NICENESS)
     stop.touch()
     assert wait_for(runs, job, ended).status == "finished"
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from core.experiment import draw_split
+from core.study.preparing import draw_split
 from data.choices import Choices
 from data.cohort import ROLES, check_healthy, split_by_roles
 from data.errors import BadInput

@@ -6,15 +6,19 @@ import json
 import numpy as np
 import pytest
 
-from core.diagnosis.cases import Case
-from core.diagnosis.ceiling import layers_of_layout, subject_ceilings, voxel_cells
+from core.diagnosis.ceiling import subject_ceilings
 from core.diagnosis.ladder import RUNGS, imbalance, ladder
+from core.diagnosis.layer_cells import layers_of_layout, voxel_cells
 from core.diagnosis.lesion_table import lesion_table, region, why
-from core.features import feature_layout, positions_near
-from core.lesions import LesionRow
-from core.metrics import SubjectScores, dice_from_rates, evaluate, exact_curve, thresholds
+from core.features.layout import feature_layout, positions_near
+from core.features.score_maps import to_score_map
+from core.metrics.dice import evaluate
+from core.metrics.exact_curve import dice_from_rates, exact_curve
+from core.metrics.lesions import LesionRow
+from core.metrics.protocols import thresholds
+from core.metrics.subject_scores import SubjectScores
 from core.randomness import stream
-from core.scoring import to_score_map
+from core.study.cases import Case
 from data.errors import BadInput
 from data.volume import Grid, Volume
 from tests.test_ceiling import shares_of

@@ -5,12 +5,14 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from core.decision import TwoDensities
 from core.diagnosis import likelihood
-from core.diagnosis.likelihood import TwoVectorDensities, decisions
-from core.metrics import SubjectScores, best_common_threshold, dice_at
-from core.run_scores import open_scores
-from core.store import open_run
+from core.diagnosis.likelihood import decisions
+from core.diagnosis.vector_densities import TwoVectorDensities
+from core.metrics.protocols import best_common_threshold
+from core.metrics.subject_scores import SubjectScores, dice_at
+from core.metrics.two_densities import TwoDensities
+from core.runs.listing import open_run
+from core.study.stored_scores import open_scores
 from core.types import ScoreMap
 from data.errors import BadInput
 from data.volume import Grid, Mask, Volume

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 import cli
-from core.features import feature_stride
-from core.packed import packed_path
-from core.store import open_run
+from core.features.layout import feature_stride
+from core.presentation.browser_volumes import packed_path
+from core.runs.listing import open_run
 from data.errors import BadInput
 from data.files import committed_directory, remove_unfinished
 from data.template import working_grid
-from models.encoder import EncoderSettings, make_encoder
+from models.encoder import make_encoder
+from models.settings import EncoderSettings
 from tests.study import TinyStudy
 
 

@@ -18,10 +18,11 @@ import streamlit as st
 from streamlit.testing.v1 import AppTest
 
 import cli
-from core import remembered
-from core.remembered import identity_of
-from core.store import create_run, list_heads, open_run, update_run
-from core.summary import run_rows
+from core.runs import remembered
+from core.runs.listing import list_heads, open_run
+from core.runs.remembered import identity_of
+from core.runs.store import create_run, update_run
+from core.study.run_summary import run_rows
 from data.errors import BadInput
 from data.files import SEAL, sealed, write_sealed_json
 from data.nifti import read_labels, write_nifti

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from core.features import every_layer_set, feature_layout
+from core.features.layout import feature_layout
+from core.features.settings import every_layer_set
 from core.memory_bank import bank as bank_module
+from core.memory_bank import one_patch
 from core.memory_bank.bank import MemoryBank
-from core.memory_bank.plan import plan_bank
+from core.memory_bank.cost import plan_bank
 from core.memory_bank.search import Blocks
 from core.memory_bank.settings import BankSettings
 from core.types import FeatureLayout
@@ -140,7 +142,7 @@ def test_neighbours_are_the_k_nearest_with_their_subject_and_place(mode: dict) -
     expected = reference(bank, TEST[:1], ("fine", "coarse"))[0]
     for position in (0, 17, len(MM) - 1):
         order = np.argsort(expected[position])[: min(5, np.isfinite(expected[position]).sum())]
-        near = bank.nearest(TEST[0], position, ("coarse", "fine"), 5)
+        near = one_patch.nearest(bank, TEST[0], position, ("coarse", "fine"), 5)
         np.testing.assert_array_equal(near.entry, order)
         np.testing.assert_allclose(near.distance, expected[position, order], rtol=1e-5)
         assert near.subject_id == tuple(SUBJECTS[s] for s in bank.subject_of[order])
@@ -277,7 +279,7 @@ def test_a_saved_bank_gives_the_same_bits_also_when_it_stays_on_disk(tmp_path, m
     assert loaded.n_bytes == bank.n_bytes
     np.testing.assert_array_equal(loaded.distances(TEST, SETS), bank.distances(TEST, SETS))
     np.testing.assert_array_equal(
-        loaded.nearest(TEST[0], 3, SETS[-1], 4).entry, bank.nearest(TEST[0], 3, SETS[-1], 4).entry
+        one_patch.nearest(loaded, TEST[0], 3, SETS[-1], 4).entry, one_patch.nearest(bank, TEST[0], 3, SETS[-1], 4).entry
     )
 
 
@@ -320,7 +322,7 @@ def test_what_does_not_fit_is_refused_in_words() -> None:
     with pytest.raises(BadInput, match="not finite"):
         bank.distances([broken], SETS)
     with pytest.raises(BadInput, match="position 100000"):
-        bank.nearest(TEST[0], 100_000, ("fine",), 3)
+        one_patch.nearest(bank, TEST[0], 100_000, ("fine",), 3)
     with pytest.raises(BadInput, match="2 subjects came, announced were 4"):
         MemoryBank.build(TRAIN[:2], SUBJECTS, LAYOUT, BankSettings())
     with pytest.raises(BadInput, match="More subjects came than the 1"):
@@ -358,13 +360,15 @@ def test_the_subject_score_is_the_re_weighted_largest_distance(mode: dict) -> No
     plain = build(**{**mode, "position": "anywhere"}) if not unrestricted else bank
     apart = reference(plain, TEST[:1], layers)[0, position, around]
     expected = (1 - np.exp(apart[around == nearest][0]) / np.exp(apart).sum()) * queries[position, nearest]
-    assert bank.subject_score(TEST[0], layers) == pytest.approx(expected, rel=1e-5)
-    assert build(**mode, neighbours=1).subject_score(TEST[0], layers) == pytest.approx(queries[position, nearest])
+    assert one_patch.subject_score(bank, TEST[0], layers) == pytest.approx(expected, rel=1e-5)
+    assert one_patch.subject_score(build(**mode, neighbours=1), TEST[0], layers) == pytest.approx(
+        queries[position, nearest]
+    )
 
 
 def test_a_subject_score_of_far_patches_does_not_overflow() -> None:
     far = {layer: values + 1e5 for layer, values in TEST[0].items()}
-    assert np.isfinite(build().subject_score(far, ("fine",)))
+    assert np.isfinite(one_patch.subject_score(build(), far, ("fine",)))
 
 
 def test_the_plan_says_bytes_and_seconds_and_refuses_what_does_not_fit() -> None:

@@ -32,29 +32,30 @@ WRITING = ("pretrain", "fit", "score", "evaluate", "gate", "compare-pretraining"
 READING_RUNS = (*WRITING, "compare-layers", "neighbours", "runs")
 ENGINE: dict[tuple[str, str], tuple[str, ...]] = {
     ("core/diagnosis/diagnose.py", "--protocol"): ("diagnose", "what-if", "post-processing", "report"),
-    ("core/door.py", "--allow-host"): ("app",),
-    ("core/door.py", "--base-path"): ("app",),
-    ("core/doubts.py", "--keep"): PREPARING,
-    ("core/evaluation.py", "--leave-one-out"): ("evaluate",),
-    ("core/experiment.py", "--encoder"): ("fit",),
-    ("core/experiment.py", "--split"): ("fit", "compare-pretraining"),
-    ("core/experiment.py", "--simclr.batch"): ("pretrain", "compare-pretraining"),
-    ("core/experiment.py", "--simclr.views.crop-voxels"): ("pretrain", "compare-pretraining"),
-    ("core/experiment.py", "--memory"): ("fit", "compare-pretraining"),
-    ("core/experiment.py", "--layers"): ("fit", "compare-pretraining"),
-    ("core/experiment.py", "--grid"): ("fit", "compare-pretraining"),
-    ("core/gating.py", "--cut"): ("gate",),
-    ("core/jobs.py", "--json"): ("runs",),
-    ("core/lock.py", "--take-over"): WRITING,
-    ("core/neighbours.py", "--picture"): ("neighbours",),
-    ("core/neighbours.py", "--layers"): ("neighbours",),
-    ("core/pretraining_comparison.py", "--variants"): ("compare-pretraining",),
-    ("core/pretraining_comparison.py", "--views"): ("compare-pretraining",),
-    ("core/pretraining_comparison.py", "--seeds"): ("compare-pretraining",),
-    ("core/store.py", "--leave-one-out"): ("evaluate",),
-    ("core/store.py", "--runs"): READING_RUNS,
-    ("core/summary.py", "--leave-one-out"): ("evaluate",),
-    ("core/visibility/changes.py", "--scans"): ("visibility", "visibility-before"),
+    ("core/presentation/door.py", "--allow-host"): ("app",),
+    ("core/presentation/door.py", "--base-path"): ("app",),
+    ("core/study/doubts.py", "--keep"): PREPARING,
+    ("core/study/evaluation.py", "--leave-one-out"): ("evaluate",),
+    ("core/study/fitting.py", "--encoder"): ("fit",),
+    ("core/study/fitting.py", "--split"): ("fit", "compare-pretraining"),
+    ("core/study/opening.py", "--simclr.batch"): ("pretrain", "compare-pretraining"),
+    ("core/study/opening.py", "--simclr.views.crop-voxels"): ("pretrain", "compare-pretraining"),
+    ("core/study/opening.py", "--memory"): ("fit", "compare-pretraining"),
+    ("core/study/opening.py", "--layers"): ("fit", "compare-pretraining"),
+    ("core/study/opening.py", "--grid"): ("fit", "compare-pretraining"),
+    ("core/study/gating.py", "--cut"): ("gate",),
+    ("core/runs/jobs.py", "--json"): ("runs",),
+    ("core/runs/lock.py", "--take-over"): WRITING,
+    ("core/presentation/neighbour_pictures.py", "--picture"): ("neighbours",),
+    ("core/diagnosis/neighbour_questions.py", "--layers"): ("neighbours",),
+    ("core/study/pretraining_comparison.py", "--variants"): ("compare-pretraining",),
+    ("core/study/pretraining_comparison.py", "--views"): ("compare-pretraining",),
+    ("core/study/pretraining_comparison.py", "--seeds"): ("compare-pretraining",),
+    ("core/runs/stages.py", "--leave-one-out"): ("evaluate",),
+    ("core/runs/listing.py", "--runs"): READING_RUNS,
+    ("core/runs/run_record.py", "--runs"): READING_RUNS,
+    ("core/study/evaluation_words.py", "--leave-one-out"): ("evaluate",),
+    ("core/pretraining/visibility/changes.py", "--scans"): ("visibility", "visibility-before"),
     ("cli.py", "--run-id"): ("pretrain",),
     ("data/ranges.py", "--count"): ("neighbours",),
     ("models/encoder.py", "--architecture"): ("fit",),
@@ -147,7 +148,7 @@ def test_what_a_message_names_exists_in_the_verb_that_prints_it(path: Path, line
         for flag in FLAG.findall(rest):
             commanded.add(flag)
             assert flag in FLAGS[verb], f"{path}:{line}: {verb} has no {flag}: {text}"
-    if path.as_posix() == "core/commands.py":
+    if path.as_posix() == "core/presentation/commands.py":
         return  # words of a command that is run, which test_cli parses
     for flag in set(FLAG.findall(text)) - commanded - OF_OTHERS:
         verbs = printed_by(path, flag)

@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
-from core import bootstrap, curves, lesions, metrics
-from core.curves import ScoreHistogram
-from core.metrics import SubjectScores
+from core.metrics import bootstrap, exact_curve, lesions, subject_scores
+from core.metrics import dice as metrics
+from core.metrics import score_histogram as curves
+from core.metrics.protocols import best_common_threshold, thresholds
+from core.metrics.score_histogram import ScoreHistogram
+from core.metrics.subject_scores import SubjectScores
 from core.types import ScoreMap
 from data.errors import BadInput, IntegrityError
 from data.volume import Grid, Mask
@@ -45,7 +48,7 @@ def _brute_dice(p, n, t, unreachable=0):
 def test_exact_curve_equals_scikit_learn_with_and_without_ties(seed, ties):
     p, n = _scores(seed, ties=ties)
     y, s = _labels(p, n)
-    curve = metrics.exact_curve(p, n)
+    curve = exact_curve.exact_curve(p, n)
     assert curve.auprc == pytest.approx(average_precision_score(y, s), abs=1e-12)
     assert curve.auroc == pytest.approx(roc_auc_score(y, s), abs=1e-12)
     precision, recall, _ = precision_recall_curve(y, s)
@@ -59,26 +62,26 @@ def test_exact_curve_equals_scikit_learn_with_and_without_ties(seed, ties):
 
 def test_one_lesion_voxel_above_one_normal_voxel_is_perfect_and_below_it_is_half():
     up, down = np.array([2.0], np.float32), np.array([1.0], np.float32)
-    assert metrics.exact_curve(up, down).best_dice == 1.0
-    worst = metrics.exact_curve(down, up)
+    assert exact_curve.exact_curve(up, down).best_dice == 1.0
+    worst = exact_curve.exact_curve(down, up)
     assert (worst.auprc, worst.auroc) == (0.5, 0.0)
     assert worst.best_dice == pytest.approx(2 / 3)
 
 
 def test_all_voxels_positive_gives_full_precision_and_no_auroc():
-    curve = metrics.exact_curve(np.array([1.0, 2.0], np.float32), np.empty(0, np.float32))
+    curve = exact_curve.exact_curve(np.array([1.0, 2.0], np.float32), np.empty(0, np.float32))
     assert (curve.auprc, curve.auroc, curve.best_dice, curve.fpr95) == (1.0, None, 1.0, None)
 
 
 def test_no_lesion_voxel_is_refused_and_not_called_zero():
     with pytest.raises(BadInput, match="undefined"):
-        metrics.exact_curve(np.empty(0, np.float32), np.array([1.0], np.float32))
+        exact_curve.exact_curve(np.empty(0, np.float32), np.array([1.0], np.float32))
 
 
 def test_nan_scores_are_refused_by_curve_subject_and_histogram():
     bad, good = np.array([1.0, np.nan], np.float32), np.array([1.0], np.float32)
     with pytest.raises(BadInput, match="finite"):
-        metrics.exact_curve(bad, good)
+        exact_curve.exact_curve(bad, good)
     with pytest.raises(BadInput, match="finite"):
         SubjectScores("a", False, bad, good, 1.0)
     with pytest.raises(BadInput, match="NaN"):
@@ -88,15 +91,15 @@ def test_nan_scores_are_refused_by_curve_subject_and_histogram():
 def test_unreachable_lesion_voxels_count_as_missed_in_every_dice():
     s = _subject(3, unreachable=40)
     t = 3.0
-    assert metrics.dice_at(s, t) == pytest.approx(_brute_dice(s.anomalous, s.normal, t, 40))
-    curve = metrics.exact_curve(s.anomalous, s.normal, unreachable=40)
+    assert subject_scores.dice_at(s, t) == pytest.approx(_brute_dice(s.anomalous, s.normal, t, 40))
+    curve = exact_curve.exact_curve(s.anomalous, s.normal, unreachable=40)
     brute = max(_brute_dice(s.anomalous, s.normal, t, 40) for t in s.anomalous)
     assert curve.best_dice == pytest.approx(brute, abs=1e-12)
     assert s.histogram().dice_curve()[0] == pytest.approx(2 * 60 / (60 + 400 + 60 + 40))
 
 
 def test_only_unreachable_lesion_gives_dice_zero():
-    curve = metrics.exact_curve(np.empty(0, np.float32), np.array([1.0], np.float32), unreachable=5)
+    curve = exact_curve.exact_curve(np.empty(0, np.float32), np.array([1.0], np.float32), unreachable=5)
     assert (curve.best_dice, curve.best_threshold, curve.auprc) == (0.0, None, 0.0)
 
 
@@ -104,16 +107,18 @@ def test_dice_from_rates_equals_dice_from_counts():
     s = _subject(4)
     hits, alarms, _ = s.counts(3.0)
     prevalence = 60 / 460
-    assert metrics.dice_from_rates(prevalence, hits / 60, alarms / 400) == pytest.approx(metrics.dice_at(s, 3.0))
+    assert exact_curve.dice_from_rates(prevalence, hits / 60, alarms / 400) == pytest.approx(
+        subject_scores.dice_at(s, 3.0)
+    )
 
 
 def test_fpr_for_dice_half_gives_dice_one_half():
-    assert metrics.dice_from_rates(0.01, 0.8, metrics.fpr_for_dice_half(0.01, 0.8)) == pytest.approx(0.5)
+    assert exact_curve.dice_from_rates(0.01, 0.8, exact_curve.fpr_for_dice_half(0.01, 0.8)) == pytest.approx(0.5)
 
 
 def test_all_positive_dice_is_the_dice_at_the_lowest_threshold():
     s = _subject(5)
-    assert metrics.dice_at(s, 0.0) == pytest.approx(metrics.all_positive_dice(60 / 460))
+    assert subject_scores.dice_at(s, 0.0) == pytest.approx(exact_curve.all_positive_dice(60 / 460))
 
 
 @pytest.mark.parametrize("pooled", [False, True])
@@ -124,10 +129,10 @@ def test_best_common_threshold_equals_brute_force_over_all_cut_points(seed, pool
 
     def dice(t):
         if pooled:
-            return metrics.pooled_dice_at(subjects, t)
-        return np.mean([metrics.dice_at(s, t) for s in subjects])
+            return subject_scores.pooled_dice_at(subjects, t)
+        return np.mean([subject_scores.dice_at(s, t) for s in subjects])
 
-    threshold, value = metrics.best_common_threshold(subjects, pooled=pooled)
+    threshold, value = best_common_threshold(subjects, pooled=pooled)
     assert value == pytest.approx(max(dice(t) for t in cuts), abs=1e-12)
     assert dice(threshold) == pytest.approx(value, abs=1e-12)
 
@@ -140,7 +145,7 @@ def test_best_common_threshold_is_exact_when_every_score_shares_one_bin():
     ladder = np.array(steps, np.float32)
     assert np.count_nonzero(curves.bin_counts(ladder)) == 1
     s = SubjectScores("a", False, ladder[:35], ladder[30:], 1.0)
-    assert metrics.best_common_threshold([s])[1] == metrics.exact_curve(s.anomalous, s.normal).best_dice
+    assert best_common_threshold([s])[1] == exact_curve.exact_curve(s.anomalous, s.normal).best_dice
 
 
 def _test_set():
@@ -153,7 +158,7 @@ def _test_set():
 
 def test_evaluation_orders_its_protocols_and_is_json():
     test, validation, calibration = _test_set()
-    protocols = metrics.thresholds(validation, calibration, test, quantile=0.95)
+    protocols = thresholds(validation, calibration, test, quantile=0.95)
     result = metrics.evaluate(test, protocols, n_bootstrap=200, seed=1)
     json.dumps(result, allow_nan=False)
     dice = {name: p["mean_dice"] for name, p in result["protocols"].items()}
@@ -167,9 +172,9 @@ def test_evaluation_orders_its_protocols_and_is_json():
 
 def test_ceil_dice_is_the_best_dice_of_all_lesion_bearing_voxels_pooled():
     test, validation, calibration = _test_set()
-    result = metrics.evaluate(test, metrics.thresholds(validation, calibration, test), n_bootstrap=50)
+    result = metrics.evaluate(test, thresholds(validation, calibration, test), n_bootstrap=50)
     bearing = [s for s in test if s.n_lesion]
-    pooled = metrics.exact_curve(
+    pooled = exact_curve.exact_curve(
         np.concatenate([s.anomalous for s in bearing]),
         np.concatenate([s.normal for s in bearing]),
         unreachable=sum(s.lesion_unreachable_voxels for s in bearing),
@@ -181,8 +186,8 @@ def test_ceil_dice_is_the_best_dice_of_all_lesion_bearing_voxels_pooled():
 
 def test_label_free_threshold_ignores_lesions_and_the_test_set():
     test, validation, calibration = _test_set()
-    before = metrics.thresholds(validation, calibration, test).healthy
-    after = metrics.thresholds(validation[:1], calibration, test[:1]).healthy
+    before = thresholds(validation, calibration, test).healthy
+    after = thresholds(validation[:1], calibration, test[:1]).healthy
     assert before == after
     assert not before.needs_labels
     assert not before.oracle
@@ -190,20 +195,20 @@ def test_label_free_threshold_ignores_lesions_and_the_test_set():
 
 def test_validation_threshold_ignores_the_test_labels():
     test, validation, calibration = _test_set()
-    full = metrics.thresholds(validation, calibration, test).validation
-    assert full == metrics.thresholds(validation, calibration, test[1:]).validation
-    assert metrics.thresholds([], calibration, test).validation is None
+    full = thresholds(validation, calibration, test).validation
+    assert full == thresholds(validation, calibration, test[1:]).validation
+    assert thresholds([], calibration, test).validation is None
 
 
 def test_calibration_with_a_lesion_is_refused():
     test, validation, _ = _test_set()
     with pytest.raises(BadInput, match="lesions"):
-        metrics.thresholds(validation, test, test)
+        thresholds(validation, test, test)
 
 
 def test_healthy_scans_get_false_positive_volume_and_no_dice():
     test, validation, calibration = _test_set()
-    result = metrics.evaluate(test, metrics.thresholds(validation, calibration, test), n_bootstrap=50)
+    result = metrics.evaluate(test, thresholds(validation, calibration, test), n_bootstrap=50)
     rule = result["protocols"]["healthy"]
     by_hand = [np.count_nonzero(s.normal >= rule["threshold"]) * 0.008 for s in test if s.healthy]
     assert rule["false_positive_ml_per_healthy_scan"] == pytest.approx(np.mean(by_hand))
@@ -212,7 +217,7 @@ def test_healthy_scans_get_false_positive_volume_and_no_dice():
 
 def test_dice_at_five_percent_fpr_keeps_the_rate():
     test, validation, calibration = _test_set()
-    result = metrics.evaluate(test, metrics.thresholds(validation, calibration, test), n_bootstrap=50)
+    result = metrics.evaluate(test, thresholds(validation, calibration, test), n_bootstrap=50)
     normal = np.concatenate([s.normal for s in test if s.n_lesion])
     rate = (normal >= result["oracle_dice_at_5pct_fpr"]["threshold"]).mean()
     assert 0.05 - 2 / len(normal) < rate <= 0.05
@@ -222,7 +227,7 @@ def test_doubtful_lesion_masks_are_named_in_the_notes():
     test, validation, calibration = _test_set()
     test += [_subject(8, "outside", unreachable=500), _subject(9, "huge", positives=300, negatives=100)]
     test += [SubjectScores("unclear", False, _scores(3)[1], np.empty(0, np.float32), 0.008)]
-    notes = metrics.evaluate(test, metrics.thresholds(validation, calibration, test), n_bootstrap=20)["notes"]
+    notes = metrics.evaluate(test, thresholds(validation, calibration, test), n_bootstrap=20)["notes"]
     for word in ("outside: more than half", "huge: the lesion fills", "left out: unclear", "rest on 7 subjects"):
         assert sum(word in note for note in notes) == 1
 
@@ -233,7 +238,7 @@ def test_subject_scores_from_a_map_count_lesion_voxels_outside_the_brain():
     scores[0] = np.nan
     lesion = np.zeros(grid.shape, bool)
     lesion[0, 0, 0] = lesion[1, 1, 1] = True
-    s = metrics.subject_scores(ScoreMap(scores, grid, "a", "mm"), Mask(lesion, grid), healthy=False)
+    s = subject_scores.subject_scores(ScoreMap(scores, grid, "a", "mm"), Mask(lesion, grid), healthy=False)
     assert (len(s.anomalous), len(s.normal), s.lesion_unreachable_voxels) == (1, 47, 1)
     assert s.voxel_ml == pytest.approx(0.008)
 
@@ -243,9 +248,9 @@ def test_lesion_mask_on_another_grid_is_refused():
     other = Mask(np.zeros((2, 2, 2), bool), Grid((2, 2, 2), np.diag([2.0, 2, 2, 1])))
     score_map = ScoreMap(np.ones(grid.shape, np.float32), grid, "a", "mm")
     with pytest.raises(BadInput, match="different grids"):
-        metrics.subject_scores(score_map, other, healthy=False)
+        subject_scores.subject_scores(score_map, other, healthy=False)
     with pytest.raises(BadInput, match="no lesion mask"):
-        metrics.subject_scores(score_map, None, healthy=False)
+        subject_scores.subject_scores(score_map, None, healthy=False)
 
 
 # histograms
@@ -305,7 +310,7 @@ def test_counts_of_ten_billion_voxels_do_not_overflow():
 
 def test_best_dice_over_edges_is_close_to_and_never_above_the_exact_one():
     scores, lesion = _random_histogram(4, 20_000)
-    exact = metrics.exact_curve(scores[lesion], scores[~lesion]).best_dice
+    exact = exact_curve.exact_curve(scores[lesion], scores[~lesion]).best_dice
     best, edge = ScoreHistogram.of(scores, lesion).best_dice()
     assert exact - 2e-3 <= best <= exact + 1e-12
     assert best == pytest.approx(_brute_dice(scores[lesion], scores[~lesion], np.float32(edge)), abs=1e-14)
@@ -315,7 +320,7 @@ def test_best_dice_over_edges_is_close_to_and_never_above_the_exact_one():
 @pytest.mark.parametrize("seed", range(5))
 def test_histogram_brackets_hold_the_exact_average_precision_and_auroc(seed, ties):
     p, n = _scores(seed, 40, 3000, ties)
-    exact, histogram = metrics.exact_curve(p, n), ScoreHistogram.of_classes(n, p)
+    exact, histogram = exact_curve.exact_curve(p, n), ScoreHistogram.of_classes(n, p)
     for bracket, value in ((histogram.average_precision(), exact.auprc), (histogram.auroc(), exact.auroc)):
         assert bracket.low - 1e-12 <= value <= bracket.high + 1e-12
         if not ties:
@@ -517,4 +522,4 @@ def test_dice_is_that_of_monai_on_the_segmentation_at_the_threshold(seed):
     for threshold in (0.2, 0.7, 1.1):
         called = torch.from_numpy((scores >= threshold)[None, None].astype(np.float32))
         theirs = compute_dice(called, torch.from_numpy(lesion[None, None].astype(np.float32)))
-        assert metrics.dice_at(subject, threshold) == pytest.approx(float(theirs), abs=1e-6)
+        assert subject_scores.dice_at(subject, threshold) == pytest.approx(float(theirs), abs=1e-6)

@@ -11,15 +11,16 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 import cli
-from core import experiment
 from core.detectors import AnyDetector, FeatureGaussian, Intensity
-from core.evaluation import evaluate_run
-from core.experiment import DataSource
-from core.feature_settings import FeatureSettings
+from core.features.settings import FeatureSettings
 from core.progress import Progress
-from core.run_scores import open_scores
-from core.store import Run
-from core.summary import evaluation_words, run_rows
+from core.runs.run_record import Run
+from core.study import fitting, scoring
+from core.study.data_source import DataSource
+from core.study.evaluation import evaluate_run
+from core.study.evaluation_words import evaluation_words
+from core.study.run_summary import run_rows
+from core.study.stored_scores import open_scores
 from data.cohort import Subject
 from data.errors import BadInput
 from data.table import read_table, write_table
@@ -45,8 +46,8 @@ def run_on(
     table = study.table.with_name(f"{run_id}.csv")
     write_table(table, subjects)
     source = DataSource(table, preprocessing=PREPROCESSING)
-    run = experiment.fit(study.runs, source, detector or Intensity(), quiet(), name=run_id, run_id=run_id)
-    return experiment.score(run, quiet())
+    run = fitting.fit(study.runs, source, detector or Intensity(), quiet(), name=run_id, run_id=run_id)
+    return scoring.score(run, quiet())
 
 
 def without_calibration(subject: Subject) -> Subject:

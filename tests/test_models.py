@@ -8,16 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from models.encoder import (
-    Architecture,
-    EncoderSettings,
-    encoder_settings,
-    load_encoder,
-    load_weights,
-    make_encoder,
-    save_encoder,
-)
+from models.encoder import encoder_settings, load_encoder, load_weights, make_encoder, save_encoder
 from models.projection import projection_head
+from models.settings import Architecture, EncoderSettings
 
 ARCHITECTURES = get_args(Architecture)
 VARIANTS = [EncoderSettings(architecture=a, width=4) for a in ARCHITECTURES] + [

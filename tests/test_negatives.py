@@ -13,15 +13,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from core.contrastive import cosines, difficulty, histograms, in_batch, info_nce, nt_xent
-from core.simclr import VARIANTS, NegativesSettings, SimclrSettings, pretrain_encoder
-from core.simclr.banks import Bank, follow
-from core.simclr.ccd import Ccd, permuted, shift_permutations
-from core.simclr.parts import Batch, Setup, Variant
-from core.simclr.settings import Kind
-from core.simclr.whole import Moco, Queue, Slots, hardest
-from core.training import VOLATILE, read_events
-from core.views import ViewSettings
+from core.pretraining.checkpoints import VOLATILE
+from core.pretraining.contrastive import cosines, difficulty, histograms, in_batch, info_nce, nt_xent
+from core.pretraining.minimise import read_events
+from core.pretraining.simclr import VARIANTS, NegativesSettings, SimclrSettings, pretrain_encoder
+from core.pretraining.simclr.ccd import Ccd, permuted, shift_permutations
+from core.pretraining.simclr.key_queue import Bank, follow
+from core.pretraining.simclr.variant import Batch, Setup, Variant
+from core.pretraining.simclr.whole_brains import Moco, Queue, Slots, hardest
+from core.pretraining.simclr_settings import Kind
+from core.pretraining.view_settings import ViewSettings
 from data.errors import BadInput
 from models.encoder import make_encoder
 from tests.test_simclr import TINY, _volumes

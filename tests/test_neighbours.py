@@ -15,12 +15,13 @@ from streamlit.testing.v1 import AppTest
 
 import cli
 from core.detectors import PatchCore
-from core.experiment import prepared_of
-from core.features import FeatureSettings
+from core.diagnosis.neighbour_questions import start_voxel
+from core.diagnosis.neighbours import PLACE, BankSearch, open_bank
+from core.features.settings import FeatureSettings
+from core.memory_bank import one_patch
 from core.memory_bank.settings import BankSettings
-from core.neighbour_words import apart_text, distance_text, mm_text, place_text, row_labels, sentences
-from core.neighbours import PLACE, BankSearch, open_bank, start_voxel
-from core.patch_pictures import (
+from core.presentation.neighbour_words import apart_text, distance_text, mm_text, place_text, row_labels, sentences
+from core.presentation.patch_pictures import (
     EDGE_MM,
     GAMMA,
     LABEL,
@@ -31,12 +32,13 @@ from core.patch_pictures import (
     patch_picture,
     window_of,
 )
-from core.run_scores import open_scores
-from core.store import open_run
+from core.runs.listing import open_run
+from core.study.run_scans import prepared_of
+from core.study.stored_scores import open_scores
 from data.errors import BadInput
 from data.volume import Grid, Volume
-from models.encoder import EncoderSettings
-from pages._neighbours import plain
+from models.settings import EncoderSettings
+from pages._text import plain
 from tests.study import SCAN_FLAGS, TinyStudy, small_volumes
 
 ROOT = Path(__file__).parents[1]
@@ -153,7 +155,7 @@ def test_shares_of_the_layers_are_those_of_the_squared_distance_and_sum_to_one(
     position = search.position_at(volume.grid, voxel)
     view = search.at(volume, search.features(volume), voxel, LAYERS)
     assert search.detector.extractor_ is not None
-    found = search.bank.nearest(search.detector.extractor_(volume).rows, position, LAYERS, 3)
+    found = one_patch.nearest(search.bank, search.detector.extractor_(volume).rows, position, LAYERS, 3)
     assert [one.subject_id for one in view.nearest] == list(found.subject_id)
     by_hand = squared_by_hand(search, volume, position)
     for one, entry in zip(view.nearest, found.entry, strict=True):
@@ -411,7 +413,7 @@ def test_wrong_arguments_are_told_before_the_bank_is_read(
     def never(run: Any) -> None:
         raise AssertionError("The bank was read.")
 
-    monkeypatch.setattr("core.neighbours.open_bank", never)
+    monkeypatch.setattr("core.diagnosis.neighbours.open_bank", never)
     capsys.readouterr()
     assert cli.main(["neighbours", "tiny-bank", *wrong, "--runs", str(banks.runs)]) == 2
     told = " ".join(capsys.readouterr().err.split())

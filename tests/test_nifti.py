@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from data.errors import BadInput, EnvironmentProblem
-from data.nifti import BadScan, in_stored_order, read_labels, read_scan, write_nifti
+from data.nifti import in_stored_order, read_labels, read_scan, write_nifti
+from data.nifti_header import BadScan
 from data.volume import Grid
 
 REAL = Path(__file__).parents[1] / ".." / "shared" / "mri"

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 import cli
-from models.encoder import EncoderSettings, load_weights, make_encoder
+from models.encoder import load_weights, make_encoder
+from models.settings import EncoderSettings
 
 MAKERS = Path(__file__).resolve().parents[2] / "shared" / "inputs"
 

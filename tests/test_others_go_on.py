@@ -15,15 +15,19 @@ import numpy as np
 import pytest
 
 import cli
-from core import store
 from core.diagnosis.diagnose import diagnose
-from core.evaluated import looks_at_test, read_metrics
-from core.evaluation import evaluate_run
-from core.journal import append_line
-from core.metrics import SubjectScores, evaluate, thresholds
+from core.metrics.dice import evaluate
+from core.metrics.protocols import thresholds
+from core.metrics.subject_scores import SubjectScores
 from core.progress import Progress
-from core.run_scores import open_scores
-from core.store import Run, open_run, read_events
+from core.runs import stages, store
+from core.runs.evaluated import looks_at_test, read_metrics
+from core.runs.journal import append_line
+from core.runs.listing import open_run
+from core.runs.run_record import Run
+from core.runs.store import read_events
+from core.study.evaluation import evaluate_run
+from core.study.stored_scores import open_scores
 from data import trouble
 from data.errors import BadInput, EnvironmentProblem, IntegrityError, together
 from data.files import committed_directory, read_json, write_json
@@ -206,7 +210,9 @@ def test_a_refused_lock_is_told_by_its_cause(tmp_path, monkeypatch):
     for number, word, never in ((errno.ENOSPC, "Make room", "writable"), (errno.EROFS, "writable", "Make room")):
         failure = OSError(number, os.strerror(number))
         with monkeypatch.context() as patched:
-            patched.setattr("core.lock.Path.write_bytes", lambda *_, failure=failure: (_ for _ in ()).throw(failure))
+            patched.setattr(
+                "core.runs.lock.Path.write_bytes", lambda *_, failure=failure: (_ for _ in ()).throw(failure)
+            )
             with pytest.raises(EnvironmentProblem) as refused:
                 store.lock(run).__enter__()
         assert word in str(refused.value)
@@ -381,7 +387,7 @@ def test_several_diagnoses_and_a_writer_at_once_lose_nothing(own):
 
     def write() -> None:
         while not ended.is_set():
-            with store.lock(run) as held, store.stage(held, "pooled-counts/x") as scratch:
+            with store.lock(run) as held, stages.stage(held, "pooled-counts/x") as scratch:
                 (scratch / "w").write_text("w")
 
     def look() -> None:

@@ -7,8 +7,8 @@ import torch
 
 import cli
 from core.memory_plan import is_out_of_memory
-from core.simclr.whole import InBatch
-from core.store import open_run
+from core.pretraining.simclr.whole_brains import InBatch
+from core.runs.listing import open_run
 from tests.study import SCAN_FLAGS, SIMCLR_FLAGS, TinyStudy
 
 ERRORS = (

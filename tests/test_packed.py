@@ -7,11 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from core.diagnosis.categories import CODES, FALSE_POSITIVES, HIT
-from core.evaluation import read_metrics
-from core.packed import N_LEVELS, packed_path, quantise, score_levels
-from core.run_scores import open_scores, set_id
-from core.store import open_run
+from core.diagnosis.errors.category_table import CODES, FALSE_POSITIVES, HIT
+from core.presentation.browser_volumes import packed_path, quantise
+from core.runs.evaluated import read_metrics
+from core.runs.listing import open_run
+from core.study.score_levels import N_LEVELS, score_levels
+from core.study.stored_scores import open_scores, set_id
 from data.errors import BadInput
 from data.files import read_json
 from tests.study import ILL, TinyStudy

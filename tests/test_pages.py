@@ -11,13 +11,14 @@ import pytest
 import streamlit as st
 from streamlit.testing.v1 import AppTest
 
-from core import figures
-from core.decision import TwoDensities
-from core.distributions import confusion, score_bins, two_density_confusion
-from core.metrics import SubjectScores, all_positive_dice, dice_from_rates
-from core.run_scores import open_scores, set_id
-from core.store import open_run
-from core.summary import cohort_title, run_summary
+from core.metrics.confusion import confusion, score_bins, two_density_confusion
+from core.metrics.exact_curve import all_positive_dice, dice_from_rates
+from core.metrics.subject_scores import SubjectScores
+from core.metrics.two_densities import TwoDensities
+from core.presentation.figures import results as figures
+from core.runs.listing import open_run
+from core.study.run_summary import cohort_title, run_summary
+from core.study.stored_scores import open_scores, set_id
 from data.errors import IntegrityError
 from pages._view import opening_subject
 from tests.study import TinyStudy, recommit, write_record

@@ -11,22 +11,23 @@ import pytest
 import torch
 
 import cli
-from core import experiment
 from core.detectors import FeatureGaussian, PatchCore, make
-from core.diagnosis.variants import narrowed, refitted, rescored
-from core.diagnosis.whatif import applicable, run_what_if
-from core.evaluation import read_metrics
-from core.features import FeatureSettings
+from core.diagnosis.what_if.catalogue import applicable, run_what_if
+from core.diagnosis.what_if.of_gaussian import narrowed, refitted, rescored
+from core.features.settings import FeatureSettings
+from core.memory_bank import one_patch
 from core.memory_bank.settings import BankSettings
+from core.presentation.report.repeat import commands_of
 from core.progress import Progress
-from core.report_parts.commands import commands_of
-from core.run_scores import open_scores, set_id
-from core.store import open_run
-from core.subject_level import subject_level_text, told_apart
-from core.summary import run_summary
+from core.runs.evaluated import read_metrics
+from core.runs.listing import open_run
+from core.study import data_source, fitting, scoring
+from core.study.run_summary import run_summary
+from core.study.stored_scores import open_scores, set_id
+from core.study.subject_level import subject_level_text, told_apart
 from data.errors import BadInput, EnvironmentProblem
 from data.volume import Volume
-from models.encoder import EncoderSettings
+from models.settings import EncoderSettings
 from tests.study import SCAN_FLAGS, TinyStudy, small_volumes, with_lesion
 
 LAYERS = ("input", "stage1", "stage2")
@@ -167,7 +168,7 @@ def test_the_score_of_a_scan_is_its_largest_distance_in_the_brain_reweighted(
     assert list(scores) == list(fitted.layer_sets)
     for number, layers in enumerate(fitted.layer_sets):
         at = int(np.argmax(np.where(inside, distances[number, 0], -1)))
-        near = bank.nearest(extractor(volume).rows, at, layers, len(bank))
+        near = one_patch.nearest(bank, extractor(volume).rows, at, layers, len(bank))
         entry = near.entry[0]
         joint = torch.cat([bank.rows[la][torch.from_numpy(bank.row_of[la])] for la in layers], 1).double()
         around = torch.cdist(joint[entry : entry + 1], joint)[0].argsort(stable=True)[:9].tolist()
@@ -288,7 +289,7 @@ def test_a_lost_scan_of_a_bank_run_is_scored_again_with_the_same_bits(bank_study
     before = {path.name: path.read_bytes() for path in lost.iterdir()}
     assert set(before) == {"distances.npy", "subject.json", "manifest.json"}
     shutil.rmtree(lost)
-    experiment.score(open_run(own.runs, "bank"), quiet())
+    scoring.score(open_run(own.runs, "bank"), quiet())
     assert {path.name: path.read_bytes() for path in lost.iterdir()} == before
 
 
@@ -354,7 +355,7 @@ def test_bank_flags_reach_the_recipe_and_the_plan_is_printed_before_the_fit(
 
 
 def test_an_unknown_layer_is_refused_before_scans_are_prepared(study: TinyStudy) -> None:
-    source = experiment.DataSource(study.table)
+    source = data_source.DataSource(study.table)
     detector = dataclasses.replace(make("patchcore"), features=FeatureSettings(layers=("stage9",)))
     with pytest.raises(BadInput, match="'stage9' is not in the encoder"):
-        experiment.fit(study.runs, source, detector, quiet(), name="x", run_id="x")
+        fitting.fit(study.runs, source, detector, quiet(), name="x", run_id="x")

@@ -5,15 +5,16 @@ import io
 import numpy as np
 import pytest
 
-from core.diagnosis import whatif_maps
-from core.diagnosis.bench import Bench
-from core.diagnosis.cases import Case
-from core.diagnosis.ceiling import subject_ceilings, voxel_cells
+from core.diagnosis.ceiling import subject_ceilings
+from core.diagnosis.layer_cells import voxel_cells
 from core.diagnosis.lesion_table import lesion_table
 from core.diagnosis.placement import in_template_space, template_dice
+from core.diagnosis.what_if import of_maps
+from core.diagnosis.what_if.bench import Bench
 from core.progress import Progress
-from core.run_scores import open_scores
-from core.store import open_run
+from core.runs.listing import open_run
+from core.study.cases import Case
+from core.study.stored_scores import open_scores
 from data.errors import BadInput
 from data.template import working_template
 from data.volume import Grid, Volume
@@ -58,10 +59,10 @@ def bench_of(study: TinyStudy) -> Bench:
 
 
 def test_the_template_mask_is_tried_only_in_template_space(study: TinyStudy, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = whatif_maps.erode_mask(bench_of(study))
+    found = of_maps.erode_mask(bench_of(study))
     assert [v["settings"]["mask"] for v in found.variants] == ["own"] * 3 + ["template"] * 4
     assert all("Euclidean" in v["title"] for v in found.variants)
-    monkeypatch.setattr(whatif_maps, "template_dice", lambda volume: 0.5)
-    elsewhere = whatif_maps.erode_mask(bench_of(study))
+    monkeypatch.setattr(of_maps, "template_dice", lambda volume: 0.5)
+    elsewhere = of_maps.erode_mask(bench_of(study))
     assert [v["settings"]["mask"] for v in elsewhere.variants] == ["own"] * 3
     assert "do not lie in MNI152 space" in elsewhere.notes[0]

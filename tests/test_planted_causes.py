@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 
 from core.detectors import FeatureGaussian
-from core.diagnosis import whatif_scans
 from core.diagnosis.diagnose import diagnose
-from core.diagnosis.whatif import applicable, run_what_if
-from core.evaluation import read_metrics
-from core.features import FeatureSettings
-from core.gaussian import GaussianSettings
-from core.metrics import dice_at
+from core.diagnosis.what_if import of_scans
+from core.diagnosis.what_if.catalogue import applicable, run_what_if
+from core.features.settings import FeatureSettings
+from core.memory_plan import GaussianSettings
+from core.metrics.subject_scores import dice_at
 from core.progress import Progress
-from core.run_scores import open_scores
-from core.store import Run
-from models.encoder import EncoderSettings
+from core.runs.evaluated import read_metrics
+from core.runs.run_record import Run
+from core.study.stored_scores import open_scores
+from models.settings import EncoderSettings
 from tests.planted import SHIFT_MM, Cause, Planted
 
 PROTOCOL = "validation"
@@ -39,7 +39,7 @@ NOT_CHANGES = ("R0", "R14", "R16", "R17")
 def few_offsets() -> Iterator[None]:
     """Registration is tried at 2 mm to either side alone: that is what is planted, and each offset scores anew."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(whatif_scans, "SHIFTS_MM", (SHIFT_MM,))
+        patched.setattr(of_scans, "SHIFTS_MM", (SHIFT_MM,))
         yield
 
 

@@ -9,27 +9,21 @@ import pytest
 from scipy.ndimage import binary_erosion, label
 
 import cli
-from core.bootstrap import paired_difference
 from core.detectors import FeatureGaussian
-from core.diagnosis import postprocessing
-from core.diagnosis.cases import case_of
-from core.diagnosis.postprocessing import (
-    PostProcessing,
-    apply,
-    count,
-    find_row,
-    recipe_changes,
-    run_post_processing,
-    segmentation,
-    shipped_settings,
-    stored_post_processing,
-)
-from core.evaluation import evaluate_run, read_metrics
-from core.metrics import SubjectScores
+from core.diagnosis import postprocessing, postprocessing_table
+from core.diagnosis.postprocessing import find_row, recipe_changes, run_post_processing, stored_post_processing
+from core.diagnosis.postprocessing_table import shipped_settings
+from core.features.score_maps import masked_score_map
+from core.metrics.bootstrap import paired_difference
+from core.metrics.subject_scores import SubjectScores
 from core.progress import Progress
-from core.run_scores import open_scores
-from core.scoring import masked_score_map
-from core.store import open_run
+from core.runs.evaluated import read_metrics
+from core.runs.listing import open_run
+from core.study import map_filters
+from core.study.cases import case_of
+from core.study.evaluation import evaluate_run
+from core.study.map_filters import PostProcessing, apply, count, segmentation
+from core.study.stored_scores import open_scores
 from data.errors import BadInput, IntegrityError
 from data.files import read_json
 from data.volume import Grid, Volume
@@ -154,21 +148,21 @@ def test_the_median_is_bit_for_bit_the_one_of_scoring(size) -> None:
     brain = lumpy_brain()
     values = np.where(brain, random(6).random(brain.shape), np.nan).astype(np.float32)
     expected = masked_score_map(values, volume_of(brain), "score", median_voxels=size).scores[brain]
-    np.testing.assert_array_equal(postprocessing._Median(brain).filter(values, size), expected)
+    np.testing.assert_array_equal(map_filters._Median(brain).filter(values, size), expected)
 
 
 @pytest.mark.parametrize("erosion", [1, 2, 3])
 def test_depth_is_binary_erosion(erosion) -> None:
     brain = lumpy_brain()
     kept = np.zeros_like(brain)
-    kept[brain] = postprocessing._depth(brain) > erosion
+    kept[brain] = map_filters._depth(brain) > erosion
     np.testing.assert_array_equal(kept, binary_erosion(brain, iterations=erosion))
 
 
 def test_the_component_filter_agrees_with_labelling_one_by_one() -> None:
     brain = lumpy_brain()
     lesion = random(7).random(brain.shape) < 0.1
-    box = postprocessing._Box.of("made", False, volume_of(brain), lesion)
+    box = map_filters.Box.of("made", False, volume_of(brain), lesion)
     values = np.where(brain, random(8).random(brain.shape), np.nan).astype(np.float32)
     sizes = (0.0, 27.0, 28.0, 100.0, 300.0, 1000.0, 1e9)
     for threshold in (0.7, 0.85, 0.95):
@@ -188,10 +182,10 @@ def test_erosion_cannot_cheat_what_it_drops_is_missed() -> None:
     brain[1:11, 1:11, 1:11] = True
     lesion = np.zeros_like(brain)
     lesion[1:4, 4:8, 4:8] = True
-    box = postprocessing._Box.of("made", False, volume_of(brain), lesion)
+    box = map_filters.Box.of("made", False, volume_of(brain), lesion)
     perfect = lesion[brain].astype(np.float32)
     for erosion, reached in ((0, 48), (1, 32), (2, 16)):
-        kept = postprocessing._depth(brain) > erosion
+        kept = map_filters._depth(brain) > erosion
         voxels = box.voxels(perfect, kept)
         assert (len(voxels.anomalous), voxels.n_lesion) == (reached, 48)
         (row,) = box.counts(np.where(kept, perfect, -np.inf), 0.5, [0.0])
@@ -204,7 +198,7 @@ def test_loud_single_voxels_make_the_component_filter_the_best_on_validation() -
     lesion[3:6, 3:6, 3:6] = True
     values = np.where(lesion, np.float32(5), np.float32(1))
     values[9::2, ::2, ::2] = 6
-    box = postprocessing._Box.of("made", False, volume_of(brain), lesion)
+    box = map_filters.Box.of("made", False, volume_of(brain), lesion)
     flat = values[brain]
     subject = SubjectScores("made", False, flat[~box.lesion], flat[box.lesion], 0.027)
     choice = postprocessing._choice([subject], [(box, flat)], 2.0, (0.0, 100.0))
@@ -237,7 +231,7 @@ def test_the_best_is_chosen_on_validation_and_the_gain_is_paired(explored, name)
 
 def test_shuffled_test_labels_change_no_choice(explored, study, tmp_path, monkeypatch) -> None:
     before = explored[1]["tiny"]
-    marked = postprocessing._marked
+    marked = map_filters._marked
 
     def shuffled(prepared):
         lesion = marked(prepared)
@@ -343,7 +337,7 @@ def test_among_equals_the_setting_that_changes_least_is_best() -> None:
         return {**dataclasses.asdict(PostProcessing(**settings)), "healthy": {"validation_dice": dice}}
 
     rows = [row(0.5, smoothing_mm=2.0, median_voxels=3), row(0.5, median_voxels=5), row(0.4), row(0.5, median_voxels=3)]
-    best = postprocessing._best(rows, "healthy", "validation_dice", dataclasses.asdict(PostProcessing()))
+    best = postprocessing_table._best(rows, "healthy", "validation_dice", dataclasses.asdict(PostProcessing()))
     assert best["settings"] == dataclasses.asdict(PostProcessing(median_voxels=5))
 
 
@@ -358,9 +352,9 @@ def test_a_best_at_the_end_of_what_was_tried_is_called_out(explored) -> None:
     (note,) = [n for n in result["notes"] if "largest value tried of" in n] if at_end else [""]
     assert all((name in note) == (name in at_end) for name in result["axes"])
     inner = {"axes": {"smoothing_mm": [0, 2]}, "best_on_validation": {"healthy": {"settings": {"smoothing_mm": 0}}}}
-    assert postprocessing._at_the_edge(inner) == []
+    assert postprocessing_table._at_the_edge(inner) == []
     inner["best_on_validation"]["healthy"]["settings"]["smoothing_mm"] = 2
-    assert postprocessing._at_the_edge(inner) == ["smoothing_mm"]
+    assert postprocessing_table._at_the_edge(inner) == ["smoothing_mm"]
 
 
 def test_the_recipe_says_what_has_a_field_and_what_has_none(explored) -> None:

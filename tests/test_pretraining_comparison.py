@@ -15,17 +15,19 @@ from streamlit.testing.v1 import AppTest
 import cli
 from benchmarks import pretraining_study
 from benchmarks.pretraining_report import write_report
-from core.bootstrap import mean_interval
-from core.evaluation import read_metrics
-from core.figures_comparison import training_against_dice
-from core.metrics import SubjectScores, exact_curve, pooled_dice_at
-from core.pooled_counts import count
-from core.pretraining_comparison import ComparisonPlan, list_comparisons, read_comparison
-from core.pretraining_table import contrastive_end, correlation_lines, judge_pretraining, spearman, visibility_of
-from core.store import list_runs, open_run
-from core.summary import leading
-from core.training import read_events
-from core.two_level import Figure, Resamples, number_text, over_seeds, paired_over_seeds, said, span_text
+from core.metrics.bootstrap import mean_interval
+from core.metrics.exact_curve import exact_curve
+from core.metrics.subject_scores import SubjectScores, pooled_dice_at
+from core.metrics.two_level import Figure, Resamples, number_text, over_seeds, paired_over_seeds, said, span_text
+from core.presentation.figures.comparison import training_against_dice
+from core.pretraining.minimise import read_events
+from core.runs.evaluated import read_metrics
+from core.runs.listing import list_runs, open_run
+from core.study.pooled_counts import count
+from core.study.pretraining_comparison import ComparisonPlan, list_comparisons, read_comparison
+from core.study.pretraining_statistics import contrastive_end, judge_pretraining, spearman
+from core.study.pretraining_table import correlation_lines, visibility_of
+from core.study.run_summary import leading
 from data.errors import BadInput, IntegrityError
 from pages._text import prose
 from tests.study import PREPROCESSING, SCAN_FLAGS, SIMCLR_FLAGS, TinyStudy
@@ -238,7 +240,7 @@ def test_the_loss_of_ccd_is_its_contrastive_part_against_its_own_chance(
         for e in read_events(run.directory / "events.jsonl")
         if "loss" in e
     ]
-    monkeypatch.setattr("core.pretraining_table.read_events", lambda path: honest)
+    monkeypatch.setattr("core.study.pretraining_table.read_events", lambda path: honest)
     end = contrastive_end(run)
     assert (end["loss"], end["chance"]) == pytest.approx((1.5, np.log(8)))
     assert end["loss_share"] == pytest.approx(1.5 / np.log(8))
@@ -282,7 +284,7 @@ def test_visibility_is_the_mean_over_fitted_layers_of_encoders_that_all_have_it(
         encoders[0].run_id: {"trained": layers(None, 0.2, 0.4, 9), "untrained": layers(None, 1, 1, 9)},
         encoders[1].run_id: {"trained": layers(None, 0.6, 0.8, 9), "untrained": layers(None, 1, 2, 9)},
     }
-    monkeypatch.setattr("core.pretraining_table.stored_visibility", lambda run: stored.get(run.run_id))
+    monkeypatch.setattr("core.study.pretraining_table.stored_visibility", lambda run: stored.get(run.run_id))
     found = visibility_of(encoders, ["input", "stage1", "stage2"])
     assert found == pytest.approx({"trained": 0.5, "untrained": 1.25})
     del stored[encoders[1].run_id]
@@ -295,7 +297,11 @@ def test_repeating_the_command_uses_everything_again(
     def never(*arguments: object, **named: object) -> None:
         raise AssertionError("made again")
 
-    for work in ("core.experiment.pretrain_encoder", "core.experiment.load_detector", "core.evaluation._many"):
+    for work in (
+        "core.study.training.pretrain_encoder",
+        "core.study.scoring.load_detector",
+        "core.study.evaluation._many",
+    ):
         monkeypatch.setattr(work, never)
     assert cli.main(command(compared)) == 0
     assert read_comparison(compared.runs, "tiny") == found
@@ -316,17 +322,17 @@ def test_after_a_kill_only_what_is_missing_is_made(compared: TinyStudy, found: d
 def test_a_training_that_ends_with_an_error_is_listed_and_the_others_go_on(
     compared: TinyStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from core import experiment
+    from core.study import training
 
     mine = compared.copy(tmp_path / "mine")
-    honest = experiment.pretrain_encoder
+    honest = training.pretrain_encoder
 
     def spoiled(volumes: Any, settings: Any, *rest: Any) -> Path:
         if settings.views.geometric == 0:
             raise BadInput("Loss is nan at step 3.")
         return honest(volumes, settings, *rest)
 
-    monkeypatch.setattr("core.experiment.pretrain_encoder", spoiled)
+    monkeypatch.setattr("core.study.training.pretrain_encoder", spoiled)
     assert cli.main(command(mine, views=("geometric", "none"))) == 0
     found = read_comparison(mine.runs, "tiny")
     assert [(f["variant"], f["seed"]) for f in found["failed"]] == [(v, s) for s in (0, 1) for v in VARIANTS]

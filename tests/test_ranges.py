@@ -14,12 +14,14 @@ import tyro
 
 import cli
 from core.detectors import make
-from core.evaluation import check_rule
-from core.experiment import DataSource, fit, pretrain
 from core.memory_bank.settings import BankSettings
 from core.memory_plan import GaussianSettings
+from core.pretraining.simclr import SimclrSettings
 from core.progress import Progress
-from core.simclr import SimclrSettings
+from core.study.data_source import DataSource
+from core.study.evaluation import check_rule
+from core.study.fitting import fit
+from core.study.training import pretrain
 from data.errors import BadInput
 from data.preprocessing import Preprocessing
 from data.ranges import RANGES, refuse_out_of_range

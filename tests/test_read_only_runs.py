@@ -11,7 +11,7 @@ import streamlit as st
 from streamlit.testing.v1 import AppTest
 
 import cli
-from core import store
+from core.runs import stages
 from tests.study import FIT_FLAGS, SCAN_FLAGS, TinyStudy
 
 ROOT = Path(__file__).parents[1]
@@ -46,7 +46,7 @@ def seal(directory: Path) -> Callable[[], object]:
 
 @pytest.fixture(autouse=True)
 def nothing_said_yet(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "_unkept", set())
+    monkeypatch.setattr(stages, "_unkept", set())
 
 
 READING = {

@@ -8,7 +8,8 @@ import pytest
 
 from data.cohort import Cohort, Split, Subject
 from data.errors import BadInput
-from data.nifti import BadScan, write_nifti
+from data.nifti import write_nifti
+from data.nifti_header import BadScan
 from data.reading import check_cohort, find_duplicates, read_subject, refuse_leakage
 from data.volume import Grid, resample
 

@@ -14,12 +14,13 @@ import pytest
 import tyro
 
 import cli
-from core import demo, evaluation
+from core.presentation import demo
+from core.study import evaluation
 from data.layout import read_cohort
 from data.nifti import write_nifti
 from data.template import mni_template
 from data.volume import Grid
-from models.encoder import EncoderSettings
+from models.settings import EncoderSettings
 from tests.study import HEALTHY, LAYERS, PREPROCESSING, SCAN_FLAGS, TinyStudy
 from verbs import serve
 from verbs.diagnosis import DetectionLimitsVerb, ReportVerb

@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from core import experiment
-from core.experiment import DataSource
 from core.progress import Progress
+from core.study import data_source, preparing
+from core.study.data_source import DataSource
 from data import reference
 from data.choices import Choices
 from data.cohort import Subject
 from data.errors import BadInput
 from data.layout import read_cohort
-from data.nifti import BadScan, write_nifti
+from data.nifti import write_nifti
+from data.nifti_header import BadScan
 from data.preprocessing import Prepared, Preprocessing, prepare_subject
 from data.reading import read_subject
 from data.reference import doubts_of_cohort, doubts_of_scan, impression
@@ -178,13 +179,13 @@ def _no_registration(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("data.preprocessing.register", lambda volume, method: np.eye(4))
 
 
-def prepared(table: Path, said: list[str], **choices: object) -> experiment.Study:
+def prepared(table: Path, said: list[str], **choices: object) -> data_source.Study:
     text = io.StringIO()
     source = DataSource(
         table, preprocessing=Preprocessing(spacing_mm=SPACING, intensity="minmax"),
         choices=Choices(**choices),  # type: ignore[arg-type]
     )  # fmt: skip
-    study = experiment.prepare(table.parent / "runs", source, Progress(False, text), workers=1)
+    study = preparing.prepare(table.parent / "runs", source, Progress(False, text), workers=1)
     said.append(text.getvalue())
     return study
 

@@ -20,20 +20,29 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 import cli
-from core import figures
 from core.detectors import recipe_json
-from core.diagnosis_view import density_name
-from core.evaluation import evaluate_run, read_metrics
+from core.presentation.decision_words import density_name
+from core.presentation.figures import results as figures
+from core.presentation.report.charts import Dot, dots, error_bars, hatches, ladder, subject_dots, whole
+from core.presentation.report.document import POLICY, framed, is_report, report_html, write_report
+from core.presentation.report.limits import detection_limits, post_processing
+from core.presentation.report.markup import Html, tag
+from core.presentation.report.pictures import (
+    LESION_RGB,
+    SEGMENTATION_RGB,
+    case_pictures,
+    centre_of_interest,
+    score_colours,
+)
+from core.presentation.report.repeat import commands_of, in_words, without_machine
+from core.presentation.report.style import STYLE
+from core.presentation.report.words import interval, number, percent, signed
 from core.progress import Progress
-from core.report import POLICY, framed, is_report, report_html, write_report
-from core.report_parts.charts import Dot, dots, error_bars, hatches, ladder, subject_dots, whole
-from core.report_parts.commands import commands_of, in_words, without_machine
-from core.report_parts.limits import detection_limits, post_processing
-from core.report_parts.markup import Html, tag
-from core.report_parts.pictures import LESION_RGB, SEGMENTATION_RGB, case_pictures, centre_of_interest, score_colours
-from core.report_parts.style import STYLE
-from core.report_parts.words import interval, number, percent, signed
-from core.store import Run, open_run, stage_name
+from core.runs.evaluated import read_metrics
+from core.runs.listing import open_run
+from core.runs.run_record import Run
+from core.runs.stages import stage_name
+from core.study.evaluation import evaluate_run
 from data.errors import BadInput, EnvironmentProblem
 from data.names import folder_name
 from data.preprocessing import Prepared

@@ -8,8 +8,8 @@ import pytest
 import streamlit as st
 from streamlit.testing.v1 import AppTest
 
-from core.report import POLICY, framed, report_html
-from core.store import open_run
+from core.presentation.report.document import POLICY, framed, report_html
+from core.runs.listing import open_run
 from tests.study import TinyStudy
 
 PAGE = Path(__file__).parents[1] / "pages" / "report.py"

@@ -13,24 +13,30 @@ import pytest
 import torch
 
 import cli
-from core.features import every_layer_set, feature_layout
-from core.gaussian import GaussianSettings, fit_gaussian
+from core.features.layout import feature_layout
+from core.features.settings import every_layer_set
+from core.gaussian.running import fit_gaussian
 from core.memory_bank.bank import MemoryBank
 from core.memory_bank.settings import BankSettings
+from core.memory_plan import GaussianSettings
+from core.pretraining.simclr import SimclrSettings
+from core.pretraining.simclr.scans import open_scans
+from core.pretraining.simclr.variant import Batch, Setup, view_draws
+from core.pretraining.view_settings import ViewSettings
+from core.pretraining.views import ViewDraw
+from core.pretraining.visibility.changes import lesion_places, view_changes
+from core.pretraining.visibility.measure import windows_of
+from core.pretraining.visibility.settings import VisibilitySettings
 from core.randomness import number_of
-from core.simclr import SimclrSettings
-from core.simclr.parts import Batch, Setup, view_draws
-from core.simclr.scans import open_scans
-from core.store import open_run, update_run
+from core.runs.listing import open_run
+from core.runs.store import update_run
 from core.types import FeatureLayout
-from core.views import ViewDraw, ViewSettings
-from core.visibility.changes import VisibilitySettings, lesion_places, view_changes
-from core.visibility.measure import windows_of
 from data.files import MANIFEST, read_json
 from data.preprocessing import prepare_reading
 from data.table import read_table
 from data.volume import Grid
-from models.encoder import EncoderSettings, make_encoder
+from models.encoder import make_encoder
+from models.settings import EncoderSettings
 from tests.study import PREPROCESSING, SCAN_FLAGS, SIMCLR_FLAGS, small_volumes, write_scans
 
 GAUSSIAN = ("--encoder", "encoder", "--layers", "input", "stage1", "--grid", "8mm")

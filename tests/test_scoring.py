@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter, map_coordinates
 
-from core.scoring import Upsampler, gaussian_matrix, masked_score_map, separable, to_score_map
+from core.features.score_maps import Upsampler, gaussian_matrix, masked_score_map, separable, to_score_map
 from core.types import FeatureLayout
 from data.errors import BadInput
 from data.volume import Grid, Volume

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.diagnosis.shapley import shapley_costs
+from core.diagnosis.errors.shapley import shapley_costs
 from data.errors import BadInput
 
 counts = st.integers(0, 5000)

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from cli import main
-from core.report import report_html
-from core.sharing import COHORT, KEY_FILE, LEFT_OUT, Veil, age_span, veil_of
-from core.store import Run, open_run
+from core.presentation.report.document import report_html
+from core.runs.listing import open_run
+from core.runs.run_record import Run
+from core.runs.sharing import COHORT, KEY_FILE, LEFT_OUT, Veil, age_span, veil_of
 from data.errors import IntegrityError
 from data.names import folder_name
 from tests.diagnosis_example import example
@@ -145,7 +146,7 @@ def test_where_nothing_can_be_written_pseudonyms_are_for_one_document(
     def refuse(*words: Any) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("core.sharing.os.link", refuse)
+    monkeypatch.setattr("core.runs.sharing.os.link", refuse)
     run = open_run(own_study.runs, "tiny")
     assert veil_of(run).called("test01") != veil_of(run).called("test01")
     assert not (own_study.runs / KEY_FILE).exists()

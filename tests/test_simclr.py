@@ -15,14 +15,17 @@ import pytest
 import torch
 from torch.nn import functional
 
-from core.contrastive import chance_loss, diagnostics, nt_xent
-from core.simclr import NegativesSettings, SimclrSettings, batch_indices, pretrain_encoder
-from core.training import VOLATILE, checkpoint_step, read_events
-from core.verdict import verdict
-from core.views import ViewDraw, ViewSettings, apply_view, draw_view, view_coordinates
+from core.pretraining.checkpoints import VOLATILE, checkpoint_step
+from core.pretraining.contrastive import chance_loss, diagnostics, nt_xent
+from core.pretraining.minimise import read_events
+from core.pretraining.simclr import NegativesSettings, SimclrSettings, batch_indices, pretrain_encoder
+from core.pretraining.training_verdict import verdict
+from core.pretraining.view_settings import ViewSettings
+from core.pretraining.views import ViewDraw, apply_view, draw_view, view_coordinates
 from data.errors import BadInput
 from data.volume import Grid, Volume
-from models.encoder import EncoderSettings, load_encoder, make_encoder
+from models.encoder import load_encoder, make_encoder
+from models.settings import EncoderSettings
 
 TINY = SimclrSettings(
     encoder=EncoderSettings(width=4, strides=(2, 2, 1, 1, 1)), batch=3, steps=6, checkpoint_every=2, lr=1e-2
@@ -310,7 +313,7 @@ RUN = """
 import sys
 from pathlib import Path
 from tests.test_simclr import TINY, _volumes
-from core.simclr import pretrain_encoder
+from core.pretraining.simclr import pretrain_encoder
 pretrain_encoder(_volumes(), TINY, Path(sys.argv[1]))
 """
 
@@ -319,7 +322,7 @@ def test_a_run_killed_with_sigkill_and_resumed_has_the_bytes_of_one_that_was_not
     lines = 3  # one step after a checkpoint, one before the next
     whole = pretrain_encoder(_volumes(), TINY, tmp_path / "whole")
     killed = tmp_path / "killed"
-    slow = "import time, core.simclr as s\nd = s.batch_indices\n"
+    slow = "import time, core.pretraining.simclr as s\nd = s.batch_indices\n"
     slow += "s.batch_indices = lambda *given: (time.sleep(0.15), d(*given))[1]\n"
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
     environment |= {"OMP_NUM_THREADS": str(torch.get_num_threads())}

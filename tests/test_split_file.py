@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import cli
-from core.experiment import cache_directory
+from core.study.data_source import cache_directory
 from data.cohort import Cohort, Split, Subject
 from data.errors import BadInput
 from data.split_file import read_split

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from core import journal, store
-from core.evaluated import read_metrics
-from core.lock import hold_lock, this_process
+from core.runs import journal, listing, run_record, stages, store
+from core.runs.evaluated import read_metrics
+from core.runs.lock import hold_lock, this_process
 from data.errors import BadInput, EnvironmentProblem, IntegrityError, Interrupted
 from data.files import (
     compact_json,
@@ -64,7 +64,7 @@ def test_equal_recipes_on_one_day_get_different_ids(runs):
 def test_any_name_gives_a_folder_inside_the_runs_directory(runs, name):
     run = store.create_run(runs, kind="demo", name=name, recipe={})
     assert run.directory.resolve().parent == runs.resolve()
-    assert store.open_run(runs, run.run_id).name == name
+    assert listing.open_run(runs, run.run_id).name == name
 
 
 @pytest.mark.parametrize("run_id", ["../x", "a/b", "", ".x", "a b", "a\0", "x" * 101, "-x"])
@@ -118,12 +118,12 @@ def test_updating_merges_stages_and_leaves_the_rest(run):
 
 
 def test_a_kill_while_updating_keeps_the_old_record(run):
-    code = "import sys; from core import store; from pathlib import Path; p = Path(sys.argv[1]);" + (
-        "store.update_run(store.open_run(p.parent, p.name), status='finished')"
+    code = "import sys; from core.runs import store; from pathlib import Path; p = Path(sys.argv[1]);" + (
+        "store.update_run(listing.open_run(p.parent, p.name), status='finished')"
     )
     process = python(code, str(run.directory), env={"DICESCOPE_FAULT": "file.before_rename:1:kill"})
     assert process.wait(20) == -signal.SIGKILL
-    assert store.open_run(run.directory.parent, run.run_id).status == "running"
+    assert listing.open_run(run.directory.parent, run.run_id).status == "running"
     with store.lock(run):
         pass
     assert sorted(p.name for p in run.directory.iterdir()) == ["lock", "run.json"]
@@ -139,19 +139,19 @@ def test_latest_follows_the_order_of_creation_whatever_the_clock_says(runs):
         write_sealed_json(
             run.directory / "run.json", run.record | {"created": f"{2100 - 60 * age}-01-01T00:00:00+00:00"}
         )
-    assert store.open_run(runs, "latest").run_id == made[2].run_id
-    assert store.open_run(runs, "latest", kind="detector").run_id == made[1].run_id
-    assert [r.sequence for r in store.list_runs(runs)[0]] == [3, 2, 1]
+    assert listing.open_run(runs, "latest").run_id == made[2].run_id
+    assert listing.open_run(runs, "latest", kind="detector").run_id == made[1].run_id
+    assert [r.sequence for r in listing.list_runs(runs)[0]] == [3, 2, 1]
 
 
 def test_a_run_opens_by_id_by_path_and_by_a_unique_beginning(runs, run, monkeypatch):
     monkeypatch.chdir(runs.parent)
     for which in (run.run_id, run.run_id[:-2], str(run.directory), f"runs/{run.run_id}", f"./runs/{run.run_id}/"):
-        assert store.open_run(runs, which).run_id == run.run_id
+        assert listing.open_run(runs, which).run_id == run.run_id
     other = store.create_run(runs, kind="detector", name="PaDiM", recipe=RECIPE)
-    assert store.open_run(runs, run.run_id).run_id == run.run_id
+    assert listing.open_run(runs, run.run_id).run_id == run.run_id
     with pytest.raises(BadInput, match="fits several") as caught:
-        store.open_run(runs, run.run_id[:-2])
+        listing.open_run(runs, run.run_id[:-2])
     assert other.run_id in str(caught.value)
 
 
@@ -164,38 +164,38 @@ def test_no_name_reaches_a_folder_outside(runs, run, tmp_path, monkeypatch):
         f"runs/../elsewhere/{outside.run_id}", "%2e%2e", f"{run.run_id}/../../elsewhere/{outside.run_id}", ".sequence",
     ):  # fmt: skip
         with pytest.raises(BadInput):
-            store.open_run(runs, which)
+            listing.open_run(runs, which)
 
 
 def test_a_path_to_a_run_of_the_same_name_elsewhere_does_not_open_ours(runs, tmp_path):
     for root in (runs, tmp_path / "elsewhere"):
         store.create_run(root, kind="demo", name="x", recipe={}, run_id="same")
-    assert store.open_run(runs, str(runs / "same")).run_id == "same"
+    assert listing.open_run(runs, str(runs / "same")).run_id == "same"
     with pytest.raises(BadInput, match="--runs"):
-        store.open_run(runs, str(tmp_path / "elsewhere" / "same"))
+        listing.open_run(runs, str(tmp_path / "elsewhere" / "same"))
 
 
 def test_an_empty_folder_says_how_to_make_a_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(BadInput, match=r"No runs in \./runs yet\. Make one: python cli\.py demo"):
-        store.open_run(Path("runs"), "latest")
-    assert store.list_runs(Path("runs")) == ([], [])
+        listing.open_run(Path("runs"), "latest")
+    assert listing.list_runs(Path("runs")) == ([], [])
 
 
 def test_an_unknown_run_or_kind_lists_what_there_is(runs, run):
     with pytest.raises(BadInput, match=run.run_id):
-        store.open_run(runs, "2001")
+        listing.open_run(runs, "2001")
     with pytest.raises(BadInput, match="It has: detector"):
-        store.open_run(runs, "latest", kind="encoder")
+        listing.open_run(runs, "latest", kind="encoder")
     with pytest.raises(BadInput, match=r"'encoder' is needed.*has no run of kind 'encoder' yet"):
-        store.open_run(runs, run.run_id, kind="encoder")
+        listing.open_run(runs, run.run_id, kind="encoder")
 
 
 def test_a_run_of_another_kind_is_refused_with_the_newest_five_that_fit(runs):
     encoder = store.create_run(runs, kind="encoder", name="e", recipe={})
     made = [store.create_run(runs, kind="detector", name=f"d{n}", recipe={}).run_id for n in range(6)]
     with pytest.raises(BadInput) as refused:
-        store.open_run(runs, encoder.run_id, kind="detector")
+        listing.open_run(runs, encoder.run_id, kind="detector")
     assert str(refused.value).endswith(f"There are: {', '.join(made[:0:-1])} and more.")
 
 
@@ -205,19 +205,19 @@ def test_a_run_of_another_kind_is_refused_with_the_newest_five_that_fit(runs):
 def test_a_damaged_record_is_named_and_hides_no_other(runs, run, damage):
     other = store.create_run(runs, kind="demo", name="good", recipe={})
     (run.directory / "run.json").write_bytes(damage)
-    found, problems = store.list_runs(runs)
+    found, problems = listing.list_runs(runs)
     assert [r.run_id for r in found] == [other.run_id]
     assert len(problems) == 1
     assert run.run_id in problems[0]
-    assert store.open_run(runs, "latest").run_id == other.run_id
+    assert listing.open_run(runs, "latest").run_id == other.run_id
     with pytest.raises(IntegrityError, match=r"run\.json"):
-        store.open_run(runs, run.run_id)
+        listing.open_run(runs, run.run_id)
 
 
 def test_a_record_of_a_newer_version_is_refused(runs, run):
     write_json(run.directory / "run.json", run.record | {"schema": 99})
     with pytest.raises(BadInput, match="newer version"):
-        store.open_run(runs, run.run_id)
+        listing.open_run(runs, run.run_id)
 
 
 def test_a_thousand_runs_are_listed_quickly(runs, run):
@@ -226,18 +226,18 @@ def test_a_thousand_runs_are_listed_quickly(runs, run):
         (runs / f"r{number:04d}").mkdir()
         (runs / f"r{number:04d}" / "run.json").write_text(text)
     began = time.perf_counter()
-    assert len(store.list_runs(runs)[0]) == 1001
+    assert len(listing.list_runs(runs)[0]) == 1001
     assert time.perf_counter() - began < 1.5
 
 
 def test_a_run_deleted_while_it_is_shown_gives_a_sentence(run):
     run.directory.rename(run.directory.with_name("renamed"))
     assert store.read_events(run) == []
-    assert not store.stage_done(run, "detector")
+    assert not stages.stage_done(run, "detector")
     for use in (lambda: store.update_run(run, status="failed"), lambda: store.lock(run).__enter__()):
         with pytest.raises(BadInput, match="deleted or renamed"):
             use()
-    with pytest.raises(BadInput, match="deleted or renamed"), store.stage(run, "detector"):
+    with pytest.raises(BadInput, match="deleted or renamed"), stages.stage(run, "detector"):
         pass
     assert not run.directory.exists()
 
@@ -246,37 +246,37 @@ def test_a_run_deleted_while_it_is_shown_gives_a_sentence(run):
 
 
 def test_a_stage_is_committed_with_its_seconds_and_memory(run):
-    assert not store.stage_done(run, "scores/sub-01")
-    with store.stage(run, "scores/sub-01") as scratch:
+    assert not stages.stage_done(run, "scores/sub-01")
+    with stages.stage(run, "scores/sub-01") as scratch:
         np.save(scratch / "map.npy", np.zeros(3))
         time.sleep(0.02)
-    assert store.stage_done(run, "scores/sub-01", verify=True)
+    assert stages.stage_done(run, "scores/sub-01", verify=True)
     verify_directory(run.directory / "scores" / "sub-01")
     figures = read_json(run.directory / "run.json")["stages"]["scores/sub-01"]
     assert figures["seconds"] >= 0.02
     assert 5 < figures["peak_mb"] < 20_000
     (run.directory / "scores" / "sub-01" / "map.npy").write_bytes(b"x")
-    assert store.stage_done(run, "scores/sub-01")
-    assert not store.stage_done(run, "scores/sub-01", verify=True)
+    assert stages.stage_done(run, "scores/sub-01")
+    assert not stages.stage_done(run, "scores/sub-01", verify=True)
 
 
 def test_a_stage_that_fails_leaves_nothing(run):
-    with pytest.raises(ZeroDivisionError), store.stage(run, "detector"):
+    with pytest.raises(ZeroDivisionError), stages.stage(run, "detector"):
         _ = 1 / 0
-    assert not store.stage_done(run, "detector")
+    assert not stages.stage_done(run, "detector")
     assert read_json(run.directory / "run.json")["stages"] == {}
 
 
 @pytest.mark.parametrize("name", ["../x", "/etc", "", "a/../../x", "a\0", ".tmp-x", "."])
 def test_a_stage_cannot_leave_its_run(run, name):
     with pytest.raises(BadInput, match="cannot name a stage"):
-        store.stage_done(run, name)
+        stages.stage_done(run, name)
 
 
 def test_a_stage_does_not_follow_a_link_out_of_the_run(run, tmp_path):
     (run.directory / "scores").symlink_to(tmp_path)
     with pytest.raises(BadInput, match="link"):
-        store.stage_done(run, "scores/x")
+        stages.stage_done(run, "scores/x")
 
 
 # Journal
@@ -368,7 +368,7 @@ def test_resuming_with_another_recipe_is_refused_with_the_difference(run):
 HOLD = """
 import sys, time
 from pathlib import Path
-from core.lock import hold_lock, this_process
+from core.runs.lock import hold_lock, this_process
 with hold_lock(Path(sys.argv[1]), heartbeat_seconds=0.1):
     print("held", flush=True)
     time.sleep(60)
@@ -415,10 +415,10 @@ def test_the_lock_of_a_killed_process_is_taken_over_by_one_of_many(run):
     for _ in range(5):
         holder = python(HOLD, str(run.directory))
         assert holder.stdout.readline() == b"held\n"
-        assert store.current_status(run) == "running"
+        assert listing.current_status(run) == "running"
         holder.kill()
         holder.wait()
-        assert store.current_status(run) == "interrupted"
+        assert listing.current_status(run) == "interrupted"
         context = multiprocessing.get_context("fork")
         barrier, answers = context.Barrier(3), context.Queue()
         takers = [context.Process(target=_take_once, args=(run.directory, barrier, answers)) for _ in range(3)]
@@ -444,7 +444,7 @@ def _take_once(directory: Path, barrier, answers) -> None:
 def test_a_living_process_that_only_has_the_number_of_the_dead_holder_does_not_keep_the_lock(run):
     owner = this_process() | {"process_started": "12 ticks", "since": "2026-11-20T10:00:00+00:00"}
     write_json(run.directory / "lock" / "000001" / "owner.json", owner)
-    assert store.current_status(run) == "interrupted"
+    assert listing.current_status(run) == "interrupted"
     with store.lock(run) as held:
         assert held.generation == 2
 
@@ -460,12 +460,12 @@ def test_another_machine_is_believed_until_take_over_finds_it_silent(run):
 
 
 def test_a_writer_that_was_taken_over_commits_nothing_more(run):
-    with store.lock(run, heartbeat_seconds=0.05) as held, store.stage(held, "encoder") as scratch:
+    with store.lock(run, heartbeat_seconds=0.05) as held, stages.stage(held, "encoder") as scratch:
         (scratch / "w").write_text("early")
     code = HOLD.replace("time.sleep(60)", "sys.stdin.readline()").replace(
         "with hold_lock(Path(sys.argv[1]), heartbeat_seconds=0.1):",
-        "from core import store; p = Path(sys.argv[1])\n"
-        "with store.lock(store.open_run(p.parent, p.name), heartbeat_seconds=0.1) as r, store.stage(r, 'detector'):",
+        "from core.runs import store; p = Path(sys.argv[1])\n"
+        "with store.lock(listing.open_run(p.parent, p.name), heartbeat_seconds=0.1) as r, stages.stage(r, 'detector'):",
     )
     zombie = python(code, str(run.directory), stdin=subprocess.PIPE, stderr=subprocess.PIPE)
     assert zombie.stdout.readline() == b"held\n"
@@ -474,8 +474,8 @@ def test_a_writer_that_was_taken_over_commits_nothing_more(run):
         os.kill(zombie.pid, signal.SIGCONT)
         _, complaint = zombie.communicate(b"\n", timeout=20)
         assert b"Interrupted: Another process took over" in complaint
-        assert not store.stage_done(held, "detector")
-        with store.stage(held, "detector") as scratch:
+        assert not stages.stage_done(held, "detector")
+        with stages.stage(held, "detector") as scratch:
             (scratch / "w").write_text("mine")
     assert (run.directory / "detector" / "w").read_text() == "mine"
 
@@ -488,23 +488,23 @@ def test_an_update_after_losing_the_lock_is_refused(run):
 
 
 def test_taking_the_lock_repairs_what_a_kill_left_between_renames(run):
-    with store.stage(run, "scores/sub-01") as scratch:
+    with stages.stage(run, "scores/sub-01") as scratch:
         (scratch / "w").write_text("old")
     code = (
-        "import sys; from core import store; from pathlib import Path; p = Path(sys.argv[1])\n"
-        "with store.stage(store.open_run(p.parent, p.name), 'scores/sub-01') as s: (s / 'w').write_text('new')"
+        "import sys; from core.runs import store; from pathlib import Path; p = Path(sys.argv[1])\n"
+        "with stages.stage(listing.open_run(p.parent, p.name), 'scores/sub-01') as s: (s / 'w').write_text('new')"
     )
     process = python(code, str(run.directory), env={"DICESCOPE_FAULT": "commit.between_renames:1:kill"})
     assert process.wait(20) == -signal.SIGKILL
-    assert not store.stage_done(run, "scores/sub-01")
+    assert not stages.stage_done(run, "scores/sub-01")
     with store.lock(run) as held:
-        assert store.stage_done(held, "scores/sub-01", verify=True)
+        assert stages.stage_done(held, "scores/sub-01", verify=True)
     assert [p.name for p in (run.directory / "scores").iterdir()] == ["sub-01"]
 
 
 def test_a_run_without_a_lock_keeps_its_written_status(run):
-    assert store.current_status(run) == "running"
-    assert store.current_status(store.update_run(run, status="finished")) == "finished"
+    assert listing.current_status(run) == "running"
+    assert listing.current_status(store.update_run(run, status="finished")) == "finished"
 
 
 def test_a_printed_command_finds_the_run_wherever_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -533,14 +533,14 @@ def test_a_record_is_judged_by_its_pieces_as_it_would_be_as_a_whole(tmp_path: Pa
         run = store.create_run(
             tmp_path, kind="detector", name=name, recipe={"n": number}, cohort=cohort, split={"train": ["a"]}
         )
-        assert run.record["identity"] == store.identity_of_record(store.read_run(run.directory).record)
+        assert run.record["identity"] == run_record.identity_of_record(run_record.read_run(run.directory).record)
     path = run.directory / "run.json"
     sound = json.loads(path.read_text())
     for changed in ({"split": {"test": ["a"]}}, {"cohort": {**cohort, "notes": 1}}, {"seed": 7}):
         write_json(path, sealed({**without_seal(sound), **changed}))
         with pytest.raises(IntegrityError):
-            store.read_run(run.directory)
+            run_record.read_run(run.directory)
     write_json(path, sealed({**without_seal(sound), "cohort": {**cohort, "notes": ["other"]}}))
-    assert store.read_run(run.directory).record["cohort"]["notes"] == ["other"]
+    assert run_record.read_run(run.directory).record["cohort"]["notes"] == ["other"]
     write_json(path, sound)
-    assert store.read_run(run.directory).name == "second"
+    assert run_record.read_run(run.directory).name == "second"

@@ -14,10 +14,12 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 import cli
-from core import lock as locks
-from core import store
-from core.commands import take_over_argv
-from core.store import Run, open_run, update_run
+from core.presentation.commands import take_over_argv
+from core.runs import lock as locks
+from core.runs import store
+from core.runs.listing import open_run
+from core.runs.run_record import Run
+from core.runs.store import update_run
 from data.errors import BadInput, Interrupted
 from data.files import committed_directory, read_json, write_json
 from tests.study import TinyStudy
@@ -87,9 +89,9 @@ def test_who_gives_signs_of_life_is_not_taken_over(own: TinyStudy, capsys: pytes
 HOLD = """
 import sys
 from pathlib import Path
-from core import store
+from core.runs import store
 p = Path(sys.argv[1])
-with store.lock(store.open_run(p.parent, p.name), heartbeat_seconds=0.1) as run:
+with store.lock(listing.open_run(p.parent, p.name), heartbeat_seconds=0.1) as run:
     print("held", flush=True)
     sys.stdin.readline()
     from data.files import committed_directory, write_json
@@ -157,7 +159,7 @@ def test_whatever_a_lost_writer_stumbles_over_is_told_as_the_loss(tmp_path: Path
 
 def test_what_a_killed_taker_had_prepared_is_cleared_by_the_next(tmp_path: Path) -> None:
     run = store.create_run(tmp_path / "runs", kind="detector", name="x", recipe={})
-    code = "import sys, pathlib; from core.lock import hold_lock; hold_lock(pathlib.Path(sys.argv[1])).__enter__()"
+    code = "import sys, pathlib; from core.runs.lock import hold_lock; hold_lock(pathlib.Path(sys.argv[1])).__enter__()"
     killed = subprocess.run(
         [sys.executable, "-c", code, str(run.directory)],
         env=os.environ | {"PYTHONPATH": str(ROOT), "DICESCOPE_FAULT": "file.before_rename:1:kill"},

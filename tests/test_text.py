@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
-from core.figures import as_text, contribution_bars, layer_scatter, protocol_dots
-from core.figures_diagnosis import ceiling_lines, strata_bars
+from core.presentation.figures.diagnosis import ceiling_lines, strata_bars
+from core.presentation.figures.results import as_text, contribution_bars, layer_scatter, protocol_dots
 from pages._text import cell, cells, plain
 from tests.browser import FLAGS, find_chromium, serve
 from tests.markdown_law import leaks

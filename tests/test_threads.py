@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 import cli
-from core import experiment
+from core.pretraining.checkpoints import checkpoint_history
 from core.progress import open_progress
-from core.provenance import computed_by, threads
-from core.store import lose_equal_bits, open_run, unequal_bits
-from core.training import checkpoint_history
+from core.runs.listing import open_run
+from core.runs.provenance import computed_by, threads
+from core.runs.store import lose_equal_bits, unequal_bits
+from core.study import scoring
 from tests.study import SCAN_FLAGS, SIMCLR_FLAGS, TinyStudy
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,7 +51,7 @@ def test_a_training_resumed_with_other_threads_no_longer_claims_equal_bits(
     monkeypatch.delenv("DICESCOPE_FAULT")
     assert checkpoint_history(own_study.runs / "stopped") == (computed_by(),)
     if other:
-        for module in ("core.experiment", "core.training"):
+        for module in ("core.study.opening", "core.pretraining.minimise"):
             monkeypatch.setattr(f"{module}.computed_by", lambda: "64 threads, AVX512")
     capsys.readouterr()
     assert cli.main(argv) == 0
@@ -64,8 +65,8 @@ def test_scores_finished_with_other_threads_no_longer_claim_equal_bits(
     own_study: TinyStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.rmtree(own_study.runs / "tiny" / "scores" / "test01")
-    monkeypatch.setattr("core.experiment.computed_by", lambda: "64 threads, AVX512")
-    run = experiment.score(open_run(own_study.runs, "tiny"), open_progress())
+    monkeypatch.setattr("core.study.scoring.computed_by", lambda: "64 threads, AVX512")
+    run = scoring.score(open_run(own_study.runs, "tiny"), open_progress())
     assert "scored partly with" in unequal_bits(open_run(run.directory.parent, "tiny"))
 
 

@@ -9,7 +9,7 @@ import torch
 
 from core.detectors import CATALOGUE
 from core.detectors.voxel_zscore import VoxelZScore
-from core.gaussian import GaussianSettings
+from core.memory_plan import GaussianSettings
 from data.errors import BadInput
 from data.volume import Volume
 from tests.study import small_volumes

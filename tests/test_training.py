@@ -16,16 +16,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from core.pretraining.checkpoints import VOLATILE, Optimisation, checkpoint_history, checkpoint_step
+from core.pretraining.minimise import learning_rate, minimise, read_events
 from core.randomness import stream
-from core.training import (
-    VOLATILE,
-    Optimisation,
-    checkpoint_history,
-    checkpoint_step,
-    learning_rate,
-    minimise,
-    read_events,
-)
 from data.errors import BadInput, EnvironmentProblem, IntegrityError, Interrupted
 from data.files import committed_directory, write_json
 from models.tensor_files import load_tensors, save_tensors
@@ -248,11 +241,11 @@ def test_killed_at_any_step_of_writing_a_checkpoint_training_ends_with_the_same_
 
 
 def test_a_checkpoint_says_by_how_many_threads_it_came_about(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("core.training.computed_by", lambda: "1 threads")
+    monkeypatch.setattr("core.pretraining.minimise.computed_by", lambda: "1 threads")
     with pytest.raises(_PowerCut):
         _train(tmp_path, _linear(), QUICK, die_at=5)
     assert checkpoint_history(tmp_path) == ("1 threads",)
-    monkeypatch.setattr("core.training.computed_by", lambda: "2 threads")
+    monkeypatch.setattr("core.pretraining.minimise.computed_by", lambda: "2 threads")
     _train(tmp_path, _linear(), QUICK)
     assert checkpoint_history(tmp_path) == ("1 threads", "2 threads")
 

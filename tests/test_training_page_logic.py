@@ -10,14 +10,19 @@ import pytest
 import tyro
 from streamlit.testing.v1 import AppTest
 
-from core import commands, figures_training, training_view
-from core.commands import Scans, next_step, pretrain_argv, pretrain_id, resume_argv, scans_at, scans_of, start_once
-from core.jobs import Job
-from core.recipes import as_json
-from core.simclr import NegativesSettings, SimclrSettings
-from core.simclr.settings import Kind
-from core.store import Run, create_run, list_runs, open_run, read_events, update_run
-from core.training_view import (
+from core.presentation import commands, training_view
+from core.presentation.commands import (
+    Scans,
+    next_step,
+    pretrain_argv,
+    pretrain_id,
+    resume_argv,
+    scans_at,
+    scans_of,
+    start_once,
+)
+from core.presentation.figures import training as figures_training
+from core.presentation.training_view import (
     NEGATIVES_READ,
     asked_name,
     asked_run_id,
@@ -33,11 +38,19 @@ from core.training_view import (
     state_of,
     thinned,
 )
-from core.views import VIEW_SETS, ViewSettings
+from core.pretraining.simclr import NegativesSettings, SimclrSettings
+from core.pretraining.simclr_settings import Kind
+from core.pretraining.view_settings import VIEW_SETS, ViewSettings
+from core.recipes import as_json
+from core.runs.jobs import Job
+from core.runs.listing import list_runs, open_run
+from core.runs.run_record import Run
+from core.runs.store import create_run, read_events, update_run
 from data.errors import BadInput
 from data.files import committed_directory
 from data.preprocessing import Preprocessing
-from models.encoder import EncoderSettings, make_encoder
+from models.encoder import make_encoder
+from models.settings import EncoderSettings
 from pages._negatives import KINDS, layers_of
 from pages._pretrain import ARCHITECTURES, VIEW_WORDS
 from tests.study import write_record
@@ -340,7 +353,7 @@ def test_two_clicks_start_one_job_and_a_click_after_its_end_starts_another(
     started = recorded(monkeypatch, [])
     start_once(tmp_path, ["pretrain", "x"])
     start_once(tmp_path, ["pretrain", "x"])
-    assert len(set(started)) == 1  # the same token twice is the same job (core.jobs)
+    assert len(set(started)) == 1  # the same token twice is the same job (core.runs.jobs)
     recorded(monkeypatch, [a_job(["pretrain", "x"], "running", job_id="job-9")])
     assert start_once(tmp_path, ["pretrain", "x"]).job_id == "job-9"
     again = recorded(monkeypatch, [a_job(["pretrain", "x"], "stopped")])

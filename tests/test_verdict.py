@@ -6,9 +6,9 @@ from typing import Any, get_args
 
 import pytest
 
-from core.simclr.settings import Kind
-from core.verdict import PATIENCE_STEPS, verdict
-from core.verdict_advice import when_too_easy, when_too_hard
+from core.pretraining.simclr_settings import Kind
+from core.pretraining.training_advice import when_too_easy, when_too_hard
+from core.pretraining.training_verdict import PATIENCE_STEPS, verdict
 
 KINDS: tuple[str, ...] = get_args(Kind)
 SETTINGS: dict[str, Any] = {

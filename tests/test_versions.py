@@ -9,11 +9,14 @@ from typing import Any
 import pytest
 
 import cli
-from core import provenance
-from core.experiment import load_detector, prepared_of
-from core.provenance import environment, numeric_differences, numeric_versions
-from core.store import Run, create_run, lose_equal_bits, open_run, update_run
-from core.versions import note_resumed, noted, notes_by_text, version_notes
+from core.runs import provenance
+from core.runs.listing import open_run
+from core.runs.provenance import environment, numeric_differences, numeric_versions
+from core.runs.run_record import Run
+from core.runs.store import create_run, lose_equal_bits, update_run
+from core.runs.versions import note_resumed, noted, notes_by_text, version_notes
+from core.study.fitted import load_detector
+from core.study.run_scans import prepared_of
 from data.errors import BadInput, IntegrityError
 from data.schemas import check_schema
 from models.encoder import load_encoder
@@ -80,10 +83,10 @@ def test_a_stage_keeps_versions_only_when_they_are_not_those_of_the_beginning(
     run = create_run(tmp_path, kind="detector", name="r", recipe={"kind": "VoxelZScore"})
     run = update_run(run, stages={"detector": {"seconds": 1}})
     assert run.record["stages"]["detector"] == {"seconds": 1}
-    import core.store
+    import core.runs.store
 
     pretend(torch="99.0")
-    assert core.store.numeric_versions()["torch"] == "99.0"
+    assert core.runs.store.numeric_versions()["torch"] == "99.0"
     run = update_run(run, stages={"evaluation": {"seconds": 1}})
     assert run.record["stages"]["evaluation"]["versions"] == {"torch": "99.0"}
     assert any("stage evaluation ran with torch 99.0" in note for note in version_notes(run))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from asgi import is_local
+from core.presentation.door import is_local
 from pages._viewer.assets import version
 from tests.browser import FLAGS, find_chromium, serve
 from tests.viewer_harness.subject import BRIGHT_FALSE, KINDS, LESIONS, SPACING_MM, levels, volumes

@@ -10,28 +10,29 @@ import torch
 from torch import Tensor
 
 import cli
-from core.bootstrap import Interval
-from core.figures_visibility import brightness_bars, taught_away_lines, visibility_dumbbells
-from core.progress import open_progress
-from core.store import open_run
-from core.views import VIEW_SETS, ViewDraw, ViewSettings
-from core.visibility.changes import (
-    VIEW,
-    LesionKind,
-    VisibilitySettings,
-    lesion_balls,
-    lesion_change,
-    lesion_places,
-    view_change,
-    window_of,
+from core.metrics.bootstrap import Interval
+from core.presentation.figures.visibility import brightness_bars, taught_away_lines, visibility_dumbbells
+from core.pretraining.view_settings import VIEW_SETS, ViewSettings
+from core.pretraining.views import ViewDraw
+from core.pretraining.visibility.changes import VIEW, lesion_balls, lesion_change, lesion_places, view_change, window_of
+from core.pretraining.visibility.intensity import explained_share, intensity_effects
+from core.pretraining.visibility.measure import (
+    Network,
+    Visibility,
+    measure_visibility,
+    movement_of,
+    ratio_interval,
+    windows_of,
 )
-from core.visibility.intensity import explained_share, intensity_effects
-from core.visibility.measure import Network, Visibility, measure_visibility, movement_of, ratio_interval, windows_of
-from core.visibility.runs import stored_visibility, visibility_before, visibility_of_run
-from core.visibility.trained import _compared, compare_training, damage, taught_away
-from core.visibility.words import before_sentences, trained_sentences
+from core.pretraining.visibility.settings import LesionKind, VisibilitySettings
+from core.pretraining.visibility.trained import _compared, compare_training, damage, taught_away
+from core.pretraining.visibility.words import before_sentences, trained_sentences
+from core.progress import open_progress
+from core.runs.listing import open_run
+from core.study.visibility import stored_visibility, visibility_before, visibility_of_run
 from data.errors import BadInput
-from models.encoder import EncoderSettings, make_encoder
+from models.encoder import make_encoder
+from models.settings import EncoderSettings
 from models.taps import Tap
 from tests.study import TinyStudy, small_volumes
 
@@ -94,7 +95,7 @@ def test_an_encoder_that_divides_by_the_mean_is_blind_to_a_change_of_scale_alone
     scaled = dataclasses.replace(
         view_change(window, VIEW, ViewDraw(window.start, window.inside.grid.shape)), image=1.3 * window.image()
     )
-    from core.visibility.measure import _features, _medians, _spreads
+    from core.pretraining.visibility.measure import _features, _medians, _spreads
 
     for network, blind in ((Fake(lambda x: x / x.mean(dim=(1, 2, 3, 4), keepdim=True)), True), (Fake(identity), False)):
         reference = _features(network, [window.image()])
@@ -106,7 +107,7 @@ def test_an_encoder_that_divides_by_the_mean_is_blind_to_a_change_of_scale_alone
 def test_movement_counts_in_healthy_standard_deviations() -> None:
     """A shift by twice the spread of the healthy intensities is 2, whatever unit the features have."""
     windows = windows_of(volumes(), ViewSettings(), SMALL)
-    from core.visibility.measure import _brain_cells, _features, _medians, _spreads
+    from core.pretraining.visibility.measure import _brain_cells, _features, _medians, _spreads
 
     tap = Tap("layer", 1, (1, 1, 1))
     pool = np.concatenate([w.image()[0].numpy()[_brain_cells(w, tap)] for w in windows]).astype(np.float64)
@@ -287,7 +288,7 @@ def test_few_scans_are_said_to_be_too_few_for_a_claim() -> None:
 def test_a_number_of_scans_below_one_is_refused_by_its_flag_before_anything_is_prepared(
     own_study: TinyStudy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("core.experiment.prepare", lambda *given: pytest.fail("prepared"))
+    monkeypatch.setattr("core.study.preparing.prepare", lambda *given: pytest.fail("prepared"))
     words = [str(own_study.table), "--runs", str(own_study.runs), "--scans", "-3"]
     assert cli.main(["visibility-before", *words]) == 2
     assert "--scans is -3. Allowed: 1 and above" in capsys.readouterr().err

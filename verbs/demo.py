@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core.progress import open_progress
-from core.store import runs_flag
+from core.runs.run_record import runs_flag
 from verbs.runs import print_runs
 from verbs.shared import EXIT_OK, RUNS, TakeOver, Verbs
 
@@ -22,7 +22,7 @@ class DemoVerb:
 
 
 def _demo(arguments: DemoVerb) -> int:
-    from core import demo
+    from core.presentation import demo
 
     runs = demo.build_demo(arguments.runs, open_progress())
     print_runs(arguments.runs, [run.run_id for run in runs])

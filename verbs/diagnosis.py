@@ -10,7 +10,8 @@ import tyro
 from rich.table import Table
 
 from core.progress import open_progress
-from core.store import Run, open_run, runs_flag
+from core.runs.listing import open_run
+from core.runs.run_record import Run, runs_flag
 from data.choices import Choices, choices_of
 from data.errors import FORESEEN, BadInput, EnvironmentProblem, IntegrityError, together
 from verbs.shared import (
@@ -154,7 +155,7 @@ class ReportVerb(OneRun):
 
 
 def _ceiling(arguments: CeilingVerb) -> int:
-    from core.diagnosis.ceiling import ceiling_of_masks, ceiling_rows
+    from core.diagnosis.ceiling_of_masks import ceiling_of_masks, ceiling_rows
 
     result = ceiling_of_masks(
         _masks(arguments.masks, arguments.layout, choices_of(arguments)),
@@ -178,7 +179,7 @@ def _ceiling(arguments: CeilingVerb) -> int:
 def _masks(paths: Sequence[Path], layout: str, choices: Choices) -> Mapping[str, Any]:
     if not paths:
         raise BadInput("No path was given. Give a cohort (table or folder), or lesion masks as NIfTI files.")
-    from core.diagnosis.ceiling import lesion_masks
+    from core.diagnosis.ceiling_of_masks import lesion_masks
     from data.layout import read_cohort
     from data.nifti import read_labels
     from data.volume import Mask
@@ -274,7 +275,7 @@ def _print_causes(found: Mapping[str, Any], runs: Path) -> None:
 
 
 def _what_if(arguments: WhatIfVerb) -> int:
-    from core.diagnosis.whatif import applicable, run_what_if
+    from core.diagnosis.what_if.catalogue import applicable, run_what_if
 
     run = open_run(arguments.runs, arguments.run, "detector")
     tell_versions(run)
@@ -373,8 +374,8 @@ def _post_processing(arguments: PostProcessingVerb) -> int:
 
 
 def _detection_limits(arguments: DetectionLimitsVerb) -> int:
-    from core.diagnosis.detection_limits import run_detection_limits
-    from core.diagnosis.limit_tables import limit_lines
+    from core.diagnosis.limits.detection_limits import run_detection_limits
+    from core.diagnosis.limits.tables import limit_lines
 
     run = open_run(arguments.runs, arguments.run, "detector")
     tell_versions(run)
@@ -406,7 +407,7 @@ def _detection_limits(arguments: DetectionLimitsVerb) -> int:
 
 def _report(arguments: ReportVerb) -> int:
     from core.diagnosis.diagnose import diagnose
-    from core.report import check_place, write_report
+    from core.presentation.report.document import check_place, write_report
 
     run = open_run(arguments.runs, arguments.run, "detector")
     tell_versions(run)

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from core.memory_bank.settings import BankSettings, idle_settings
+from core.pretraining.simclr_settings import SimclrSettings
 from core.progress import open_progress
-from core.simclr_settings import SimclrSettings
-from core.store import Run, open_run
+from core.runs.listing import open_run
+from core.runs.run_record import Run
 from data.errors import BadInput
 from data.preprocessing import Preprocessing
 from verbs.scans import Scans, source_of
@@ -132,9 +133,9 @@ class FitVerb(Scans):
 
 
 def _pretrain(arguments: PretrainVerb) -> int:
-    from core import experiment
+    from core.study import training
 
-    run = experiment.pretrain(
+    run = training.pretrain(
         arguments.runs,
         source_of(arguments),
         arguments.simclr,
@@ -147,14 +148,14 @@ def _pretrain(arguments: PretrainVerb) -> int:
 
 
 def _fit(arguments: FitVerb) -> int:
-    from core import experiment
+    from core.study import fitting, run_scans
 
     detector, encoder_run = detector_of(arguments)
     source = source_of(arguments)
     if encoder_run is not None and source.preprocessing == Preprocessing():
-        source = dataclasses.replace(source, preprocessing=experiment.preprocessing_of(encoder_run))
+        source = dataclasses.replace(source, preprocessing=run_scans.preprocessing_of(encoder_run))
         print(f"Preparing scans as encoder {encoder_run.run_id} was trained on them.", file=sys.stderr)
-    run = experiment.fit(
+    run = fitting.fit(
         arguments.runs,
         source,
         detector,

@@ -7,7 +7,8 @@ from typing import Literal
 import tyro
 
 from core.progress import open_progress
-from core.store import open_run, runs_flag
+from core.runs.listing import open_run
+from core.runs.run_record import runs_flag
 from verbs.shared import EXIT_OK, RUNS, TakeOver, Verbs, console, number_text, print_json, tell_versions
 
 Cut = Literal["validation", "healthy"]
@@ -48,8 +49,8 @@ class GateVerb:
 
 
 def _gate(arguments: GateVerb) -> int:
-    from core.evaluated import read_metrics
-    from core.gating import make_gated
+    from core.runs.evaluated import read_metrics
+    from core.study.gating import make_gated
 
     run = make_gated(
         arguments.runs,

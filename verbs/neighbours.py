@@ -8,7 +8,8 @@ import tyro
 from rich.markup import escape
 from rich.table import Table
 
-from core.store import Run, open_run
+from core.runs.listing import open_run
+from core.runs.run_record import Run
 from verbs.shared import EXIT_OK, RUNS, Verbs, console, print_json, tell_versions
 
 
@@ -38,10 +39,12 @@ class NeighboursVerb:
 
 
 def _neighbours(arguments: NeighboursVerb) -> int:
-    from core.experiment import prepared_of
-    from core.neighbour_words import row_labels, sentences
-    from core.neighbours import open_bank, refuse_no_brain, save_sheet, start_voxel
+    from core.diagnosis.neighbour_questions import refuse_no_brain, start_voxel
+    from core.diagnosis.neighbours import open_bank
+    from core.presentation.neighbour_pictures import save_sheet
+    from core.presentation.neighbour_words import row_labels, sentences
     from core.recipes import as_json
+    from core.study.run_scans import prepared_of
 
     run = _checked_run(arguments)
     prepared = prepared_of(run, arguments.subject)
@@ -63,7 +66,8 @@ def _neighbours(arguments: NeighboursVerb) -> int:
 
 def _checked_run(arguments: NeighboursVerb) -> Run:
     """The run, once every argument that its record can judge is right: before anything large is read."""
-    from core.neighbours import refuse_no_bank, refuse_unknown_layers, refuse_unknown_subject, refuse_unwritable
+    from core.diagnosis.neighbour_questions import refuse_no_bank, refuse_unknown_layers, refuse_unknown_subject
+    from core.presentation.neighbour_pictures import refuse_unwritable
 
     if arguments.picture is not None:
         refuse_unwritable(arguments.picture)
@@ -77,7 +81,7 @@ def _checked_run(arguments: NeighboursVerb) -> Run:
 
 
 def _table(view: Any) -> Table:
-    from core.neighbour_words import apart_text, distance_text, mm_text, share_text
+    from core.presentation.neighbour_words import apart_text, distance_text, mm_text, share_text
 
     x, y, z = view.voxel
     table = Table(

@@ -3,15 +3,15 @@
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from core.feature_settings import FeatureSettings
+from core.features.settings import FeatureSettings
+from core.pretraining.simclr_settings import SimclrSettings
 from core.progress import open_progress
-from core.simclr_settings import SimclrSettings
-from core.store import runs_flag
+from core.runs.run_record import runs_flag
 from verbs.scans import Scans, source_of
 from verbs.shared import EXIT_OK, TakeOver, Verbs, console, print_json
 
 if TYPE_CHECKING:
-    from core.pretraining_comparison import ComparisonPlan
+    from core.study.pretraining_comparison import ComparisonPlan
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class ComparePretrainingVerb(Scans):
 
 def plan_of(arguments: ComparePretrainingVerb) -> "ComparisonPlan":
     """What is to be compared, and with which budget."""
-    from core.pretraining_comparison import ComparisonPlan
+    from core.study.pretraining_comparison import ComparisonPlan
 
     return ComparisonPlan(
         name=arguments.name,
@@ -79,8 +79,8 @@ def plan_of(arguments: ComparePretrainingVerb) -> "ComparisonPlan":
 
 
 def _compare_pretraining(arguments: ComparePretrainingVerb) -> int:
-    from core.pretraining_comparison import compare_pretraining
-    from core.pretraining_table import correlation_lines
+    from core.study.pretraining_comparison import compare_pretraining
+    from core.study.pretraining_table import correlation_lines
     from verbs.pretraining_tables import comparison_tables
 
     found = compare_pretraining(

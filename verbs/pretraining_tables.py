@@ -5,8 +5,8 @@ from typing import Any
 
 from rich.table import Table
 
-from core.pretraining_table import CHOICE_TITLES, CHOICES, FIGURE_TITLES, FIGURES
-from core.two_level import number_text, span_text
+from core.metrics.two_level import number_text, span_text
+from core.study.pretraining_table import CHOICE_TITLES, CHOICES, FIGURE_TITLES, FIGURES
 
 
 def comparison_tables(found: Mapping[str, Any]) -> list[Table]:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core.store import runs_flag
-from core.summary import run_rows
-from core.versions import noted, notes_of
+from core.runs.run_record import runs_flag
+from core.runs.versions import noted, notes_of
+from core.study.run_summary import run_rows
 from verbs.shared import (
     EXIT_INTEGRITY,
     EXIT_OK,
@@ -64,6 +64,7 @@ def _runs(arguments: RunsVerb) -> int:
 
 
 def print_runs(runs: Path, ids: Sequence[str]) -> None:
+    """Print a table of some runs."""
     _print_rows([row for row in run_rows(runs)[0] if row["run_id"] in ids])
 
 

@@ -19,7 +19,7 @@ from data.preprocessing import Preprocessing
 from verbs.shared import EXIT_BAD_INPUT, EXIT_OK, RUNS, Verbs, print_json
 
 if TYPE_CHECKING:
-    from core.experiment import DataSource
+    from core.study.data_source import DataSource
 
 
 @dataclass(frozen=True)
@@ -132,9 +132,9 @@ def _print_notes(cohort: Sequence[str], subjects: Sequence[tuple[str, str]]) -> 
 
 
 def _prepare(arguments: PrepareVerb) -> int:
-    from core import experiment
+    from core.study import preparing
 
-    study = experiment.prepare(arguments.runs, source_of(arguments), open_progress(), workers=arguments.workers)
+    study = preparing.prepare(arguments.runs, source_of(arguments), open_progress(), workers=arguments.workers)
     counts = {role: len(getattr(study.split, role)) for role in ("train", "calibration", "validation", "test")}
     aside = [as_json(s) for s in study.prepared.set_aside]
     notes = study.prepared.notes()
@@ -191,7 +191,7 @@ def _plant(arguments: PlantVerb) -> int:
 
 def source_of(arguments: Scans) -> "DataSource":
     """The scans, split and preparation that a verb was asked for."""
-    from core.experiment import DataSource
+    from core.study.data_source import DataSource
 
     return DataSource(
         cohort=arguments.cohort,

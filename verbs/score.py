@@ -6,10 +6,13 @@ from pathlib import Path
 
 from rich.table import Table
 
-from core.evaluated import read_metrics
 from core.progress import open_progress
-from core.store import open_run, runs_flag, stage_done
-from core.summary import evaluation_words, layer_table
+from core.runs.evaluated import read_metrics
+from core.runs.listing import open_run
+from core.runs.run_record import runs_flag
+from core.runs.stages import stage_done
+from core.study.evaluation_words import evaluation_words
+from core.study.run_summary import layer_table
 from data.errors import IntegrityError
 from verbs.runs import print_runs
 from verbs.shared import (
@@ -75,19 +78,19 @@ class CompareLayersVerb(OneRun):
 
 
 def _score(arguments: ScoreVerb) -> int:
-    from core import experiment
+    from core.study import scoring
 
     run = open_run(arguments.runs, arguments.run, "detector")
     damaged: IntegrityError | None = None
     try:
-        run = experiment.score(run, open_progress(), memory_gb=arguments.memory)
+        run = scoring.score(run, open_progress(), memory_gb=arguments.memory)
     except IntegrityError as error:
         if arguments.export is None:
             raise
         damaged = error  # the maps of the others are exported all the same
     tell_versions(run)
     if arguments.export is not None:
-        from core.export import export_maps
+        from core.study.nifti_export import export_maps
 
         paths = export_maps(
             run, arguments.export, arguments.layers, open_progress(), display=arguments.display, share=arguments.share
@@ -103,7 +106,7 @@ def _score(arguments: ScoreVerb) -> int:
 
 
 def _evaluate(arguments: EvaluateVerb) -> int:
-    from core import evaluation
+    from core.study import evaluation
 
     run = open_run(arguments.runs, arguments.run, "detector")
     metrics = evaluation.evaluate_run(

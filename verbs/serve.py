@@ -11,7 +11,7 @@ from pathlib import Path
 
 import tyro
 
-from core.door import LOCAL_HOSTS, Door, addresses, base_path, host_name, new_token, told
+from core.presentation.door import LOCAL_HOSTS, Door, addresses, base_path, host_name, new_token, told
 from data.errors import EnvironmentProblem, Interrupted
 from verbs.shared import EXIT_ENVIRONMENT, EXIT_OK, RUNS, Verbs
 

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
-from core.store import RUNS_DEFAULT, Run
-from core.versions import version_notes
+from core.runs.run_record import RUNS_DEFAULT, Run
+from core.runs.versions import version_notes
 
 EXIT_OK, EXIT_BAD_INPUT, EXIT_ENVIRONMENT, EXIT_INTEGRITY, EXIT_INTERRUPTED, EXIT_BUG = 0, 2, 3, 4, 5, 6
 RUNS = RUNS_DEFAULT

@@ -6,11 +6,11 @@ from typing import Any, Literal
 
 from rich.table import Table
 
+from core.pretraining.view_settings import VIEW_SETS, ViewSettings, check_crop
+from core.pretraining.visibility.settings import VisibilitySettings
 from core.progress import open_progress
 from core.recipes import as_json
-from core.store import open_run
-from core.view_settings import VIEW_SETS, ViewSettings, check_crop
-from core.visibility.settings import VisibilitySettings
+from core.runs.listing import open_run
 from data.errors import BadInput
 from data.template import working_grid
 from verbs.scans import Scans, source_of
@@ -82,8 +82,8 @@ class VisibilityBeforeVerb(Scans):
 
 
 def _visibility(arguments: VisibilityVerb) -> int:
-    from core.visibility.changes import check_settings
-    from core.visibility.runs import visibility_of_run
+    from core.pretraining.visibility.changes import check_settings
+    from core.study.visibility import visibility_of_run
 
     settings = VisibilitySettings(
         scans=arguments.scans,
@@ -109,9 +109,9 @@ def _visibility(arguments: VisibilityVerb) -> int:
 
 
 def _visibility_before(arguments: VisibilityBeforeVerb) -> int:
-    from core.experiment import prepare
-    from core.visibility.changes import check_settings
-    from core.visibility.runs import encoder_settings, visibility_before
+    from core.pretraining.visibility.changes import check_settings
+    from core.study.preparing import prepare
+    from core.study.visibility import encoder_settings, visibility_before
 
     settings = VisibilitySettings(scans=arguments.scans, seed=arguments.seed)
     check_settings(settings)  # before minutes of preparing

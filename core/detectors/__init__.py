@@ -10,7 +10,7 @@ from core.detectors.gated import Gated
 from core.detectors.intensity import Intensity
 from core.detectors.patchcore import PatchCore
 from core.detectors.voxel_zscore import VoxelZScore
-from core.feature_settings import FeatureSettings, every_layer_set
+from core.features.settings import FeatureSettings, every_layer_set
 from core.memory_bank.settings import BankSettings
 from core.recipes import as_json, from_json
 from core.types import LayerSet

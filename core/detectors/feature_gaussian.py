@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, ClassVar, Self
 import numpy as np
 from jaxtyping import Float32
 
-from core.feature_settings import FeatureSettings, every_layer_set
+from core.features.score_maps import to_score_map
+from core.features.settings import FeatureSettings, every_layer_set
 from core.memory_plan import GaussianSettings, plan_memory, subjects_together
 from core.recipes import as_json, from_json
-from core.scoring import to_score_map
 from core.types import FeatureLayout, LayerSet, Monitor, ScoreMap, silent
 from data.errors import BadInput
 from data.files import read_json, write_json
@@ -25,8 +25,8 @@ from models.settings import EncoderSettings
 if TYPE_CHECKING:  # a recipe alone, as in the catalogue, needs no torch
     from torch import Tensor
 
-    from core.features import FeatureExtractor
-    from core.gaussian import VoxelGaussian
+    from core.features.extraction import FeatureExtractor
+    from core.gaussian.voxel_gaussian import VoxelGaussian
 
 
 @dataclass(eq=False)
@@ -68,10 +68,10 @@ class FeatureGaussian:
 
     def fit(self, train: Sequence[Volume], monitor: Monitor = silent) -> Self:
         """Learn the healthy Gaussian of every position. `monitor` gets one call per volume."""
+        from core.devices import device
         from core.disk_plan import detector_bytes
-        from core.distributed import device
-        from core.features import make_extractor, network_for
-        from core.gaussian import fit_gaussian
+        from core.features.extraction import make_extractor, network_for
+        from core.gaussian.running import fit_gaussian
 
         if not train:
             raise BadInput("No training volume. Give at least two healthy subjects.")
@@ -156,9 +156,9 @@ class FeatureGaussian:
     @classmethod
     def load(cls, directory: Path) -> Self:
         """Read what `save` wrote."""
-        from core.distributed import device
-        from core.features import load_extractor
-        from core.gaussian import VoxelGaussian
+        from core.devices import device
+        from core.features.extraction import load_extractor
+        from core.gaussian.voxel_gaussian import VoxelGaussian
         from models.encoder import load_encoder
 
         detector = from_json(cls, read_json(directory / "detector.json")["recipe"])

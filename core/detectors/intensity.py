@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 
+from core.features.score_maps import masked_score_map
 from core.recipes import as_json, from_json
-from core.scoring import masked_score_map
 from core.types import Monitor, ScoreMap, silent
 from data.errors import BadInput
 from data.files import read_json, write_json

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32
 
-from core.feature_settings import FeatureSettings, every_layer_set
+from core.features.score_maps import positions_in_brain, to_score_map
+from core.features.settings import FeatureSettings, every_layer_set
 from core.memory_bank.settings import BankSettings
 from core.memory_plan import subjects_together
 from core.recipes import as_json, from_json
-from core.scoring import to_score_map
 from core.types import FeatureLayout, LayerSet, Monitor, ScoreMap, silent
 from data.errors import BadInput
 from data.files import read_json, write_json
@@ -27,7 +27,7 @@ from models.settings import EncoderSettings
 if TYPE_CHECKING:  # a recipe alone, as in the catalogue, needs no torch
     from torch import Tensor
 
-    from core.features import FeatureExtractor
+    from core.features.extraction import FeatureExtractor
     from core.memory_bank.bank import MemoryBank
     from core.memory_bank.search import Found
 
@@ -77,8 +77,8 @@ class PatchCore:
 
     def fit(self, train: Sequence[Volume], monitor: Monitor = silent) -> Self:
         """Build the bank from the patches of healthy volumes. `monitor` gets a call per volume, then the selection."""
-        from core.distributed import device
-        from core.features import make_extractor, network_for
+        from core.devices import device
+        from core.features.extraction import make_extractor, network_for
 
         if not train:
             raise BadInput("No training volume. Give at least two healthy subjects.")
@@ -126,7 +126,7 @@ class PatchCore:
         """`distances` for every layer set, and per volume the score of the whole scan under each.
 
         That is the largest distance in the brain, re-weighted by how rare its nearest healthy patch is itself
-        (`MemoryBank.reweighted`; Roth et al. 2022, eq. 7).
+        (`memory_bank.one_patch.reweighted`; Roth et al. 2022, eq. 7).
         """
         extractor, _ = self._fitted()
         rows = [extractor(volume).rows for volume in volumes]
@@ -219,8 +219,8 @@ class PatchCore:
     @classmethod
     def load(cls, directory: Path) -> Self:
         """Read what `save` wrote."""
-        from core.distributed import device
-        from core.features import load_extractor
+        from core.devices import device
+        from core.features.extraction import load_extractor
         from core.memory_bank.bank import MemoryBank
         from models.encoder import load_encoder
 
@@ -235,10 +235,10 @@ class PatchCore:
         return int(self.memory_gb * 1e9)
 
     def _build(self, train: Sequence[Volume], monitor: Monitor) -> None:
+        from core.devices import device
         from core.disk_plan import detector_bytes
-        from core.distributed import device
         from core.memory_bank.bank import MemoryBank
-        from core.memory_bank.plan import plan_bank
+        from core.memory_bank.cost import plan_bank
 
         assert self.extractor_ is not None
         layout = self.extractor_.layout
@@ -283,12 +283,14 @@ class PatchCore:
     def _subject_scores(
         self, found: "Found", number: int, volume: Volume, rows: "Mapping[str, Tensor]"
     ) -> dict[LayerSet, float]:
-        inside = _in_brain(self.layout_, volume)
+        from core.memory_bank.one_patch import reweighted
+
+        inside = positions_in_brain(self.layout_, volume)
         scores = {}
         for n, layers in enumerate(self.layer_sets):
             position = int(inside[found.distance[n, number, inside].argmax()])
             entry = int(found.entry[n, number, position])
-            scores[layers] = self._fitted()[1].reweighted(rows, position, entry, layers)
+            scores[layers] = reweighted(self._fitted()[1], rows, position, entry, layers)
         return scores
 
     def _fitted(self) -> "tuple[FeatureExtractor, MemoryBank]":
@@ -300,11 +302,3 @@ class PatchCore:
 def _step(number: int, values: Mapping[str, float], volumes: int) -> tuple[int, Mapping[str, float]]:
     """A step of the build in volumes: once all are read, the patches chosen so far come as a value."""
     return (number, values) if "total" in values else (volumes, {**values, "chosen": float(number)})
-
-
-def _in_brain(layout: FeatureLayout, volume: Volume) -> Int64[np.ndarray, " inside"]:
-    """Positions whose own voxel is brain of this volume; all when there is none."""
-    steps = np.rint(np.array(layout.feature_grid.spacing_mm) / layout.working_grid.spacing_mm).astype(np.int64)
-    x, y, z = (layout.positions * steps).T
-    inside = np.flatnonzero(volume.brain_mask[x, y, z])
-    return inside if len(inside) else np.arange(len(layout.positions))

@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Float32
 from scipy.ndimage import gaussian_filter
 
+from core.features.score_maps import masked_score_map
 from core.recipes import as_json, from_json
-from core.scoring import masked_score_map
 from core.types import Monitor, ScoreMap, silent
 from data.errors import BadInput
 from data.files import read_json, write_json

@@ -1,0 +1,1 @@
+"""Why Dice is low, and what would raise it."""

@@ -5,14 +5,15 @@ from pathlib import Path
 import numpy as np
 
 from core.detectors import LayerSet
-from core.diagnosis.cases import case_of
-from core.diagnosis.postprocessing import PostProcessing, apply, find_row, segmentation, stored_post_processing
-from core.evaluation import read_metrics
-from core.export import native_voxels, write_each
+from core.diagnosis.postprocessing import find_row, stored_post_processing
 from core.progress import Progress
-from core.run_scores import RunScores, open_scores
-from core.sharing import veil_of
-from core.store import Run
+from core.runs.evaluated import read_metrics
+from core.runs.run_record import Run
+from core.runs.sharing import veil_of
+from core.study.cases import case_of
+from core.study.map_filters import PostProcessing, apply, segmentation
+from core.study.nifti_export import native_voxels, write_each
+from core.study.stored_scores import RunScores, open_scores
 from data.errors import BadInput
 from data.names import folder_name
 from data.nifti import in_stored_order, write_nifti

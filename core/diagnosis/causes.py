@@ -4,69 +4,29 @@ Three views are never summed: the ladder is ordered, the error map shares out on
 one-at-a-time changes. A what-if's variant is chosen by its gain on *validation* subjects; its gain on test is quoted.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from scipy.stats import linregress
 
-from core.bootstrap import Interval, mean_interval, paired_difference
+from core.diagnosis.cause_evidence import (
+    RUN,
+    SEED,
+    Cause,
+    Evidence,
+    as_span,
+    chosen_variant,
+    cost_of,
+    paired_gain,
+    signed_text,
+    stored_what_if,
+    subjects_at,
+    what_if_cause,
+)
 from core.diagnosis.ladder import imbalance
 from core.diagnosis.verdict import settings_text
-from core.gaussian import expected_inflation
-
-_SEED = 0
-_RUN = "RUN"
-
-
-@dataclass(frozen=True)
-class Cause:
-    """One known cause and its price in Dice; a negative cost says that the change would lower Dice."""
-
-    id: str
-    title: str
-    formula: str
-    text: str
-    """What was found, in a sentence."""
-    cost: float | None = None
-    low: float | None = None
-    high: float | None = None
-    n: int = 0
-    needs_labels: bool = False
-    """The figure uses test labels beyond judging: a bound, not a result."""
-    deployable: bool = False
-    """Something that can be changed without labels of the subjects that are judged."""
-    kind: str = "computed"
-    what_if: str | None = None
-    """The what-if that measures it."""
-    missing: str | None = None
-    """Why there is no figure."""
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What the causes are read from. Dictionaries are those of the diagnosis and of the evaluation."""
-
-    protocol: str
-    rungs: Sequence[Mapping[str, Any]]
-    subjects: Sequence[Mapping[str, Any]]
-    """Per subject: dice, ladder, error_map."""
-    error_map: Sequence[Mapping[str, Any]]
-    figures: Mapping[str, Any]
-    """The layer set's figures on the working grid."""
-    sets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Figures on the working grid of every layer set of the run."""
-    layer_set: str = ""
-    what_ifs: Sequence[Mapping[str, Any]] = ()
-    post_processing: Mapping[str, Any] | None = None
-    intensity: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Working figures of the intensity baselines that were run on the same subjects, by the name of their run."""
-    ages: Mapping[str, float] = field(default_factory=dict)
-    n_train: int | None = None
-    n_features: int | None = None
-    """Features that the Gaussian models together; None for other detectors."""
-    shuffled_dice: tuple[float, float] | None = None
-    """Best Dice after shuffling the labels, and that of calling everything lesion."""
+from core.gaussian.running import expected_inflation
+from core.metrics.bootstrap import mean_interval, paired_difference
 
 
 def causes(evidence: Evidence, run_id: str) -> list[dict[str, Any]]:
@@ -77,50 +37,26 @@ def causes(evidence: Evidence, run_id: str) -> list[dict[str, Any]]:
         _rung(evidence, "R2", "Resolution of the feature grid", "feature_grid", "L1 − L2, the best map on the cells"),
         _space(evidence),
         _edges(evidence),
-        _what_if(evidence, "R5", "Intensity differs between scans", ("renormalise", "calibrate-subject")),
+        what_if_cause(evidence, "R5", "Intensity differs between scans", ("renormalise", "calibrate-subject")),
         _registration(evidence),
         _threshold(evidence),
         _covariance(evidence),
-        _what_if(evidence, "R9", "Skull and mask remnants", ("erode-mask",)),
+        what_if_cause(evidence, "R9", "Skull and mask remnants", ("erode-mask",)),
         _brightness(evidence),
         _post_processing(evidence),
         _age(evidence),
-        _what_if(evidence, "R13", "Quality of the labels", ("label-boundary",)),
+        what_if_cause(evidence, "R13", "Quality of the labels", ("label-boundary",)),
         _leakage(evidence),
         _layers(evidence),
         _pooling(evidence),
         _noise(evidence),
     ]
-    named = [replace(c, missing=c.missing.replace(_RUN, run_id)) if c.missing else c for c in found]
+    named = [replace(c, missing=c.missing.replace(RUN, run_id)) if c.missing else c for c in found]
     return [asdict(cause) for cause in named]
 
 
-def chosen_variant(result: Mapping[str, Any], protocol: str) -> tuple[Mapping[str, Any], Mapping[str, Any]] | None:
-    """The variant to quote from a what-if, and its gain on test.
-
-    Deployable ones by the highest gain on validation. Where there is none, or nothing was labelled there, an
-    oracle (else any) by the highest gain on test: then the choice needed test labels. None without any test figure.
-    """
-    variants = [v for v in result["variants"] if ((v.get("test") or {}).get(protocol) or {}).get("gain") is not None]
-    if not variants:
-        return None
-    rated = [v for v in variants if _chosen_on(v, protocol) is not None]
-    if rated:
-        best = max(rated, key=lambda v: float(_chosen_on(v, protocol) or 0.0))
-    else:
-        oracles = [v for v in variants if v["needs_labels"]]
-        best = max(oracles or variants, key=lambda v: float(v["test"][protocol]["gain"]))
-    return best, best["test"][protocol]
-
-
-def _chosen_on(variant: Mapping[str, Any], protocol: str) -> float | None:
-    """Its gain on validation under the protocol, where that may decide; None for what nobody could deploy."""
-    judged = variant["validation_by_protocol"][protocol]
-    return judged["gain"] if variant["deployable"] and judged is not None else None
-
-
 def _imbalance(e: Evidence) -> Cause:
-    found = imbalance(e.figures, e.protocol, seed=_SEED)
+    found = imbalance(e.figures, e.protocol, seed=SEED)
     needed = found["fpr_for_dice_half"]
     text = f"Mean false-positive rate {found['fpr']:.2%}"
     text += (
@@ -157,37 +93,39 @@ def _rung(e: Evidence, cause_id: str, title: str, rung: str, formula: str) -> Ca
 
 
 def _space(e: Evidence) -> Cause:
-    found = mean_interval([s["error_map"]["native_space"] for s in e.subjects], seed=_SEED, purpose="R3")
+    found = mean_interval([s["error_map"]["native_space"] for s in e.subjects], seed=SEED, purpose="R3")
     return Cause(
         "R3",
         "Evaluated in the scans' own space",
         "D(working grid) − D(native space), each at its own deployed threshold",
         "Resampling the map to the scan's own grid costs this much; negative: it helps.",
-        *_span(found),
+        *as_span(found),
     )
 
 
 def _registration(e: Evidence) -> Cause:
-    base = _what_if(e, "R6", "Registration", ("register",))
-    slope = (((_stored(e, "register") or {}).get("jitter") or {}).get("slope") or {}).get(e.protocol)
+    base = what_if_cause(e, "R6", "Registration", ("register",))
+    slope = (((stored_what_if(e, "register") or {}).get("jitter") or {}).get("slope") or {}).get(e.protocol)
     if not slope or slope["per_mm"] is None:
         return base
     return replace(
-        base, text=f"{base.text} Moving scan and lesion together changes Dice by {_signed(slope['per_mm'])} per mm."
+        base, text=f"{base.text} Moving scan and lesion together changes Dice by {signed_text(slope['per_mm'])} per mm."
     )
 
 
 def _edges(e: Evidence) -> Cause:
-    shares = [_share(s, ("brain_edge", "tissue_border")) for s in e.subjects]
-    found = mean_interval(shares, seed=_SEED, purpose="R4")
-    band = _what_if(e, "R4", "", ("dont-care",))
-    bound = "" if band.cost is None else f" Not judging the voxels beside the lesion's border: {_signed(band.cost)}."
+    shares = [cost_of(s, ("brain_edge", "tissue_border")) for s in e.subjects]
+    found = mean_interval(shares, seed=SEED, purpose="R4")
+    band = what_if_cause(e, "R4", "", ("dont-care",))
+    bound = (
+        "" if band.cost is None else f" Not judging the voxels beside the lesion's border: {signed_text(band.cost)}."
+    )
     return Cause(
         "R4",
         "Edges and partial volume",
         "share of the error map: brain edge + tissue border",
         f"False positives at the brain's edge and at borders of tissue.{bound}",
-        *_span(found),
+        *as_span(found),
         needs_labels=True,
     )
 
@@ -195,7 +133,7 @@ def _edges(e: Evidence) -> Cause:
 def _threshold(e: Evidence) -> Cause:
     rungs = {r["id"]: r for r in e.rungs}
     transfer, common = rungs["deployed_threshold"], rungs["set_threshold"]
-    grid = _stored(e, "threshold-grid")
+    grid = stored_what_if(e, "threshold-grid")
     text = (
         f"The deployed threshold loses {transfer['cost']:.3f} to the best single one, and that one "
         f"{common['cost']:.3f} to a threshold of each subject's own."
@@ -223,14 +161,14 @@ def _covariance(e: Evidence) -> Cause:
     if e.n_features is None or e.n_train is None:
         formula = "D(best covariance estimate) − D(as is), paired"
         return Cause("R8", title, formula, "", missing="A detector with a covariance; memory banks have none.")
-    base = _what_if(e, "R8", title, ("covariance",))
+    base = what_if_cause(e, "R8", title, ("covariance",))
     text = f"{e.n_train} training scans for {e.n_features} features"
     if e.n_train > e.n_features + 2:
         inflation = expected_inflation(e.n_train, e.n_features)
         text += f": a new healthy scan's squared distance is expected at {inflation:.2f} times its nominal value."
     else:
         text += ": the sample covariance is singular, only the ridge makes it invertible."
-    fewer = _stored(e, "fewer-scans")
+    fewer = stored_what_if(e, "fewer-scans")
     curve = " ".join(note for note in (fewer or {}).get("notes", []) if e.protocol in note)
     return Cause(**{**asdict(base), "text": " ".join(part for part in (text, base.text, curve) if part)})
 
@@ -241,24 +179,24 @@ def _brightness(e: Evidence) -> Cause:
     if not e.intensity:
         missing = "An evaluated run of intensity-bright or intensity-dark on the same subjects."
         return Cause("R10", title, formula, "", missing=missing)
-    own = {r["subject_id"]: r["dice"] for r in _rows(e.figures, e.protocol)}
+    own = {r["subject_id"]: r["dice"] for r in subjects_at(e.figures, e.protocol)}
     found = {}
     for name, figures in e.intensity.items():
-        other = {r["subject_id"]: r["dice"] for r in _rows(figures, e.protocol)}
+        other = {r["subject_id"]: r["dice"] for r in subjects_at(figures, e.protocol)}
         ids = [i for i in own if i in other]
-        found[name] = paired_difference([other[i] for i in ids], [own[i] for i in ids], seed=_SEED)
+        found[name] = paired_difference([other[i] for i in ids], [own[i] for i in ids], seed=SEED)
     best = max(found, key=lambda name: found[name].mean or 0.0)
     dice = {name: figures["protocols"][e.protocol]["mean_dice"] for name, figures in e.intensity.items()}
     told = ", ".join(f"{name} {value:.3f}" for name, value in dice.items())
     here = e.figures["protocols"][e.protocol]["mean_dice"]
-    return Cause("R10", title, formula, f"{told}; this run {here:.3f}.", *_span(found[best]), needs_labels=True)
+    return Cause("R10", title, formula, f"{told}; this run {here:.3f}.", *as_span(found[best]), needs_labels=True)
 
 
 def _post_processing(e: Evidence) -> Cause:
     title, formula = "Smoothing and post-processing", "D(best setting on validation) − D(shipped setting), on test"
     best = ((e.post_processing or {}).get("best_on_validation") or {}).get(e.protocol)
     if best is None:
-        missing = f"The grid (it needs labelled validation subjects): python cli.py post-processing {_RUN}"
+        missing = f"The grid (it needs labelled validation subjects): python cli.py post-processing {RUN}"
         return Cause("R11", title, formula, "", deployable=True, kind="what-if", missing=missing)
     return Cause(
         "R11",
@@ -280,13 +218,13 @@ def _age(e: Evidence) -> Cause:
     formula = "slope of false-positive mL on healthy test scans over age; as Dice by `nearest-age`"
     alarms = e.figures["protocols"][e.protocol]["false_positive_ml_by_healthy_scan"]
     known = [(e.ages[i], ml) for i, ml in alarms.items() if i in e.ages]
-    base = _what_if(e, "R12", title, ("nearest-age",))
+    base = what_if_cause(e, "R12", title, ("nearest-age",))
     if len(known) < 5 or len({age for age, _ in known}) < 2:
         text = f"Ages are known for {len(known)} healthy test scans; a slope needs at least 5."
     else:
         line = linregress(*zip(*known, strict=True))
         text = (
-            f"{_signed(10 * line.slope, 1)} mL false positives per decade of age over {len(known)} healthy scans "
+            f"{signed_text(10 * line.slope, 1)} mL false positives per decade of age over {len(known)} healthy scans "
             f"(standard error {10 * line.stderr:.1f})."
         )
     return Cause(**{**asdict(base), "formula": formula, "text": f"{text} {base.text}".strip()})
@@ -304,8 +242,8 @@ def _leakage(e: Evidence) -> Cause:
     if "validation" not in e.figures["protocols"]:
         missing = "Labelled validation subjects, to compare an honest threshold with a tuned one."
         return Cause("R14", title, formula, text, needs_labels=True, missing=missing)
-    found = _paired(_rows(e.figures, "validation"), _rows(e.figures, "oracle_set"))
-    return Cause("R14", title, formula, text, *_span(found), needs_labels=True)
+    found = paired_gain(subjects_at(e.figures, "validation"), subjects_at(e.figures, "oracle_set"))
+    return Cause("R14", title, formula, text, *as_span(found), needs_labels=True)
 
 
 def _layers(e: Evidence) -> Cause:
@@ -318,8 +256,8 @@ def _layers(e: Evidence) -> Cause:
         return Cause("R15", title, formula, "", deployable=True, missing="Labelled validation subjects.")
     best = max(known, key=lambda name: (known[name], -name.count("+")))
     text = "This is the best set on validation." if best == e.layer_set else f"Best on validation: {best}."
-    found = _paired(_rows(e.sets[best], e.protocol), _rows(e.figures, e.protocol))
-    return Cause("R15", title, formula, text + _leave_one_out(e), *_span(found), deployable=True)
+    found = paired_gain(subjects_at(e.sets[best], e.protocol), subjects_at(e.figures, e.protocol))
+    return Cause("R15", title, formula, text + _leave_one_out(e), *as_span(found), deployable=True)
 
 
 def _leave_one_out(e: Evidence) -> str:
@@ -331,7 +269,7 @@ def _leave_one_out(e: Evidence) -> str:
     for layer in layers:
         rest = "+".join(x for x in layers if x != layer)
         if rest in e.sets:
-            drops.append(f"{layer} {_signed(e.sets[rest]['protocols'][e.protocol]['mean_dice'] - now)}")
+            drops.append(f"{layer} {signed_text(e.sets[rest]['protocols'][e.protocol]['mean_dice'] - now)}")
     return f" Test Dice without one layer: {', '.join(drops)}." if drops else ""
 
 
@@ -349,7 +287,7 @@ def _pooling(e: Evidence) -> Cause:
 
 
 def _noise(e: Evidence) -> Cause:
-    found = mean_interval([s["dice"] for s in e.subjects], seed=_SEED, purpose="dice")
+    found = mean_interval([s["dice"] for s in e.subjects], seed=SEED, purpose="dice")
     if found.low is None or found.high is None:
         return Cause(
             "R17", "Sampling noise", "half the 95 % interval of the mean", "", missing="At least two subjects."
@@ -357,73 +295,3 @@ def _noise(e: Evidence) -> Cause:
     half = (found.high - found.low) / 2
     text = f"With {found.n} subjects a difference below about {half:.3f} cannot be told from chance, unless paired."
     return Cause("R17", "Sampling noise", "half the 95 % bootstrap interval of mean Dice", text, half, n=found.n)
-
-
-def _what_if(e: Evidence, cause_id: str, title: str, names: Sequence[str]) -> Cause:
-    """The cause as the best of its stored what-ifs tells it."""
-    stored = [(name, result) for name in names if (result := _stored(e, name)) is not None]
-    picks = [(name, r, p) for name, r in stored if (p := chosen_variant(r, e.protocol)) is not None]
-    if not picks:
-        missing = f"python cli.py what-if {_RUN} {' '.join(names)}"
-        return Cause(
-            cause_id, title, "D(changed) − D(as is), paired", "", kind="what-if", what_if=names[0], missing=missing
-        )
-
-    def rating(pick: tuple[str, Mapping[str, Any], tuple[Mapping[str, Any], Mapping[str, Any]]]) -> tuple[bool, float]:
-        honest = _chosen_on(pick[2][0], e.protocol)
-        return honest is not None, float(pick[2][1]["gain"] if honest is None else honest)
-
-    name, result, (variant, test) = max(picks, key=rating)
-    gain = _chosen_on(variant, e.protocol)
-    honest = gain is not None
-    if gain is not None and gain <= 0:
-        text = (
-            f"Nothing here gains on validation; the nearest is {variant['title']} ({_signed(gain)} there, "
-            f"{_signed(test['gain'])} on test)."
-        )
-        return Cause(
-            cause_id, title, result["formula"], text, 0.0, n=test["n"], deployable=True, kind="what-if", what_if=name
-        )
-    return Cause(
-        cause_id,
-        title,
-        result["formula"],
-        f"{variant['title']} (chosen on {'validation' if honest else 'test labels'}): "
-        f"Dice {test['baseline']:.3f} → {test['variant']:.3f}.",
-        test["gain"],
-        test["low"],
-        test["high"],
-        test["n"],
-        needs_labels=not honest,
-        deployable=honest,
-        kind="what-if",
-        what_if=name,
-    )
-
-
-def _paired(first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]]) -> Interval:
-    """Mean difference of Dice over the subjects that both have."""
-    a, b = ({row["subject_id"]: row["dice"] for row in rows} for rows in (first, second))
-    ids = [i for i in a if i in b]
-    return paired_difference([a[i] for i in ids], [b[i] for i in ids], seed=_SEED)
-
-
-def _signed(value: float, decimals: int = 3) -> str:
-    return f"{value:+.{decimals}f}".replace("-", "−")
-
-
-def _stored(e: Evidence, name: str) -> Mapping[str, Any] | None:
-    return next((r for r in e.what_ifs if r["name"] == name), None)
-
-
-def _rows(figures: Mapping[str, Any], protocol: str) -> Sequence[Mapping[str, Any]]:
-    rows: Sequence[Mapping[str, Any]] = figures["protocols"][protocol]["subjects"]
-    return rows
-
-
-def _share(subject: Mapping[str, Any], categories: Sequence[str]) -> float:
-    return sum((float(subject["error_map"].get(c, 0.0)) for c in categories), 0.0)
-
-
-def _span(found: Interval) -> tuple[float | None, float | None, float | None, int]:
-    return found.mean, found.low, found.high, found.n

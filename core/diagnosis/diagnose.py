@@ -8,34 +8,29 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from core.detectors import FeatureGaussian, LayerSet
-from core.diagnosis.categories import CATEGORIES
-from core.diagnosis.causes import Evidence, causes
-from core.diagnosis.ceiling import layer_table, layers_of_run
-from core.diagnosis.detection_limits import stored_detection_limits
-from core.diagnosis.error_map import SPACE, error_map, error_records
+from core.diagnosis.cause_evidence import Evidence
+from core.diagnosis.causes import causes
+from core.diagnosis.ceiling import layer_table
+from core.diagnosis.errors.category_table import CATEGORIES
+from core.diagnosis.errors.error_map import SPACE, error_map, error_records
+from core.diagnosis.errors.reference import reference_of
 from core.diagnosis.ladder import RUNGS, ladder
+from core.diagnosis.layer_cells import layers_of_run
 from core.diagnosis.likelihood import decisions
+from core.diagnosis.limits.detection_limits import stored_detection_limits
 from core.diagnosis.postprocessing import stored_post_processing
-from core.diagnosis.reference import reference_of
 from core.diagnosis.strata import strata
 from core.diagnosis.subject_facts import SubjectFacts, subject_facts
 from core.diagnosis.verdict import verdict
-from core.diagnosis.whatif import stored_what_ifs
-from core.evaluation import evaluate_layer_set, read_metrics
-from core.metrics import judged
+from core.diagnosis.what_if.catalogue import stored_what_ifs
+from core.metrics.protocols import judged
 from core.progress import Progress
-from core.run_scores import RunScores, open_scores, set_id
-from core.store import (
-    Run,
-    kept_if_possible,
-    read_run,
-    stage_beside,
-    stage_directory,
-    stage_name,
-    stored_json,
-    undamaged,
-)
-from core.summary import run_rows
+from core.runs.evaluated import read_metrics
+from core.runs.run_record import Run, read_run
+from core.runs.stages import kept_if_possible, stage_beside, stage_directory, stage_name, stored_json, undamaged
+from core.study.evaluation import evaluate_layer_set
+from core.study.run_summary import run_rows
+from core.study.stored_scores import RunScores, open_scores, set_id
 from data.errors import BadInput
 from data.files import manifest_sha256, write_json
 

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
-from core.bootstrap import Interval, mean_interval, paired_difference
-from core.metrics import dice_from_rates, fpr_for_dice_half
+from core.metrics.bootstrap import Interval, mean_interval, paired_difference
+from core.metrics.exact_curve import dice_from_rates, fpr_for_dice_half
 from data.errors import BadInput
 
 REFERENCE_PREVALENCE = 0.03
@@ -90,7 +90,7 @@ def ladder(
 ) -> dict[str, Any]:
     """Rungs of one layer set, mean and per subject, ready for JSON.
 
-    `metrics` is what core.evaluation.read_metrics gives, `protocol` the deployed one (healthy or validation),
+    `metrics` is what core.study.evaluation.read_metrics gives, `protocol` the deployed one (healthy or validation),
     `ceilings` and `reachable` the figures of core.diagnosis.ceiling by subject. `lifted` counts the subjects whose
     value is that of the rung below. The cost of a rung is the drop of the mean from the rung above, with a paired
     interval over subjects; it is hollow when that interval holds 0, or the rung's mean is that of the rung below.
@@ -174,8 +174,8 @@ def _figures(metrics: Mapping[str, Any], layer_set: str) -> tuple[Mapping[str, A
         there = [name for name, spaces in sets.items() if spaces.get("native")]
         raise BadInput(
             f"Layer set {layer_set!r} has no figures in native space, and the last rung is the native Dice. "
-            f"Compute them: core.evaluation.evaluate_layer_set(scores, layers, 'native'); or take one that has them: "
-            f"{', '.join(there)}."
+            f"Compute them: core.study.evaluation.evaluate_layer_set(scores, layers, 'native'); or take one that has "
+            f"them: {', '.join(there)}."
         )
     return working, native
 

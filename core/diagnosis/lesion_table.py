@@ -1,6 +1,7 @@
 """One row per lesion of the reference: how large, how bright, where, what the grid allows, found or missed and why.
 
-Lesions are those of core.lesions on the working grid: 26-connected, at least 27 mm³, numbered as in lesion_report.
+Lesions are those of core.metrics.lesions on the working grid: 26-connected, at least 27 mm³, numbered as in
+lesion_report.
 """
 
 import functools
@@ -11,11 +12,12 @@ import numpy as np
 from jaxtyping import Float32, Float64
 from scipy.ndimage import binary_fill_holes, distance_transform_edt
 
-from core.calibration import segment
-from core.diagnosis.cases import Case
-from core.diagnosis.ceiling import LayerCells, LesionCeiling, SubjectCeilings
-from core.lesions import MIN_OVERLAP, LesionRow, components, lesion_report
-from core.run_scores import RunScores
+from core.diagnosis.ceiling import LesionCeiling, SubjectCeilings
+from core.diagnosis.layer_cells import LayerCells
+from core.metrics.healthy_threshold import segment
+from core.metrics.lesions import MIN_OVERLAP, LesionRow, components, lesion_report
+from core.study.cases import Case
+from core.study.stored_scores import RunScores
 from core.types import ScoreMap
 from data.errors import BadInput
 from data.template import tissue_probability, working_grid, working_template

@@ -6,114 +6,28 @@ subjects, decides on test subjects, and is counted on the working grid; unreacha
 """
 
 import dataclasses
-import math
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
-from jaxtyping import Float, Float32, Float64
-from scipy.linalg import solve_triangular
-from scipy.special import expit, logsumexp
+from jaxtyping import Float32
 
-from core.bootstrap import mean_interval, paired_difference
-from core.decision import KINDS, TwoDensities
 from core.detectors import LayerSet
-from core.diagnosis.cases import case_of
-from core.distributions import fit_densities
-from core.metrics import SubjectScores, best_common_threshold, dice_at
+from core.diagnosis.decision_rows import Judged, Model, Rule, missing_row, row_of_rule
+from core.diagnosis.vector_densities import VECTOR_KINDS, TwoVectorDensities, VectorKind, logit
+from core.metrics.confusion import fit_densities
+from core.metrics.protocols import best_common_threshold
+from core.metrics.subject_scores import SubjectScores, dice_at
+from core.metrics.two_densities import KINDS
 from core.randomness import number_of
-from core.run_scores import RunScores
+from core.study.cases import case_of
+from core.study.stored_scores import RunScores
 from data.errors import BadInput
 
-VectorKind = Literal["gaussian", "mixture"]
-VECTOR_KINDS: tuple[VectorKind, ...] = ("gaussian", "mixture")
 MAX_SAMPLES = 50_000
 """Voxels of a class that a density over layers is fitted on."""
-NO_KDE = (
-    "A kernel density is not offered over several layers: its error falls only like n^(-4/(4+d)) in d dimensions, "
-    "too slowly for the lesion voxels of a study."
-)
-NOT_DICE = (
-    "This makes the fewest wrong voxels, which is not the highest Dice: Dice is served best by every voxel whose "
-    "probability of lesion is at least half of the Dice reached, so the cut that is best on validation is tried too."
-)
-KIND_NAMES = {"gaussian": "two Gaussians", "mixture": "two mixtures of Gaussians", "kde": "two kernel densities"}
-RULE_NAMES = {
-    "validation share": "prior = share of lesion voxels in validation",
-    "given prior": "prior = {prior:g}, as given",
-    "validation cut": "cut with the best validation Dice",
-}
-"""What each `rule` is called in front of people."""
-_COMPONENTS = 3
-_SMALLEST_SD = 1e-4
-_FARTHEST = 36.0
-"""Log odds beyond which 1 - prior is 0 in double precision."""
-
-
-@dataclass(frozen=True, eq=False)
-class VectorDensity:
-    """A mixture of Gaussians over the vector log1p(distance of each layer)."""
-
-    weights: Float64[np.ndarray, " k"]
-    means: Float64[np.ndarray, "k d"]
-    factors: Float64[np.ndarray, "k d d"]
-    """Lower Cholesky factors of the covariances."""
-
-    def log_density(self, x: Float[np.ndarray, "n d"]) -> Float64[np.ndarray, " n"]:
-        """Natural logarithm of the density at each row."""
-        points = np.asarray(x, dtype=np.float64)
-        terms = np.empty((len(self.weights), len(points)))
-        for k, (weight, mean, factor) in enumerate(zip(self.weights, self.means, self.factors, strict=True)):
-            white = solve_triangular(factor, (points - mean).T, lower=True, check_finite=False)
-            terms[k] = math.log(weight) - 0.5 * (white**2).sum(axis=0) - np.log(np.diag(factor)).sum()
-        total: np.ndarray = logsumexp(terms, axis=0) if len(terms) > 1 else terms[0]
-        total -= 0.5 * points.shape[1] * math.log(2 * math.pi)
-        return total
-
-
-@dataclass(frozen=True, eq=False)
-class TwoVectorDensities:
-    """Densities of normal and anomalous voxels over the layers' distances, and the prior share of anomalous ones."""
-
-    kind: VectorKind
-    prior: float
-    normal: VectorDensity
-    anomalous: VectorDensity
-
-    @classmethod
-    def fit(
-        cls,
-        normal: Float[np.ndarray, "n layers"],
-        anomalous: Float[np.ndarray, "a layers"],
-        kind: VectorKind,
-        prior: float,
-        *,
-        seed: int = 0,
-    ) -> Self:
-        """Fit both on distances (0 or more), one row per voxel. BadInput below 2 (d + 1) voxels of a class.
-
-        "gaussian" is mean and covariance, "mixture" up to three Gaussians with full covariances, by EM.
-        """
-        if kind not in VECTOR_KINDS:
-            raise BadInput(f"Density kind {kind!r} is not for vectors. Allowed: {', '.join(VECTOR_KINDS)}. {NO_KDE}")
-        if not 0 < prior < 1:
-            raise BadInput(f"Prior is {prior}. Allowed: between 0 and 1, the expected share of anomalous voxels.")
-        needed = 2 * (np.shape(normal)[1] + 1)
-        for name, rows in (("normal", normal), ("anomalous", anomalous)):
-            if len(rows) < needed:
-                raise BadInput(
-                    f"{len(rows)} {name} validation voxels: a density over {np.shape(normal)[1]} layers needs "
-                    f"{needed} or more. Add labelled validation subjects."
-                )
-        return cls(kind, float(prior), *(_fit_density(np.log1p(x), kind, seed) for x in (normal, anomalous)))
-
-    def log_ratio(self, distances: Float[np.ndarray, "n layers"]) -> Float64[np.ndarray, " n"]:
-        """Log posterior odds of anomalous, log p(d|a) − log p(d|n) + log(prior / (1 − prior))."""
-        x = np.log1p(np.asarray(distances, dtype=np.float64))
-        odds: np.ndarray = self.anomalous.log_density(x) - self.normal.log_density(x) + _logit(self.prior)
-        return odds
 
 
 def decisions(
@@ -129,38 +43,17 @@ def decisions(
     vector = _vector_layers(scores, layers)
     validation = _Validation.read(scores, layers, vector, seed)
     if validation.missing is not None:
-        return [_missing_row("two densities", "score", "gaussian", validation.missing)]
-    models: list[_Model] = [_Model("score", kind, (), fit_densities(validation.scores, kind, None)) for kind in KINDS]
+        return [missing_row("two densities", "score", "gaussian", validation.missing)]
+    models: list[Model] = [Model("score", kind, (), fit_densities(validation.scores, kind, None)) for kind in KINDS]
     rows = []
     if vector:
         try:
-            models += [_Model("layers", kind, vector, validation.fit_vector(kind, seed)) for kind in VECTOR_KINDS]
+            models += [Model("layers", kind, vector, validation.fit_vector(kind, seed)) for kind in VECTOR_KINDS]
         except BadInput as error:
-            rows.append(_missing_row("two densities over layers", "layers", "gaussian", str(error)))
+            rows.append(missing_row("two densities over layers", "layers", "gaussian", str(error)))
     rules = [rule for model in _with_cuts(models, validation, scores, layers) for rule in _rules(model, prior)]
     judged = _judge(rules, validation.threshold, scores, layers, vector)
-    return [_row(rule, judged, n_bootstrap) for rule in rules] + rows
-
-
-_EMPTY_ROW: Mapping[str, Any] = {
-    "layers": [],
-    "threshold": None,
-    "cut": None,
-    "prior": None,
-    "mean_dice": None,
-    "low": None,
-    "high": None,
-    "n": 0,
-    "gain": None,
-    "gain_low": None,
-    "gain_high": None,
-    "validation_dice": None,
-    "needs_labels": True,
-    "deployable": True,
-    "false_ml_per_healthy_scan": None,
-    "subjects": [],
-    "missing": None,
-}
+    return [row_of_rule(rule, judged, n_bootstrap) for rule in rules] + rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,33 +63,6 @@ class _Voxels:
     score: SubjectScores
     normal: Float32[np.ndarray, "n layers"]
     anomalous: Float32[np.ndarray, "a layers"]
-
-
-@dataclass(frozen=True, eq=False)
-class _Model:
-    """One pair of densities; `cut` is the log ratio of best mean validation Dice, `cut_dice` that Dice."""
-
-    over: Literal["score", "layers"]
-    kind: str
-    layers: LayerSet
-    densities: TwoDensities | TwoVectorDensities
-    cut: float = 0.0
-    cut_dice: float = 0.0
-
-    def log_ratio(self, score: np.ndarray, distances: np.ndarray) -> np.ndarray:
-        if isinstance(self.densities, TwoDensities):
-            return self.densities.log_ratio(score)
-        return self.densities.log_ratio(distances)
-
-
-@dataclass(frozen=True, eq=False)
-class _Rule:
-    """A model and where its log ratio is cut: at 0 by Bayes' rule with the share it was fitted with."""
-
-    model: _Model
-    name: Literal["validation share", "given prior", "validation cut"]
-    prior: float
-    cut: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -279,7 +145,7 @@ def _what_is_missing(validation: Sequence[SubjectScores]) -> str | None:
     return None
 
 
-def _with_cuts(models: Sequence[_Model], validation: _Validation, scores: RunScores, layers: LayerSet) -> list[_Model]:
+def _with_cuts(models: Sequence[Model], validation: _Validation, scores: RunScores, layers: LayerSet) -> list[Model]:
     """The models, each with the cut of its log ratio that is best on validation."""
     ratios: list[list[SubjectScores]] = [[] for _ in models]
     vector = next((m.layers for m in models if m.layers), ())
@@ -300,13 +166,13 @@ def _with_cuts(models: Sequence[_Model], validation: _Validation, scores: RunSco
     ]
 
 
-def _as_scores(model: _Model, voxels: _Voxels) -> SubjectScores:
+def _as_scores(model: Model, voxels: _Voxels) -> SubjectScores:
     """The subject with its log ratio, squeezed monotonically to 0 and more, in place of the score."""
     normal, anomalous = _ratios(model, voxels)
     return dataclasses.replace(voxels.score, normal=_squeezed(normal), anomalous=_squeezed(anomalous))
 
 
-def _ratios(model: _Model, voxels: _Voxels) -> tuple[np.ndarray, np.ndarray]:
+def _ratios(model: Model, voxels: _Voxels) -> tuple[np.ndarray, np.ndarray]:
     return (
         model.log_ratio(voxels.score.normal, voxels.normal),
         model.log_ratio(voxels.score.anomalous, voxels.anomalous),
@@ -324,28 +190,18 @@ def _odds_of(squeezed: float) -> float:
     return odds - 1e-6 * (1 + abs(odds))
 
 
-def _rules(model: _Model, prior: float | None) -> list[_Rule]:
+def _rules(model: Model, prior: float | None) -> list[Rule]:
     share = model.densities.prior
-    rules = [_Rule(model, "validation share", share, 0.0)]
+    rules = [Rule(model, "validation share", share, 0.0)]
     if prior is not None:
         if not 0 < prior < 1:
             raise BadInput(f"Prior is {prior}. Allowed: between 0 and 1, the expected share of anomalous voxels.")
-        rules.append(_Rule(model, "given prior", prior, _logit(share) - _logit(prior)))
-    return [*rules, _Rule(model, "validation cut", share, model.cut)]
+        rules.append(Rule(model, "given prior", prior, logit(share) - logit(prior)))
+    return [*rules, Rule(model, "validation cut", share, model.cut)]
 
 
-@dataclass(frozen=True, eq=False)
-class _Judged:
-    """Dice per rule and lesion-bearing test subject, mL per rule and healthy test scan, and Dice at the threshold."""
-
-    subjects: list[str]
-    dice: dict[int, list[float]]
-    false_ml: dict[int, list[float]]
-    baseline: list[float]
-
-
-def _judge(rules: Sequence[_Rule], threshold: float, scores: RunScores, layers: LayerSet, vector: LayerSet) -> _Judged:
-    judged = _Judged([], {id(r): [] for r in rules}, {id(r): [] for r in rules}, [])
+def _judge(rules: Sequence[Rule], threshold: float, scores: RunScores, layers: LayerSet, vector: LayerSet) -> Judged:
+    judged = Judged([], {id(r): [] for r in rules}, {id(r): [] for r in rules}, [])
     for voxels in _voxels(scores, "test", layers, vector):
         subject = voxels.score
         if not subject.n_lesion and not subject.healthy:
@@ -362,94 +218,3 @@ def _judge(rules: Sequence[_Rule], threshold: float, scores: RunScores, layers: 
             judged.subjects.append(subject.subject_id)
             judged.baseline.append(plain)
     return judged
-
-
-def _row(rule: _Rule, judged: _Judged, n_bootstrap: int) -> dict[str, Any]:
-    dice, false_ml = judged.dice[id(rule)], judged.false_ml[id(rule)]
-    mean = mean_interval(dice, seed=0, n_resamples=n_bootstrap, purpose="dice")
-    gain = paired_difference(dice, judged.baseline, seed=0, n_resamples=n_bootstrap)
-    model = rule.model
-    over = "the score" if model.over == "score" else f"{len(model.layers)} layer distances"
-    rule_name = RULE_NAMES[rule.name].format(prior=rule.prior)
-    return {
-        **_EMPTY_ROW,
-        "name": f"{KIND_NAMES[model.kind]} over {over}: {rule_name}",
-        "over": model.over,
-        "kind": model.kind,
-        "rule": rule.name,
-        "layers": list(model.layers),
-        "prior": rule.prior,
-        "cut": rule.cut,
-        "threshold": _equivalent_threshold(rule),
-        "validation_dice": model.cut_dice if rule.name == "validation cut" else None,
-        "mean_dice": mean.mean,
-        "low": mean.low,
-        "high": mean.high,
-        "n": mean.n,
-        "gain": gain.mean,
-        "gain_low": gain.low,
-        "gain_high": gain.high,
-        "false_ml_per_healthy_scan": float(np.mean(false_ml)) if false_ml else None,
-        "subjects": [{"subject_id": i, "dice": d} for i, d in zip(judged.subjects, dice, strict=True)],
-        "explain": _explain(rule),
-    }
-
-
-def _missing_row(name: str, over: str, kind: str, missing: str) -> dict[str, Any]:
-    row = {**_EMPTY_ROW, "name": name, "over": over, "kind": kind, "rule": "validation share"}
-    return row | {"missing": missing, "explain": missing}
-
-
-def _at_cut(rule: _Rule) -> TwoDensities | None:
-    """The densities over one score with the prior at which Bayes' rule is this rule; None beyond double precision."""
-    assert isinstance(rule.model.densities, TwoDensities)
-    odds = _logit(rule.model.densities.prior) - rule.cut
-    return dataclasses.replace(rule.model.densities, prior=float(expit(odds))) if abs(odds) < _FARTHEST else None
-
-
-def _equivalent_threshold(rule: _Rule) -> float | None:
-    same = _at_cut(rule) if rule.model.over == "score" else None
-    return None if same is None else same.equivalent_threshold
-
-
-def _explain(rule: _Rule) -> str:
-    prior = (
-        f"the share of lesion voxels in validation, {rule.prior:.3g}"
-        if rule.name == "validation share"
-        else f"the given prior, {rule.prior:.3g}"
-    )
-    where = (
-        "A voxel is called lesion where the ratio of the two densities is at or above the cut that had the best mean "
-        f"Dice on validation (log posterior odds {rule.cut:.3g})."
-        if rule.name == "validation cut"
-        else f"A voxel is called lesion where that is the likelier of the two at {prior} (Bayes' rule). {NOT_DICE}"
-    )
-    densities = rule.model.densities
-    if not isinstance(densities, TwoDensities):
-        names = ", ".join(rule.model.layers)
-        return f"A surface in the space of {names}: it can differ from every threshold of one score. {where} {NO_KDE}"
-    same = _at_cut(rule)
-    amounts = "No prior between 0 and 1 amounts to this cut." if same is None else same.explain()
-    if densities.monotone:
-        return f"{amounts} The ratio rises with the score, so at any prior it cannot differ from a threshold. {where}"
-    if same is not None and same.equivalent_threshold is not None:
-        return f"{amounts} Here it cannot differ from a threshold; at other priors it may. {where}"
-    return f"{amounts} The ratio does not rise everywhere with the score, so it can differ from a threshold. {where}"
-
-
-def _fit_density(x: np.ndarray, kind: VectorKind, seed: int) -> VectorDensity:
-    values = np.asarray(x, dtype=np.float64)
-    d = values.shape[1]
-    if kind == "gaussian":
-        covariance = np.atleast_2d(np.cov(values, rowvar=False)) + _SMALLEST_SD**2 * np.eye(d)
-        return VectorDensity(np.ones(1), values.mean(axis=0)[None], np.linalg.cholesky(covariance)[None])
-    from sklearn.mixture import GaussianMixture
-
-    components = max(1, min(_COMPONENTS, len(values) // (2 * (d + 1)), len(np.unique(values, axis=0))))
-    model = GaussianMixture(components, reg_covar=_SMALLEST_SD**2, random_state=seed).fit(values)
-    keep = model.weights_ > 0
-    return VectorDensity(model.weights_[keep], model.means_[keep], np.linalg.cholesky(model.covariances_[keep]))
-
-
-def _logit(prior: float) -> float:
-    return math.log(prior / (1 - prior))

@@ -4,165 +4,57 @@ Chosen on validation, quoted on test, in pairs against the run's own setting. Ev
 grid, and lesion voxels that a setting puts out of reach are missed, so erosion cannot cheat.
 
 Order: distances are interpolated, smoothed (Gaussian SD, mm), filtered by a cubic median, cut to the eroded brain,
-thresholded, and components below the smallest volume are dropped (26-connected, as in core.lesions).
+thresholded, and components below the smallest volume are dropped (26-connected, as in core.metrics.lesions).
 
 Erosion counts layers of 6-neighbours (taxicab); the what-if `erode-mask` counts Euclidean mm.
 """
 
 import contextlib
 import functools
-import itertools
 import math
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
-import cc3d
 import numpy as np
-from jaxtyping import Bool, Float32, Int64, UInt8
-from scipy.ndimage import distance_transform_cdt, distance_transform_edt
+from jaxtyping import Float32
 
-from core.bootstrap import mean_interval, paired_difference
-from core.detectors import LAYERED, LayerSet
-from core.diagnosis.cases import Case
-from core.disk_plan import post_processing_bytes
-from core.evaluation import read_metrics
-from core.metrics import SubjectScores, best_common_threshold, healthy_rule
-from core.progress import Progress
-from core.run_scores import RunScores, open_scores, set_id
-from core.scoring import masked_score_map, to_score_map
-from core.store import (
-    Run,
-    lock,
-    open_run,
-    record_duration,
-    stage,
-    stage_directory,
-    stage_name,
-    stored_json,
-    undamaged,
+from core.detectors import LAYERED
+from core.diagnosis.postprocessing_table import (
+    N_CANDIDATES,
+    VERSION,
+    SearchStudy,
+    own_filters,
+    recipe_text,
+    result_table,
+    shipped_settings,
 )
+from core.disk_plan import post_processing_bytes
+from core.metrics.protocols import best_common_threshold, healthy_rule
+from core.metrics.subject_scores import SubjectScores
+from core.progress import Progress
+from core.runs.evaluated import read_metrics
+from core.runs.run_record import Run
+from core.runs.stages import record_duration, stage, stage_directory, stage_name, stored_json, undamaged
+from core.runs.store import lock
+from core.study.map_filters import Box, Filters, PostProcessing, every_count, maps_of
+from core.study.stored_scores import RunScores, open_scores, set_id
 from data.errors import BadInput, EnvironmentProblem
 from data.files import manifest_sha256, write_json
-from data.preprocessing import Prepared
 from data.ranges import check_range
 from data.room import require_room
-from data.volume import Volume
 from data.workers import Died, shared_out
 
-VERSION = 1
-"""Counts up whenever the same scores would give other figures."""
 SMOOTHING_MM = (0.0, 2.0, 4.0)
 MEDIAN_VOXELS = (0, 3, 5)
 EROSION_VOXELS = (0, 1, 2)
 MIN_COMPONENT_MM3 = (0.0, 27.0, 100.0, 300.0, 1000.0)
-PROTOCOLS = ("healthy", "validation")
-N_CANDIDATES = 56
-"""Thresholds tried per processed map with the component filter, beside the exact optimum without it."""
 _LARGEST_SHARE, _SMALLEST_SHARE = 0.25, 1e-5
 """Candidates exceed between a quarter and a hundred-thousandth of the voxels, in equal steps of the logarithm."""
-_MEDIAN_ROWS = 8192
 
-Filters = tuple[float, int, int]
-"""Smoothing in mm, edge of the median, erosion."""
 Mapped = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
 """What `map` does, here or in other processes."""
-
-
-@dataclass(frozen=True)
-class PostProcessing:
-    """One combination; all zeros leave the score map and the segmentation as they are."""
-
-    smoothing_mm: float = 0.0
-    """Standard deviation of the Gaussian, mm."""
-    median_voxels: int = 0
-    """Edge of the cubic median, working-grid voxels; 0: none."""
-    erosion_voxels: int = 0
-    """Layers of 6-neighbours (taxicab, not Euclidean mm) by which the brain is eroded; scores there are dropped."""
-    min_component_mm3: float = 0.0
-    """Smallest volume of a segmented component (26-connected), mm³."""
-
-
-@dataclass(frozen=True)
-class Counts:
-    """What a setting and a threshold do to one subject."""
-
-    hits: int
-    alarms: int
-    missed: int
-    components: int
-    """Segmented components that are left."""
-    voxel_ml: float
-
-    @property
-    def dice(self) -> float | None:
-        """None for a subject without lesion."""
-        return 2.0 * self.hits / (2 * self.hits + self.alarms + self.missed) if self.hits + self.missed else None
-
-    @property
-    def false_ml(self) -> float:
-        """Volume called lesion that is not, mL."""
-        return self.alarms * self.voxel_ml
-
-
-def apply(scores: RunScores, case: Case, layers: LayerSet, settings: PostProcessing) -> Float32[np.ndarray, "x y z"]:
-    """The case's score map under other settings, NaN outside the eroded brain; starts from the unprocessed distances.
-
-    The component filter needs a threshold: see `count`.
-    """
-    values = _smoothed(scores, case.subject_id, layers, case.volume, settings.smoothing_mm)
-    brain = case.volume.brain_mask
-    if settings.median_voxels > 1:
-        values = np.array(values)
-        values[brain] = _Median(brain).filter(values, settings.median_voxels)
-    if settings.erosion_voxels:
-        kept = np.zeros(brain.shape, dtype=bool)
-        kept[brain] = _depth(brain) > settings.erosion_voxels
-        values = np.where(kept, values, np.float32(np.nan))
-    return values
-
-
-def segmentation(
-    processed: Float32[np.ndarray, "x y z"], threshold: float, min_component_mm3: float, voxel_mm3: float
-) -> Bool[np.ndarray, "x y z"]:
-    """Voxels whose score is at least the threshold, in components of at least `min_component_mm3`."""
-    called: np.ndarray = np.nan_to_num(processed, nan=-np.inf) >= threshold
-    if min_component_mm3 <= 0:
-        return called
-    labels = cc3d.connected_components(called, connectivity=26)
-    keep = _large_enough(np.bincount(labels.reshape(-1)), voxel_mm3, min_component_mm3)
-    kept: np.ndarray = keep[labels]
-    return kept
-
-
-def count(
-    case: Case, processed: Float32[np.ndarray, "x y z"], threshold: float, min_component_mm3: float = 0.0
-) -> Counts:
-    """Hits, false alarms and misses of one case at a threshold, component filter included: what a slider shows."""
-    box = _Box.of(case.subject_id, case.healthy, case.volume, case.lesion)
-    values = processed[case.volume.brain_mask]
-    return box.counts(np.nan_to_num(values, nan=-np.inf), threshold, [min_component_mm3])[0]
-
-
-def every_count(
-    scores: RunScores,
-    layers: LayerSet,
-    subject_id: str,
-    thresholds: Mapping[Filters, Sequence[float]],
-    min_volumes_mm3: Sequence[float],
-) -> dict[Filters, dict[float, list[Counts]]]:
-    """Counts of one subject for many combinations: per (smoothing, median, erosion) and threshold, one for each size.
-
-    Each filter runs once for all erosions and sizes, and one labelling serves all sizes.
-    """
-    box, depth, maps = _maps_of(scores, layers, subject_id, {(s, m) for s, m, _ in thresholds})
-    found = {}
-    for (smoothing, median, erosion), cuts in thresholds.items():
-        values = np.where(depth > erosion, maps[smoothing, median], -np.inf)
-        found[smoothing, median, erosion] = {t: box.counts(values, t, min_volumes_mm3) for t in cuts}
-    return found
 
 
 def run_post_processing(
@@ -188,7 +80,7 @@ def run_post_processing(
     require_room(run.directory, post_processing_bytes(combinations, len(test)), "Post-processing")
     began = time.perf_counter()
     with lock(run) as run, _workers(workers) as mapped:
-        study = _Study(str(run.directory), layers, metrics["quantile"], metrics["fp_ml_per_scan"], axes)
+        study = SearchStudy(str(run.directory), layers, metrics["quantile"], metrics["fp_ml_per_scan"], axes)
         heavy_first = sorted(study.maps, key=lambda m: -m[1])
         chosen: dict[Filters, dict[str, Any]] = {}
         with progress.task("Post-processing, thresholds", len(heavy_first)) as advance:
@@ -201,7 +93,7 @@ def run_post_processing(
             for judged in mapped(_judge_job, [(study, i, thresholds) for i in test]):
                 subjects.append(judged)
                 advance(1, judged["subject_id"])
-        result = _result(scores, study, chosen, subjects)
+        result = result_table(scores, study, chosen, subjects)
         result |= {"key": _key(run)}
         with stage(run, stage_name("post-processing", name)) as scratch:
             write_json(scratch / "result.json", result)
@@ -237,7 +129,7 @@ def recipe_changes(run: Run, settings: PostProcessing) -> dict[str, Any]:
     """
     scores = open_scores(run)
     before = shipped_settings(scores)
-    own = _own_filters(scores)
+    own = own_filters(scores)
     names = ("smoothing_mm", "median_voxels")
     sayable = isinstance(scores.detector, LAYERED) or not any(own.values())
     fields = {n: getattr(settings, n) for n in names if sayable and getattr(settings, n) != own[n]}
@@ -249,148 +141,8 @@ def recipe_changes(run: Run, settings: PostProcessing) -> dict[str, Any]:
         "fields": fields,
         "argv": flags,
         "without_field": missing,
-        "text": _recipe_text(fields, missing),
+        "text": recipe_text(fields, missing),
     }
-
-
-def shipped_settings(scores: RunScores) -> PostProcessing:
-    """What the run itself does. Detectors that store finished maps are taken as they are: all zeros."""
-    if not isinstance(scores.detector, LAYERED):
-        return PostProcessing()
-    own = _own_filters(scores)
-    return PostProcessing(float(own["smoothing_mm"]), int(own["median_voxels"]))
-
-
-@dataclass(frozen=True)
-class _Study:
-    """What every job needs to know; crosses processes."""
-
-    directory: str
-    layers: LayerSet
-    quantile: float
-    fp_ml_per_scan: float | None
-    axes: Mapping[str, tuple[float, ...]]
-
-    @property
-    def maps(self) -> list[tuple[float, int]]:
-        """Every (smoothing, median): what has to be filtered anew."""
-        return [(s, int(m)) for s, m in itertools.product(self.axes["smoothing_mm"], self.axes["median_voxels"])]
-
-    def open(self) -> RunScores:
-        path = Path(self.directory)
-        return open_scores(open_run(path.parent, path.name))
-
-
-@dataclass(frozen=True, eq=False)
-class _Box:
-    """A subject's brain in its bounding box: where its voxels are, how deep, and which are lesion."""
-
-    subject_id: str
-    healthy: bool
-    shape: tuple[int, ...]
-    flat: Int64[np.ndarray, " brain"]
-    """Place of each brain voxel in the box."""
-    lesion: Bool[np.ndarray, " brain"]
-    n_lesion: int
-    """Lesion voxels, those outside the brain included."""
-    voxel_mm3: float
-
-    @classmethod
-    def of(cls, subject_id: str, healthy: bool, volume: Volume, lesion: Bool[np.ndarray, "x y z"]) -> "_Box":
-        brain = volume.brain_mask
-        places = np.argwhere(brain)
-        corner = places.min(axis=0)
-        shape = tuple(int(n) for n in places.max(axis=0) - corner + 1)
-        flat = np.ravel_multi_index(tuple((places - corner).T), shape)
-        marked = lesion[brain]
-        return cls(subject_id, healthy, shape, flat, marked, int(lesion.sum()), volume.grid.voxel_volume_mm3)
-
-    def voxels(self, values: Float32[np.ndarray, " brain"], kept: Bool[np.ndarray, " brain"]) -> SubjectScores:
-        """For the metrics; lesion voxels that are not kept are unreachable."""
-        anomalous = values[kept & self.lesion]
-        return SubjectScores(
-            self.subject_id,
-            self.healthy,
-            values[kept & ~self.lesion],
-            anomalous,
-            self.voxel_mm3 / 1000,
-            self.n_lesion - len(anomalous),
-        )
-
-    def counts(
-        self, values: Float32[np.ndarray, " brain"], threshold: float, min_volumes: Sequence[float]
-    ) -> list[Counts]:
-        """Counts of `value >= threshold` for every smallest component, from one labelling."""
-        called = np.flatnonzero(values >= threshold)
-        dense = np.zeros(self.shape, dtype=bool)
-        dense.reshape(-1)[self.flat[called]] = True
-        labels = np.ascontiguousarray(cc3d.connected_components(dense, connectivity=26)).reshape(-1)
-        label = labels[self.flat[called]]
-        sizes = np.bincount(label, minlength=1)
-        lesion = np.bincount(label[self.lesion[called]], minlength=len(sizes))
-        rows = []
-        for smallest in min_volumes:
-            keep = _large_enough(sizes, self.voxel_mm3, smallest)
-            hits, total = int(lesion[keep].sum()), int(sizes[keep].sum())
-            rows.append(Counts(hits, total - hits, self.n_lesion - hits, int(keep.sum()), self.voxel_mm3 / 1000))
-        return rows
-
-
-def _large_enough(sizes: np.ndarray, voxel_mm3: float, smallest_mm3: float) -> np.ndarray:
-    """Which labels are components of that volume; label 0 never is. The rule of core.lesions.components."""
-    keep: np.ndarray = sizes * voxel_mm3 >= smallest_mm3 * (1 - 1e-9)
-    keep &= sizes > 0
-    keep[0] = False
-    return keep
-
-
-class _Median:
-    """Cubic medians of one brain's voxels; bit for bit what core.scoring makes, at brain voxels only.
-
-    A neighbour outside the brain stands in with the value of its nearest brain voxel. The middle of each
-    neighbourhood is found by partition, which is several times faster than the rank filter of scipy.
-    """
-
-    def __init__(self, brain: Bool[np.ndarray, "x y z"]) -> None:
-        self._nearest = tuple(distance_transform_edt(~brain, return_distances=False, return_indices=True))
-        self._places = np.argwhere(brain)
-
-    def filter(self, values: Float32[np.ndarray, "x y z"], size: int) -> Float32[np.ndarray, " brain"]:
-        padded = np.pad(values[self._nearest], ((size // 2, size - 1 - size // 2),) * 3, mode="edge")
-        strides = np.array(padded.strides) // padded.itemsize
-        offsets = np.indices((size,) * 3).reshape(3, -1).T @ strides
-        corners, flat, middle = self._places @ strides, padded.reshape(-1), size**3 // 2
-        out = np.empty(len(corners), dtype=np.float32)
-        for start in range(0, len(corners), _MEDIAN_ROWS):
-            block = flat[corners[start : start + _MEDIAN_ROWS, None] + offsets]
-            block.partition(middle, axis=1)
-            out[start : start + _MEDIAN_ROWS] = block[:, middle]
-        return out
-
-
-def _depth(brain: Bool[np.ndarray, "x y z"]) -> UInt8[np.ndarray, " brain"]:
-    """Steps to the nearest voxel outside (beyond the grid counts as outside): erosion k keeps depths above k."""
-    steps = distance_transform_cdt(np.pad(brain, 1), metric="taxicab")[1:-1, 1:-1, 1:-1]
-    depth: np.ndarray = np.minimum(steps[brain], 255).astype(np.uint8)
-    return depth
-
-
-def _smoothed(
-    scores: RunScores, subject_id: str, layers: LayerSet, volume: Volume, smoothing_mm: float
-) -> Float32[np.ndarray, "x y z"]:
-    """The score map with this smoothing and no median, exactly as the recipe's own field would make it."""
-    detector = scores.detector
-    if not isinstance(detector, LAYERED):
-        stored = scores.score_map(subject_id, layers).scores
-        return masked_score_map(stored, volume, scores.unit, smoothing_mm=smoothing_mm).scores
-    assert scores.layout is not None
-    row = np.array(scores.distances(subject_id)[scores.layer_sets.index(layers)])
-    return to_score_map(row, scores.layout, volume, scores.unit, smoothing_mm=smoothing_mm).scores
-
-
-def _own_filters(scores: RunScores) -> dict[str, float]:
-    detector = scores.detector
-    return {"smoothing_mm": float(detector.smoothing_mm), "median_voxels": int(detector.median_voxels)}
 
 
 def _axes(scores: RunScores) -> dict[str, tuple[float, ...]]:
@@ -404,29 +156,7 @@ def _axes(scores: RunScores) -> dict[str, tuple[float, ...]]:
     }
 
 
-def _marked(prepared: Prepared) -> np.ndarray:
-    lesion = prepared.lesion
-    return np.zeros(prepared.volume.grid.shape, dtype=bool) if lesion is None else lesion.voxels
-
-
-def _maps_of(
-    scores: RunScores, layers: LayerSet, subject_id: str, maps: Collection[tuple[float, int]]
-) -> tuple[_Box, np.ndarray, dict[tuple[float, int], np.ndarray]]:
-    """A subject's brain, the depth of its voxels, and its in-brain scores under several (smoothing, median)."""
-    prepared = scores.prepared(subject_id)
-    volume, brain = prepared.volume, prepared.volume.brain_mask
-    box = _Box.of(subject_id, scores.is_healthy(subject_id), volume, _marked(prepared))
-    median = _Median(brain) if any(size > 1 for _, size in maps) else None
-    found = {}
-    for smoothing, sizes in itertools.groupby(sorted(maps), key=lambda m: m[0]):
-        values = _smoothed(scores, subject_id, layers, volume, smoothing)
-        for _, size in sizes:
-            wanted = values[brain] if size < 2 or median is None else median.filter(values, size)
-            found[smoothing, size] = wanted
-    return box, _depth(brain), found
-
-
-def _choose_job(job: tuple[_Study, tuple[float, int]]) -> dict[Filters, dict[str, Any]]:
+def _choose_job(job: tuple[SearchStudy, tuple[float, int]]) -> dict[Filters, dict[str, Any]]:
     """Thresholds of one (smoothing, median), for every erosion and component size, and their validation Dice.
 
     Holds the in-brain scores of calibration and labelled validation subjects: 4 bytes a voxel.
@@ -436,7 +166,7 @@ def _choose_job(job: tuple[_Study, tuple[float, int]]) -> dict[Filters, dict[str
     held = {
         role: [
             (box, depth, maps[one])
-            for box, depth, maps in (_maps_of(scores, study.layers, i, [one]) for i in scores.subjects(role))
+            for box, depth, maps in (maps_of(scores, study.layers, i, [one]) for i in scores.subjects(role))
             if role == "calibration" or box.n_lesion
         ]
         for role in ("calibration", "validation")
@@ -454,7 +184,7 @@ def _choose_job(job: tuple[_Study, tuple[float, int]]) -> dict[Filters, dict[str
 
 def _choice(
     voxels: Sequence[SubjectScores],
-    kept: Sequence[tuple[_Box, np.ndarray]],
+    kept: Sequence[tuple[Box, np.ndarray]],
     healthy: float,
     min_volumes: Sequence[float],
 ) -> dict[str, Any]:
@@ -484,7 +214,7 @@ def _candidates(voxels: Sequence[SubjectScores]) -> Float32[np.ndarray, " candid
     return cuts
 
 
-def _mean_dice(kept: Sequence[tuple[_Box, np.ndarray]], threshold: float, min_volumes: Sequence[float]) -> list[float]:
+def _mean_dice(kept: Sequence[tuple[Box, np.ndarray]], threshold: float, min_volumes: Sequence[float]) -> list[float]:
     counts = [box.counts(values, threshold, min_volumes) for box, values in kept]
     return [float(np.mean([row[m].dice for row in counts])) for m in range(len(min_volumes))]
 
@@ -498,7 +228,7 @@ def _thresholds(chosen: Mapping[Filters, Any]) -> dict[Filters, list[list[float]
     }
 
 
-def _judge_job(job: tuple[_Study, str, Mapping[Filters, list[list[float]]]]) -> dict[str, Any]:
+def _judge_job(job: tuple[SearchStudy, str, Mapping[Filters, list[list[float]]]]) -> dict[str, Any]:
     """One test subject: per filters and component size, the counts under each protocol."""
     study, subject_id, thresholds = job
     scores = study.open()
@@ -514,160 +244,6 @@ def _judge_job(job: tuple[_Study, str, Mapping[Filters, list[list[float]]]]) -> 
         "lesion": anyone.hits + anyone.missed > 0,
         "rows": rows,
     }
-
-
-def _result(
-    scores: RunScores, study: _Study, chosen: Mapping[Filters, Any], subjects: Sequence[Mapping[str, Any]]
-) -> dict[str, Any]:
-    rows = _rows(study, chosen, subjects)
-    shipped = asdict(shipped_settings(scores))
-    base = next(row for row in rows if _settings(row) == shipped)
-    losses = [c["candidate_loss"] for c in chosen.values() if c["candidate_loss"] is not None]
-    protocols = PROTOCOLS if losses else PROTOCOLS[:1]
-    for row in rows:
-        for protocol in (p for p in protocols if row[p] is not None and base[p] is not None):
-            _pair(row[protocol], base[protocol])
-    result = {
-        "version": VERSION,
-        "run_id": scores.run.run_id,
-        "layer_set": set_id(study.layers),
-        "unit": scores.unit,
-        "space": "working",
-        "quantile": study.quantile,
-        "fp_ml_per_scan": study.fp_ml_per_scan,
-        "axes": {name: list(values) for name, values in study.axes.items()},
-        "test_subjects": [s["subject_id"] for s in subjects if s["lesion"]],
-        "healthy_subjects": [s["subject_id"] for s in subjects if s["healthy"]],
-        "n_validation": len(scores.subjects("validation")) if losses else 0,
-        "rows": rows,
-        "candidates": N_CANDIDATES,
-        "candidate_loss": max(losses) if losses else None,
-        "shipped": {protocol: _quoted(base, protocol) for protocol in protocols},
-        "best_on_validation": {p: _best(rows, p, "validation_dice", shipped) for p in protocols} if losses else None,
-        "best_on_test": {p: {**best, "oracle": True} for p in protocols if (best := _best(rows, p, "dice", shipped))},
-    }
-    return result | {"optimism": _optimism(result), "notes": _notes(scores, result, losses)}
-
-
-def _rows(study: _Study, chosen: Mapping[Filters, Any], subjects: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    axes = study.axes
-    rows = []
-    for smoothing, median, erosion, (m, smallest) in itertools.product(
-        axes["smoothing_mm"], axes["median_voxels"], axes["erosion_voxels"], enumerate(axes["min_component_mm3"])
-    ):
-        one = (smoothing, int(median), int(erosion))
-        choice = chosen[one]
-        row: dict[str, Any] = {
-            "smoothing_mm": smoothing,
-            "median_voxels": int(median),
-            "erosion_voxels": int(erosion),
-            "min_component_mm3": smallest,
-            "healthy": {"threshold": choice["healthy"], "validation_dice": choice["healthy_dice"][m]},
-            "validation": None,
-        }
-        if choice["validation"] is not None:
-            best = choice["validation"][m]
-            row["validation"] = {"threshold": best["threshold"], "validation_dice": best["dice"]}
-        for p, protocol in enumerate(PROTOCOLS):
-            if row[protocol] is not None:
-                row[protocol] |= _figures([(s, s["rows"][one][m][p]) for s in subjects])
-        rows.append(row)
-    return rows
-
-
-def _figures(judged: Sequence[tuple[Mapping[str, Any], Counts]]) -> dict[str, Any]:
-    dice = [d for _, counts in judged if (d := counts.dice) is not None]
-    healthy = [counts for subject, counts in judged if subject["healthy"]]
-    mean = mean_interval(dice, seed=0, purpose="dice")
-    return {
-        "dice": mean.mean,
-        "low": mean.low,
-        "high": mean.high,
-        "n": mean.n,
-        "false_ml": float(np.mean([c.false_ml for c in healthy])) if healthy else None,
-        "false_components": float(np.mean([c.components for c in healthy])) if healthy else None,
-        "subjects": dice,
-    }
-
-
-def _pair(figures: dict[str, Any], base: Mapping[str, Any]) -> None:
-    """Adds the paired gain over the run's own setting, with its interval."""
-    gain = paired_difference(figures["subjects"], base["subjects"], seed=0)
-    figures |= {"gain": gain.mean, "gain_low": gain.low, "gain_high": gain.high}
-
-
-def _settings(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: row[name] for name in asdict(PostProcessing())}
-
-
-def _quoted(row: Mapping[str, Any], protocol: str) -> dict[str, Any]:
-    figures = {key: value for key, value in row[protocol].items() if key != "subjects"}
-    return {"settings": _settings(row), "protocol": protocol, **figures}
-
-
-def _best(
-    rows: Sequence[Mapping[str, Any]], protocol: str, figure: str, shipped: Mapping[str, Any]
-) -> dict[str, Any] | None:
-    """The row with the highest figure; among equals the one that changes least, then the first."""
-    rated = [row for row in rows if row[protocol] is not None and row[protocol][figure] is not None]
-    if not rated:
-        return None
-
-    def rank(row: Mapping[str, Any]) -> tuple[float, int]:
-        return float(row[protocol][figure]), -sum(row[name] != value for name, value in shipped.items())
-
-    return _quoted(max(rated, key=rank), protocol)
-
-
-def _optimism(result: Mapping[str, Any]) -> dict[str, float | None]:
-    """What choosing the combination on the test labels would add over choosing it on validation."""
-    chosen, oracle = result["best_on_validation"] or {}, result["best_on_test"]
-    return {p: oracle[p]["dice"] - chosen[p]["dice"] for p in oracle if chosen.get(p)}
-
-
-def _notes(scores: RunScores, result: Mapping[str, Any], losses: Sequence[float]) -> list[str]:
-    notes = []
-    if not losses:
-        notes.append(
-            "Missing: lesion masks of validation subjects. Nothing can be chosen honestly; the figures at the healthy "
-            "threshold stand, and the best on test is an oracle."
-        )
-    else:
-        notes.append(
-            f"With the component filter {N_CANDIDATES} thresholds are tried; without it, where the exact optimum is "
-            f"known, these alone lose at most {max(losses):.4f} mean validation Dice."
-        )
-        notes.append(
-            f"The best of {len(result['rows'])} combinations on validation is optimistic there; only its test figures "
-            "are quoted as a gain."
-        )
-    if not result["test_subjects"]:
-        notes.append("There is no test subject with a lesion: no Dice and no gain, only false positives.")
-    if edges := _at_the_edge(result):
-        notes.append(f"The best on validation is the largest value tried of {', '.join(edges)}: more may be better.")
-    notes.append(
-        "Erosion is counted in layers of 6-neighbours (taxicab); the what-if erode-mask counts Euclidean mm, so "
-        "the two do not leave out the same voxels."
-    )
-    notes.append("Healthy thresholds are taken before the component filter, so filtered maps lie below their target.")
-    if not isinstance(scores.detector, LAYERED) and any(_own_filters(scores).values()):
-        notes.append("This detector stores maps that it has filtered itself; the settings come on top of that.")
-    return notes
-
-
-def _at_the_edge(result: Mapping[str, Any]) -> list[str]:
-    """Settings of which the best on validation, under any protocol, is the largest that was tried."""
-    best = [b["settings"] for b in (result["best_on_validation"] or {}).values()]
-    return [name for name, values in result["axes"].items() if any(s[name] == values[-1] for s in best)]
-
-
-def _recipe_text(fields: Mapping[str, float], missing: Mapping[str, float]) -> str:
-    said = ", ".join(f"{name} = {value:g}" for name, value in fields.items())
-    unsaid = ", ".join(f"{name} = {value:g}" for name, value in missing.items())
-    parts = [f"In the recipe: {said}." if said else "Nothing to change in the recipe."]
-    if unsaid:
-        parts.append(f"No recipe field yet for {unsaid}: only this exploration applies it.")
-    return " ".join(parts)
 
 
 def _key(run: Run) -> str:

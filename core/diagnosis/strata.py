@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from core.bootstrap import mean_interval
-from core.lesions import SIZE_BINS_ML
+from core.metrics.bootstrap import mean_interval
+from core.metrics.lesions import SIZE_BINS_ML
 from core.randomness import stream
 
 CONTRAST_BINS_SD: tuple[tuple[str, float, float], ...] = (

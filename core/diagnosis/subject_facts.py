@@ -12,16 +12,18 @@ from typing import Any
 import numpy as np
 
 from core.detectors import LayerSet
-from core.diagnosis.cases import Case, case_of, made_from
-from core.diagnosis.ceiling import Ceiling, LayerCells, LesionCeiling, SubjectCeilings, subject_ceilings
+from core.diagnosis.ceiling import Ceiling, LesionCeiling, SubjectCeilings, subject_ceilings
+from core.diagnosis.errors.reference import HealthyReference
+from core.diagnosis.layer_cells import LayerCells
 from core.diagnosis.lesion_table import lesion_table, single_layer_scores
 from core.diagnosis.placement import in_template_space
-from core.diagnosis.reference import HealthyReference
-from core.metrics import all_positive_dice, best_dice
+from core.metrics.exact_curve import all_positive_dice, best_dice
 from core.progress import Progress
 from core.randomness import stream
-from core.run_scores import RunScores, set_id
-from core.store import fingerprint, keep_json, kept_json, stage_name
+from core.runs.provenance import fingerprint
+from core.runs.stages import keep_json, kept_json, stage_name
+from core.study.cases import Case, case_of, made_from
+from core.study.stored_scores import RunScores, set_id
 
 DIRECTORY = "diagnosis-subjects"
 VERSION = 3

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from core.diagnosis.whatif import best_deployable
+from core.diagnosis.what_if.catalogue import best_deployable
 
 _SHOWN_MM3 = "components of at least {0:g} mm³"
 

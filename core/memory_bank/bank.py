@@ -6,7 +6,6 @@ volume is `rows`, per layer one row of channels for each native position, and th
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -15,38 +14,21 @@ import torch
 from jaxtyping import Float32, Float64, Int32, Int64
 from torch import Tensor
 
-from core.memory_bank.coreset import select_coreset
-from core.memory_bank.files import Described, read_bank, write_bank
+from core.memory_bank.all_subjects_everywhere import Registered, search_registered
+from core.memory_bank.bank_on_disk import Described, read_bank, write_bank
+from core.memory_bank.candidate_pool import checked_rows, draw_pool
+from core.memory_bank.choosing import divisors_of, kept_candidates, stored_rows
+from core.memory_bank.cost import plan_bank
 from core.memory_bank.index import BankIndex, open_index, search_index
-from core.memory_bank.plan import plan_bank
-from core.memory_bank.pool import Pool, checked_rows, draw_pool
-from core.memory_bank.registered import Registered, search_registered
-from core.memory_bank.restricted import Reach, search_within
+from core.memory_bank.layer_set_sums import POSITION
 from core.memory_bank.search import Blocks, Found, Patches, Queries, search_everywhere
 from core.memory_bank.settings import BankSettings
-from core.memory_bank.walk import POSITION
+from core.memory_bank.within_radius import Reach, search_within
 from core.types import FeatureLayout, LayerSet, Monitor, silent
 from data.errors import BadInput
 
-__all__ = ["BankSettings", "MemoryBank", "Neighbours"]
-
 Rows = Mapping[str, Tensor]
 """Features of one volume: layer -> (native positions, channels)."""
-_NEAREST_BYTES = 64e6
-
-
-@dataclass(frozen=True, eq=False)
-class Neighbours:
-    """The nearest healthy patches of one query, nearest first."""
-
-    distance: Float32[np.ndarray, " k"]
-    """Under the bank's position mode; with 'weighted' it includes the way to go."""
-    subject_id: tuple[str, ...]
-    position_index: Int64[np.ndarray, " k"]
-    """Into the positions of the layout."""
-    entry: Int64[np.ndarray, " k"]
-    apart_mm: Float64[np.ndarray, " k"]
-    """How far from the query's position the patch lies, template mm."""
 
 
 class MemoryBank:
@@ -103,15 +85,15 @@ class MemoryBank:
             raise BadInput("No subject. Give at least one healthy volume and its id.")
         plan_bank(len(subject_ids), layout, settings, limit_bytes)
         pool = draw_pool(rows_of_subjects, subject_ids, layout, settings, monitor)
-        divisors = _divisors(pool.spreads, settings)
+        divisors = divisors_of(pool.spreads, settings)
         for layer, values in pool.rows.items():
             values.sub_(pool.means[layer]).mul_(1 / divisors[layer])
-        kept = _kept(pool, layout, settings, len(subject_ids), monitor)
+        kept = kept_candidates(pool, layout, settings, len(subject_ids), monitor)
         rows: dict[str, Tensor] = {}
         row_of: dict[str, np.ndarray] = {}
         for layer in layout.channels:
             used, row_of[layer] = np.unique(pool.row_of[layer][kept], return_inverse=True)
-            rows[layer] = _stored(pool.rows.pop(layer)[torch.from_numpy(used)], settings, layer).to(device)
+            rows[layer] = stored_rows(pool.rows.pop(layer)[torch.from_numpy(used)], settings, layer).to(device)
         return cls(
             settings,
             subject_ids,
@@ -199,61 +181,6 @@ class MemoryBank:
         self.index = open_index(self.patches(self.layers), self.subject_of, self.settings, directory, monitor=monitor)
         return self.index
 
-    def nearest(self, rows: Rows, position_index: int, layers: Sequence[str], k: int) -> Neighbours:
-        """The k nearest healthy patches of one patch of a volume, under the bank's position mode, exact.
-
-        'restricted' may have fewer than k in reach, and then gives those. Ties go to the earlier entry.
-        """
-        chosen = self.ordered(layers)
-        if not 0 <= position_index < len(self.positions_mm) or k < 1:
-            raise BadInput(
-                f"The {k} neighbours of position {position_index} were asked for. Allowed: 1 or more, of a position "
-                f"from 0 to {len(self.positions_mm) - 1}."
-            )
-        restricted = self.settings.position == "restricted"
-        numbers = self.reach.entries(position_index) if restricted else np.arange(len(self))
-        squared = self._squared(self._one(rows, position_index, chosen), numbers)
-        best = np.argsort(squared, kind="stable")[:k]
-        entry = numbers[best]
-        positions = self.position_of[entry].astype(np.int64)
-        return Neighbours(
-            np.sqrt(squared[best]).astype(np.float32),
-            tuple(self.subject_ids[number] for number in self.subject_of[entry]),
-            positions,
-            entry,
-            np.linalg.norm(self.positions_mm[positions] - self.positions_mm[position_index], axis=1),
-        )
-
-    def subject_score(self, rows: Rows, layers: Sequence[str]) -> float:
-        """How anomalous the subject is: the largest patch distance, re-weighted (arXiv:2106.08265, eq. 7).
-
-        With q the patch that is farthest from its nearest entry m, and N the `neighbours` entries nearest to m (itself
-        among them): (1 − exp|q − m| / Σ_{n∈N} exp|q − n|) · |q − m|. A patch whose nearest entry is rare itself, far
-        from the rest of the bank, counts more. `neighbours` 1: the largest distance alone.
-        """
-        chosen = self.ordered(layers)
-        found = self.search([rows], [chosen])
-        position = int(found.distance[0, 0].argmax())
-        return self.reweighted(rows, position, int(found.entry[0, 0, position]), chosen)
-
-    def reweighted(self, rows: Rows, position_index: int, entry: int, layers: Sequence[str]) -> float:
-        """The re-weighted distance of one patch to its nearest entry, as in `subject_score`."""
-        chosen = self.ordered(layers)
-        patches, number = self.patches(chosen), np.array([entry])
-        if self.settings.position == "restricted":
-            others = self.reach.entries(int(self.position_of[entry]))
-        else:
-            others = np.arange(len(self))
-        itself = {layer: patches.layer_rows(layer, number, self.device)[0] for layer in patches.rows}
-        nearest = others[np.argsort(self._squared(itself, others), kind="stable")[: self.settings.neighbours]]
-        one = self._one(rows, position_index, chosen)
-        distance = float(np.sqrt(self._squared(one, number)[0]))
-        if self.settings.neighbours == 1:
-            return distance
-        apart = np.sqrt(self._squared(one, nearest))
-        # exp of differences: a large distance overflows, and the ratio does not change.
-        return float(1 - 1 / np.exp(apart - distance).sum()) * distance
-
     def save(self, directory: Path) -> None:
         """Write bank.safetensors and bank.json into the directory."""
         tensors = {f"rows.{layer}": rows for layer, rows in self.rows.items()}
@@ -330,27 +257,6 @@ class MemoryBank:
         radius, subjects = self.settings.radius_mm, len(self.subject_ids)
         return Registered.of(self.grid_positions, self.affine, patches, self.position_of, subjects, radius)
 
-    def _one(self, rows: Rows, position: int, layers: LayerSet) -> dict[str, Tensor]:
-        """One patch in the bank's scale, layer by layer."""
-        queries = self.queries([rows], layers)
-        return {
-            layer: values[position if layer == POSITION else int(queries.lookup[layer][position])]
-            for layer, values in queries.rows[0].items()
-        }
-
-    def _squared(self, one: Rows, numbers: Int64[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
-        """Squared distances of one patch to some entries, from the differences, in float64."""
-        patches = self.patches(tuple(layer for layer in one if layer != POSITION))
-        squared = np.empty(len(numbers))
-        step = max(1, int(_NEAREST_BYTES / patches.bytes_per_entry))
-        for start in range(0, len(numbers), step):
-            here = numbers[start : start + step]
-            total = torch.zeros(len(here), dtype=torch.float64, device=self.device)
-            for layer, mine in one.items():
-                total += (patches.layer_rows(layer, here, self.device) - mine).double().square().sum(1)
-            squared[start : start + step] = total.cpu().numpy()
-        return squared
-
     def _weighted_mm(self) -> Float32[Tensor, "positions 3"]:
         centred = self.positions_mm - self.positions_mm.mean(0)
         return torch.from_numpy((self.settings.position_weight * centred).astype(np.float32))
@@ -363,44 +269,3 @@ class MemoryBank:
         """Edge of the cubes that are searched together: about the reach, at least two cells, at most eight."""
         cell = float(np.linalg.norm(self.affine[:3, :3], axis=0).max())
         return float(np.clip(2 * self.settings.radius_mm, 2 * cell, 8 * cell))
-
-
-def _divisors(spreads: Mapping[str, float], settings: BankSettings) -> dict[str, float]:
-    if settings.scaling == "none":
-        return dict.fromkeys(spreads, 1.0)
-    return {layer: spread if spread > 0 else 1.0 for layer, spread in spreads.items()}
-
-
-def _kept(
-    pool: Pool, layout: FeatureLayout, settings: BankSettings, subjects: int, monitor: Monitor
-) -> Int64[np.ndarray, " kept"]:
-    """Which candidates stay, ascending. Where position weighs in the distance it weighs in the selection too."""
-    candidates = len(pool.position_of)
-    keep = min(candidates, max(1, round(settings.coreset_ratio * subjects * len(layout.positions))))
-    if settings.subset == "all" or keep == candidates:
-        return np.arange(candidates)
-    joint = np.empty((candidates, sum(layout.channels.values())), dtype=np.float32)
-    column = 0
-    for layer, count in layout.channels.items():
-        joint[:, column : column + count] = pool.rows[layer].numpy()[pool.row_of[layer]]
-        column += count
-    if settings.position == "weighted":
-        affine = layout.feature_grid.affine
-        mm = settings.position_weight * (layout.positions @ affine[:3, :3].T)[pool.position_of]
-        joint = np.concatenate([joint, (mm - mm.mean(0)).astype(np.float32)], axis=1)
-    chosen = select_coreset(
-        joint, keep, settings.subset, seed=settings.seed, projection=settings.projection, monitor=monitor
-    )
-    return np.sort(chosen)
-
-
-def _stored(rows: Tensor, settings: BankSettings, layer: str) -> Tensor:
-    if settings.precision == "float32":
-        return rows
-    largest = float(rows.abs().max()) if len(rows) else 0.0
-    if largest > torch.finfo(torch.float16).max:
-        raise BadInput(
-            f"Features of layer {layer!r} reach {largest:.3g}, float16 ends at 65504. "
-            "Choose precision 'float32', or scaling 'layer'."
-        )
-    return rows.half()

@@ -19,8 +19,8 @@ import torch
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
-from core.distributed import device
-from core.memory_bank.settings import Subset as Subset
+from core.devices import device
+from core.memory_bank.settings import Subset
 from core.randomness import stream
 from core.types import Monitor, silent
 from data.errors import BadInput

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
-from core.memory_bank.walk import POSITION, Node, QueryBlock, Room, query_block, tree_of, walk
+from core.memory_bank.layer_set_sums import POSITION, Node, QueryBlock, Room, query_block, tree_of, walk
 from core.types import LayerSet, Monitor, silent
 
 Rows = Mapping[str, Tensor]

@@ -5,11 +5,12 @@ from typing import Any
 
 import streamlit as st
 
-from core.again import what_if_argv
-from core.commands import in_shell
-from core.diagnosis_view import NO_COSTS, cause_rows, gain_words, job_argv, variant_rows
-from core.figures_diagnosis import gain_dots
-from core.store import Run
+from core.presentation.commands import in_shell
+from core.presentation.decision_words import cause_rows
+from core.presentation.diagnosis_view import NO_COSTS, gain_words, job_argv, variant_rows
+from core.presentation.figures.diagnosis import gain_dots
+from core.runs.run_record import Run
+from core.study.again import what_if_argv
 from pages._diagnosis.jobs import job_panel, show_problem
 from pages._diagnosis.load import what_ifs_for
 from pages._shared import dice_text, runs_directory

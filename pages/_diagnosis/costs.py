@@ -5,8 +5,8 @@ from typing import Any
 
 import streamlit as st
 
-from core.diagnosis_view import Bar, bars, concentration, drivers, largest, slices_address, slices_query
-from core.figures_diagnosis import error_bars, ladder
+from core.presentation.diagnosis_view import Bar, bars, concentration, drivers, largest, slices_address, slices_query
+from core.presentation.figures.diagnosis import error_bars, ladder
 from pages._shared import dice_text
 from pages._text import cells, plain, prose
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import streamlit as st
 
-from core.diagnosis_view import decision_rows
+from core.presentation.decision_words import decision_rows
 from pages._shared import dice_text
 from pages._text import cells, plain, prose
 

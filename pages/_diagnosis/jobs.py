@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import streamlit as st
 
-from core.commands import in_shell, start_once
-from core.jobs import Job, list_jobs, log_tail, read_job, stop_job
+from core.presentation.commands import in_shell, start_once
+from core.runs.jobs import Job, list_jobs, log_tail, read_job, stop_job
 from data.errors import BadInput, EnvironmentProblem
 from pages._shared import runs_directory
 from pages._text import code, plain

@@ -6,8 +6,9 @@ from typing import Any
 import streamlit as st
 
 from core.diagnosis.strata import strata
-from core.diagnosis_view import slices_query, unlisted
-from core.figures_diagnosis import ceiling_lines, strata_bars
+from core.presentation.decision_words import unlisted
+from core.presentation.diagnosis_view import slices_query
+from core.presentation.figures.diagnosis import ceiling_lines, strata_bars
 from pages._text import cells, plain
 
 TITLES = {

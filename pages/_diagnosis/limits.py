@@ -5,12 +5,12 @@ from typing import Any
 
 import streamlit as st
 
-from core.again import limits_argv
-from core.commands import in_shell
-from core.diagnosis_view import job_argv, limit_rows
-from core.figures import finish
-from core.figures_limits import sensitivity_curves, sensitivity_map
-from core.store import Run
+from core.presentation.commands import in_shell
+from core.presentation.diagnosis_view import job_argv, limit_rows
+from core.presentation.figures.limits import sensitivity_curves, sensitivity_map
+from core.presentation.figures.results import finish
+from core.runs.run_record import Run
+from core.study.again import limits_argv
 from pages._diagnosis.jobs import job_panel, show_problem
 from pages._shared import runs_directory
 from pages._text import cells, plain, prose

@@ -5,13 +5,14 @@ from typing import Any
 
 import streamlit as st
 
-from core.content import whole_content
-from core.diagnosis.detection_limits import stored_detection_limits
 from core.diagnosis.diagnose import diagnose, stored_diagnosis
-from core.diagnosis.whatif import applicable
+from core.diagnosis.limits.detection_limits import stored_detection_limits
+from core.diagnosis.what_if.catalogue import applicable
 from core.progress import Progress
-from core.store import Run, open_run
-from core.summary import run_rows
+from core.runs.listing import open_run
+from core.runs.run_record import Run
+from core.study.content import whole_content
+from core.study.run_summary import run_rows
 from pages._shared import in_words, runs_directory
 
 

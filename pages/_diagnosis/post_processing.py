@@ -6,9 +6,9 @@ from typing import Any
 import streamlit as st
 
 from core.diagnosis.verdict import settings_text
-from core.diagnosis_view import SETTING_NAMES, job_argv, post_processing_rows, row_of, start_settings
-from core.figures_diagnosis import setting_lines
-from core.store import Run
+from core.presentation.diagnosis_view import SETTING_NAMES, job_argv, post_processing_rows, row_of, start_settings
+from core.presentation.figures.diagnosis import setting_lines
+from core.runs.run_record import Run
 from pages._diagnosis.jobs import job_panel, show_problem
 from pages._shared import dice_text, runs_directory
 from pages._text import cells, plain, prose

@@ -1,0 +1,1 @@
+"""Which voxels are wrong, of what kind, and what each kind costs."""

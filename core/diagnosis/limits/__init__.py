@@ -1,0 +1,1 @@
+"""How small and how faint a lesion may be to be found: planted lesions, and what was detected of them."""

@@ -1,0 +1,1 @@
+"""Judging maps against labels: thresholds, curves, Dice, lesions, intervals."""

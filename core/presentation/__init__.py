@@ -1,0 +1,1 @@
+"""What screens and reports say: words, figures, views for pages, the report."""
