@@ -35,10 +35,10 @@ from data.nifti import read_labels, write_nifti
 from data.planting import LesionShape, plant_cohort, read_records
 from data.table import read_table
 from data.volume import Mask
+from tests.data.test_planting import ball
+from tests.data.test_planting import cohort as healthy_pair
 from tests.planted import Planted, write_scans
 from tests.study import TinyStudy
-from tests.test_planting import ball
-from tests.test_planting import cohort as healthy_pair
 
 ROOT = Path(__file__).resolve().parent.parent
 FAULT = "DICESCOPE_FAULT"

@@ -41,10 +41,10 @@ def rows(text: str) -> list[Row]:
 
 
 def existing_tests(folder: Path) -> set[str]:
-    """Every test function, as `tests/test_x.py::test_name`."""
+    """Every test function, as `tests/room/test_x.py::test_name`."""
     return {
-        f"tests/{path.name}::{node.name}"
-        for path in folder.glob("test_*.py")
+        f"tests/{path.relative_to(folder).as_posix()}::{node.name}"
+        for path in folder.rglob("test_*.py")
         for node in ast.parse(path.read_text(encoding="utf-8")).body
         if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
     }
