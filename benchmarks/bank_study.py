@@ -23,7 +23,8 @@ from scipy.stats import rankdata
 
 from benchmarks.bank_report import write_report
 from benchmarks.real_study import ENCODER, PREPROCESSING, build_tables
-from core.detectors import FeatureGaussian, LayerSet, PatchCore
+from core.detectors.feature_gaussian import FeatureGaussian
+from core.detectors.patchcore import PatchCore
 from core.features.extraction import FeatureExtractor, FeatureMap
 from core.features.settings import FeatureSettings
 from core.memory_bank.index import open_index, search_index
@@ -41,7 +42,7 @@ from core.study.evaluation import evaluate_run
 from core.study.gating import make_gated
 from core.study.stored_scores import open_scores, set_id
 from core.study.subject_level import subject_level
-from core.types import ScoreMap
+from core.types import LayerSet, ScoreMap
 from data.files import is_committed, read_json, write_json
 from data.volume import Volume
 from models.tensor_files import load_tensors, save_tensors

@@ -23,9 +23,9 @@ from sklearn.metrics import precision_recall_curve
 
 from benchmarks.bench_gaussian import reference_fit, reference_score
 from benchmarks.clock import cpu_seconds, median_seconds
-from core.detectors import every_layer_set
 from core.features.layout import feature_layout, positions_near
 from core.features.score_maps import Upsampler
+from core.features.settings import every_layer_set
 from core.gaussian.running import fit_gaussian
 from core.gaussian.voxel_gaussian import VoxelGaussian
 from core.memory_plan import GaussianSettings

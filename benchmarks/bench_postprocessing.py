@@ -14,7 +14,7 @@ import numpy as np
 from scipy.ndimage import binary_erosion
 
 from benchmarks.clock import one_thread, side_by_side
-from core.detectors import Intensity
+from core.detectors.intensity import Intensity
 from core.diagnosis.postprocessing import EROSION_VOXELS, MEDIAN_VOXELS, MIN_COMPONENT_MM3, SMOOTHING_MM
 from core.features.score_maps import masked_score_map
 from core.metrics.lesions import components

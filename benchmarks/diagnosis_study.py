@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from core.detectors import FeatureGaussian, from_recipe
+from core.detectors import from_recipe
+from core.detectors.feature_gaussian import FeatureGaussian
 from core.diagnosis.applied import export_post_processed
 from core.diagnosis.diagnose import diagnose
 from core.diagnosis.postprocessing import run_post_processing

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from core.detectors import AnyDetector, FeatureGaussian, make
+from core.detectors import make
+from core.detectors.feature_gaussian import FeatureGaussian
 from core.progress import Progress
 from core.runs.evaluated import read_metrics
 from core.runs.listing import open_run
@@ -12,6 +13,7 @@ from core.runs.run_record import Run
 from core.study import evaluation, fitting, scoring
 from core.study.data_source import DataSource
 from core.study.pretraining_comparison import ComparisonPlan
+from core.types import Detector
 from data.files import is_committed
 
 PROTOCOLS = ("healthy", "validation", "oracle_subject")
@@ -58,7 +60,7 @@ def real_section(found: Mapping[str, Run]) -> str:
 
 
 def _judged(
-    runs: Path, source: DataSource, detector: AnyDetector, run_id: str, encoder: Run | None, progress: Progress
+    runs: Path, source: DataSource, detector: Detector, run_id: str, encoder: Run | None, progress: Progress
 ) -> Run:
     run = fitting.fit(runs, source, detector, progress, name=run_id, run_id=run_id, encoder_run=encoder)
     if not is_committed(run.directory / "evaluation"):

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.real_report import write_report
-from core.detectors import AnyDetector, FeatureGaussian, make
+from core.detectors import make
+from core.detectors.feature_gaussian import FeatureGaussian
 from core.features.settings import FeatureSettings
 from core.pretraining.simclr import SimclrSettings
 from core.pretraining.view_settings import ViewSettings
@@ -23,6 +24,7 @@ from core.progress import Progress, open_progress
 from core.runs.listing import open_run
 from core.runs.run_record import Run
 from core.study import data_source, evaluation, fitting, preparing, scoring, training
+from core.types import Detector
 from data.cohort import Cohort, Subject
 from data.files import is_committed
 from data.ixi import read_ixi
@@ -141,7 +143,7 @@ def finished(
     return run
 
 
-def recipe(kind: str) -> AnyDetector:
+def recipe(kind: str) -> Detector:
     """The detectors of the table."""
     features = FeatureSettings(layers=LAYERS, grid="4mm")
     recipes: dict[str, Any] = {

@@ -25,6 +25,13 @@ def as_json(value: Any) -> Any:
     return value
 
 
+def changed(record: T, **fields: Any) -> T:
+    """A copy of a dataclass with some fields changed, whatever its type is called by whoever has it."""
+    assert dataclasses.is_dataclass(record)
+    copy: T = dataclasses.replace(record, **fields)  # type: ignore[type-var]
+    return copy
+
+
 def from_json(kind: type[T], value: Mapping[str, Any]) -> T:
     """The dataclass that `as_json` wrote. Unknown keys are an error that names the known ones."""
     hints = {f.name: f.type for f in dataclasses.fields(kind) if f.init}  # type: ignore[arg-type]
@@ -47,3 +54,22 @@ def _read(hint: Any, value: Any) -> Any:
             return tuple(_read(arguments[0], item) for item in value)
         return tuple(_read(argument, item) for argument, item in zip(arguments, value, strict=True))
     return Path(value) if hint is Path else value
+
+
+def has_setting(recipe: Any, place: str) -> bool:
+    """Whether a recipe has a setting at a dotted place, such as gaussian.ridge."""
+    name, _, rest = place.partition(".")
+    if not dataclasses.is_dataclass(recipe) or name not in {f.name for f in dataclasses.fields(recipe) if f.init}:
+        return False
+    return not rest or has_setting(getattr(recipe, name), rest)
+
+
+def with_settings(recipe: T, values: Mapping[str, Any]) -> T:
+    """A copy of a recipe with the settings at some dotted places changed, all of one part at once."""
+    own = {place: value for place, value in values.items() if "." not in place}
+    parts: dict[str, dict[str, Any]] = {}
+    for place, value in values.items():
+        name, dot, rest = place.partition(".")
+        if dot:
+            parts.setdefault(name, {})[rest] = value
+    return changed(recipe, **own, **{name: with_settings(getattr(recipe, name), part) for name, part in parts.items()})

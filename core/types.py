@@ -69,6 +69,8 @@ class Detector(Protocol):
     """A dataclass whose fields are hyper-parameters; `fit` learns from healthy volumes; learned state ends in `_`."""
 
     score_unit: ClassVar[str]
+    plain_name: ClassVar[str]
+    """What it is, in words: a Gaussian per voxel."""
 
     def fit(self, train: Sequence[Volume], monitor: Monitor = silent) -> Self:
         """Learn what is normal; forgets an earlier fit."""

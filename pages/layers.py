@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from core.detectors import PatchCore
+from core.detectors.capabilities import LayerSets, can
 from core.presentation.figures.results import contribution_bars, layer_scatter
 from core.study.content import content_of
 from core.study.run_summary import layer_contributions
@@ -112,8 +112,8 @@ with right:
     )
     st.caption("A layer that scores well alone and adds nothing says what others say too; below zero it costs.")
 
-if isinstance(scores.detector, PatchCore):
-    st.caption(prose(scores.detector.exactness(run.record["settings"])))
+if can(scores.detector, LayerSets) and (exactness := scores.detector.exactness(run.record["settings"])):
+    st.caption(prose(exactness))
 
 st.subheader("Maps side by side")
 if chosen:

@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from core.detectors import PatchCore
+from core.detectors.capabilities import KeepsPatches, can
 from core.diagnosis.neighbour_questions import start_voxel
 from core.metrics.protocols import first_protocol
 from core.study.stored_scores import set_id
@@ -31,7 +31,7 @@ layers = pick_layers(scores, metrics["headline"])
 name = set_id(layers)
 
 data = view_data(run, scores, metrics, subject_id, [name])
-banked = isinstance(scores.detector, PatchCore)
+banked = can(scores.detector, KeepsPatches)
 if banked:  # what stands below needs a place before the first click
     data["state"] = dict(zip("xyz", start_voxel(scores.prepared(subject_id)), strict=True)) | data["state"]
 view = viewer(data, key="slices")

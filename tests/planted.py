@@ -9,12 +9,13 @@ from typing import Literal
 import numpy as np
 from scipy.ndimage import binary_dilation, gaussian_filter
 
-from core.detectors import AnyDetector, make
+from core.detectors import make
 from core.progress import Progress
 from core.runs.listing import open_run
 from core.runs.run_record import Run
 from core.study import evaluation, fitting, preparing, scoring
 from core.study.data_source import DataSource
+from core.types import Detector
 from data.cohort import Subject
 from data.nifti import write_nifti
 from data.preprocessing import Preprocessing
@@ -47,7 +48,7 @@ class Planted:
         """Its runs directory."""
         return self.root / "runs"
 
-    def run(self, detector: AnyDetector | None = None, run_id: str = "zscore") -> Run:
+    def run(self, detector: Detector | None = None, run_id: str = "zscore") -> Run:
         """Fit, score and evaluate a detector on it, unless that is done."""
         table = self.root / "cohort.csv"
         if not table.is_file():

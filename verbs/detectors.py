@@ -19,16 +19,16 @@ class DetectorsVerb:
 
 
 def _detectors(arguments: DetectorsVerb) -> int:
-    from core.detectors import CATALOGUE, DESCRIPTIONS, recipe_json
+    from core.detectors import CATALOGUE, recipe_json
 
     if arguments.json:
         print_json(
-            {name: {"description": DESCRIPTIONS[name], **recipe_json(recipe)} for name, recipe in CATALOGUE.items()}
+            {name: {"description": row.description, **recipe_json(row.recipe)} for name, row in CATALOGUE.items()}
         )
         return EXIT_OK
     table = Table("name", "what it is")
-    for name in CATALOGUE:
-        table.add_row(name, DESCRIPTIONS[name])
+    for name, row in CATALOGUE.items():
+        table.add_row(name, row.description)
     console().print(table)
     return EXIT_OK
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from core.memory_bank.settings import BankSettings, idle_settings
 from core.pretraining.simclr_settings import SimclrSettings
 from core.progress import open_progress
+from core.recipes import changed, has_setting, with_settings
 from core.runs.listing import open_run
 from core.runs.run_record import Run
 from data.errors import BadInput
@@ -19,7 +20,7 @@ from verbs.scans import Scans, source_of
 from verbs.shared import TakeOver, Verbs, report
 
 if TYPE_CHECKING:
-    from core.detectors import AnyDetector
+    from core.types import Detector
 
 
 @dataclass(frozen=True)
@@ -167,112 +168,69 @@ def _fit(arguments: FitVerb) -> int:
     return report(run, arguments.json, f"Score it: python cli.py score {run.as_argument}")
 
 
-def detector_of(arguments: FitVerb) -> "tuple[AnyDetector, Run | None]":
+PARTS: Mapping[str, str] = {"gaussian": "a Gaussian", "bank": "a memory bank", "encoder": "an encoder"}
+"""Parts of a recipe in words."""
+
+
+def detector_of(arguments: FitVerb) -> "tuple[Detector, Run | None]":
     """The recipe that the flags of `fit` ask for, and the run of its encoder where one is named."""
-    from core.detectors import LAYERED, Intensity, PatchCore, VoxelZScore, make
+    from core.detectors import make
+    from core.detectors.capabilities import LayerSets, can
 
     detector = make(arguments.detector)
-    own: dict[str, Any] = {"smoothing_mm": arguments.smoothing_mm, "median_voxels": arguments.median_voxels}
-    features = {
-        "layers": arguments.layers or None,
-        "grid": arguments.grid,
-        "reduction": arguments.reduction,
-        "max_channels": arguments.max_channels,
-        "neighbourhood": arguments.neighbourhood,
-        "feature_seed": arguments.feature_seed,
-    }
-    gaussian = {
-        "form": arguments.form,
-        "covariance": arguments.covariance,
-        "shrinkage": arguments.shrinkage,
-        "ridge": arguments.ridge,
-        "accumulate": arguments.accumulate,
-    }
-    bank = {
-        "subset": arguments.subset,
-        "coreset_ratio": arguments.coreset_ratio,
-        "pool": arguments.pool,
-        "projection": arguments.projection,
-        "scaling": arguments.scaling,
-        "position": arguments.position,
-        "position_weight": arguments.position_weight,
-        "radius_mm": arguments.radius_mm,
-        "search": arguments.search,
-        "nprobe": arguments.nprobe,
-        "candidates": arguments.candidates,
-        "neighbours": arguments.neighbours,
-        "precision": arguments.precision,
-        "bank_seed": arguments.bank_seed,
-    }
-    zscore = {"prior_smoothing_mm": arguments.prior_smoothing_mm, "floor": arguments.floor}
-    intensity = {"contrast": arguments.contrast}
-    theirs = zscore if isinstance(detector, VoxelZScore) else intensity if isinstance(detector, Intensity) else {}
-    if strange := [name for name in _set(zscore | intensity) if name not in theirs]:
-        raise BadInput(
-            f"Detector {arguments.detector!r} has no such setting. Leave out: {_flag_names(strange)}. "
-            "The settings of each detector: python cli.py detectors --json"
-        )
-    encoder = {
-        "architecture": arguments.architecture,
-        "width": arguments.width,
-        "strides": arguments.strides or None,
-        "stem_stride": arguments.stem_stride,
-        "max_pool": arguments.max_pool,
-        "seed": arguments.seed,
-    }
-    if not isinstance(detector, LAYERED):
-        given = [*_set({**features, **gaussian, **bank, **encoder, "memory": arguments.memory})]
-        if given or arguments.encoder != "random":
-            raise BadInput(
-                f"Detector {arguments.detector!r} has no features. Leave out: {_flag_names(given) or '--encoder'}."
-            )
-        return dataclasses.replace(detector, **_set(own | theirs)), None
-    banked = isinstance(detector, PatchCore)
-    if strange := [*_set(gaussian if banked else bank)]:
-        has, lacks = ("a memory bank", "Gaussian") if banked else ("a Gaussian", "memory bank")
-        raise BadInput(
-            f"Detector {arguments.detector!r} is {has} and has no {lacks}. Leave out: {_flag_names(strange)}. "
-            "The settings of each detector: python cli.py detectors --json"
-        )
-    own |= {"memory_gb": arguments.memory}
-    features["seed"] = features.pop("feature_seed")
-    encoder |= {"in_channels": len(arguments.preprocessing.contrasts)}
-    own |= {
-        "features": dataclasses.replace(detector.features, **_set(features)),
-        "encoder": dataclasses.replace(detector.encoder, **_set(encoder)),
-    }
-    if isinstance(detector, PatchCore):
-        bank["seed"] = bank.pop("bank_seed")
-        settings = dataclasses.replace(detector.bank, **_set(bank))
-        if not arguments.allow_idle:
-            _refuse_idle(bank, settings)
-        detector = dataclasses.replace(detector, bank=settings, **_set(own))
-    else:
-        changed = dataclasses.replace(detector.gaussian, **_set(gaussian))
-        detector = dataclasses.replace(detector, gaussian=changed, **_set(own))
+    given = _given(arguments)
+    _refuse_strange(arguments.detector, detector, given)
+    if not can(detector, LayerSets):
+        if arguments.encoder != "random":
+            raise BadInput(f"Detector {arguments.detector!r} has no features. Leave out: --encoder.")
+        return with_settings(detector, given), None
+    detector = with_settings(detector, {**given, "encoder.in_channels": len(arguments.preprocessing.contrasts)})
+    if isinstance(bank := getattr(detector, "bank", None), BankSettings) and not arguments.allow_idle:
+        _refuse_idle([place.removeprefix("bank.") for place in given if place.startswith("bank.")], bank)
     if arguments.encoder == "random":
         return detector, None
     saved = Path(arguments.encoder)
     if saved.is_file() or (saved / "encoder.json").is_file():
-        return dataclasses.replace(detector, weights=arguments.encoder), None
+        return changed(detector, weights=arguments.encoder), None
     return detector, open_run(arguments.runs, arguments.encoder, "encoder")
 
 
-def _refuse_idle(given: Mapping[str, Any], settings: BankSettings) -> None:
+def _given(arguments: FitVerb) -> dict[str, Any]:
+    """The settings that were said, by their place in a recipe."""
+    from core.study.again import FIT_FLAGS
+
+    said = {place: getattr(arguments, flag[2:].replace("-", "_")) for place, flag in FIT_FLAGS.items()}
+    return {place: value for place, value in said.items() if value not in (None, ())}
+
+
+def _refuse_strange(name: str, detector: "Detector", given: Mapping[str, Any]) -> None:
+    """BadInput for settings that the detector's recipe has no place for."""
+    from core.detectors.capabilities import LayerSets, can
+    from core.study.again import FIT_FLAGS
+
+    strange = [place for place in given if not has_setting(detector, place)]
+    if not strange:
+        return
+    flags = ", ".join(FIT_FLAGS[place] for place in strange)
+    if not can(detector, LayerSets) and any("." in place or place == "memory_gb" for place in strange):
+        raise BadInput(f"Detector {name!r} has no features. Leave out: {flags}.")
+    has = next((words for part, words in PARTS.items() if has_setting(detector, part)), "other settings")
+    lacks = next(
+        (words for part, words in PARTS.items() if any(p.startswith(f"{part}.") for p in strange)), "such setting"
+    )
+    raise BadInput(
+        f"Detector {name!r} has {has} and has no {lacks.removeprefix('a ')}. Leave out: {flags}. "
+        "The settings of each detector: python cli.py detectors --json"
+    )
+
+
+def _refuse_idle(given: Sequence[str], settings: BankSettings) -> None:
     """A flag that nothing would read is a misunderstanding."""
-    for name, other, allowed in idle_settings(settings, _set(given)):
+    for name, other, allowed in idle_settings(settings, given):
         raise BadInput(
-            f"{_flag_names([name])} says nothing with --{other} {getattr(settings, other)}. It belongs to "
+            f"--{name.replace('_', '-')} says nothing with --{other} {getattr(settings, other)}. It belongs to "
             f"--{other} {' or '.join(allowed)}; give that, leave it out, or add --allow-idle to keep it in the recipe."
         )
-
-
-def _flag_names(names: Sequence[str]) -> str:
-    return ", ".join(f"--{name.replace('_', '-')}" for name in names)
-
-
-def _set(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if value is not None}
 
 
 VERBS: Verbs = {

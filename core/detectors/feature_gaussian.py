@@ -4,9 +4,9 @@ PaDiM (Defard et al. 2020, arXiv:2011.08785) in 3-D, over any encoder. One fit s
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 from jaxtyping import Float32
@@ -34,6 +34,7 @@ class FeatureGaussian:
     """Encoder features -> Gaussian per position -> Mahalanobis distance."""
 
     score_unit: ClassVar[str] = "Mahalanobis distance"
+    plain_name: ClassVar[str] = "a Gaussian per voxel"
 
     encoder: EncoderSettings = field(default_factory=EncoderSettings)
     """Architecture and initialisation; ignored when `weights` is a saved encoder, which brings its own."""
@@ -105,9 +106,14 @@ class FeatureGaussian:
         self, volumes: Sequence[Volume], layer_sets: Sequence[LayerSet] | None = None
     ) -> Float32[np.ndarray, "layer_sets volumes positions"]:
         """Mahalanobis distance of each position for each layer set, all from the one fit."""
-        extractor, gaussian = self._fitted()
-        rows = [extractor(volume).rows for volume in volumes]
-        return gaussian.mahalanobis_subsets(rows, layer_sets or self.layer_sets)
+        extractor, _ = self._fitted()
+        return self.distances_of([extractor(volume).rows for volume in volumes], layer_sets)
+
+    def distances_of(
+        self, rows: "Sequence[Mapping[str, Tensor]]", layer_sets: Sequence[LayerSet] | None = None
+    ) -> Float32[np.ndarray, "layer_sets volumes positions"]:
+        """`distances` of volumes whose features are there already."""
+        return self._fitted()[1].mahalanobis_subsets(rows, layer_sets or self.layer_sets)
 
     def left_out(self) -> Float32[np.ndarray, "layer_sets volumes positions"]:
         """Distance of each training volume to the Gaussian of the others, in the order in which they were given."""
@@ -142,6 +148,64 @@ class FeatureGaussian:
             median_voxels=self.median_voxels,
         )
 
+    def narrowed(self, layers: LayerSet) -> Self:
+        """The fitted detector reduced to some of its layers: the marginal Gaussian, exactly."""
+        _, gaussian = self._fitted()
+        changed = replace(self, features=replace(self.features, layers=layers))
+        return self._sharing(changed, gaussian if gaussian.layers == layers else gaussian.marginal(layers))
+
+    def refitted(self, volumes: Sequence[Volume]) -> Self:
+        """The detector fitted to other training volumes at fixed features.
+
+        The encoder, the layout and the channel reduction stay; EnvironmentProblem when its memory is too small.
+        """
+        had = self._fitted()[1]
+        form = had.form if had.settings.covariance == "full" else "auto"
+        return self.refitted_by(volumes, replace(had.settings, form=form))
+
+    def refitted_by(self, volumes: Sequence[Volume], settings: GaussianSettings) -> Self:
+        """`refitted` by other settings of the Gaussian."""
+        from core.devices import device
+        from core.gaussian.running import fit_gaussian
+
+        extractor, gaussian = self._fitted()
+        fitted = fit_gaussian(
+            (extractor(volume).rows for volume in volumes),
+            gaussian.lookup,
+            gaussian.channels,
+            settings,
+            n_subjects=len(volumes),
+            limit_bytes=self._limit_bytes,
+            device=str(device()),
+        )
+        return self._sharing(self, fitted)
+
+    def reestimated(self, settings: GaussianSettings) -> Self | None:
+        """The detector with its covariance estimated otherwise, as in `reestimate`; no scan is read."""
+        from core.gaussian.reestimate import reestimate
+
+        changed = reestimate(self._fitted()[1], settings)
+        return None if changed is None else self._sharing(self, changed)
+
+    def used_settings(self) -> GaussianSettings:
+        """Those of the fit."""
+        return self._fitted()[1].settings
+
+    def fitted_settings(self) -> dict[str, Any]:
+        """What came of a fit, for the run's record."""
+        _, fitted = self._fitted()
+        return {
+            "form": fitted.form,
+            "n_subjects": fitted.n_subjects,
+            "features": sum(fitted.channels.values()),
+            "positions": fitted.n_positions,
+            "bytes": fitted.n_bytes,
+        }
+
+    def exactness(self, settings: Mapping[str, Any]) -> str:
+        """A marginal of a Gaussian is a block of it: every layer set is exact, and nothing needs to be said."""
+        return ""
+
     def save(self, directory: Path) -> None:
         """Encoder, feature layout and Gaussian; everything that `load` needs."""
         from models.encoder import save_encoder
@@ -170,6 +234,16 @@ class FeatureGaussian:
     @property
     def _limit_bytes(self) -> int:
         return int(self.memory_gb * 1e9)
+
+    def _sharing(self, recipe: Self, gaussian: "VoxelGaussian") -> Self:
+        """A recipe with this fit's encoder and layout, and a Gaussian."""
+        extractor, _ = self._fitted()
+        changed = replace(recipe)
+        changed.encoder_settings_ = self.encoder_settings_
+        same = recipe.features.layers == extractor.settings.layers
+        changed.extractor_ = extractor if same else replace(extractor, settings=recipe.features)
+        changed.gaussian_ = gaussian
+        return changed
 
     def _feature_rows(self, volumes: Sequence[Volume], monitor: Monitor) -> "Iterator[Mapping[str, Tensor]]":
         assert self.extractor_ is not None

@@ -4,14 +4,14 @@
 elsewhere the score is 0. Theirs cut at the threshold that is best for the test scans; here it comes from validation.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, Self, runtime_checkable
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
-from jaxtyping import Float32
 
+from core.detectors.capabilities import LayerSets, can, refit
 from core.recipes import as_json, from_json
 from core.types import Detector, LayerSet, Monitor, ScoreMap, silent
 from data.errors import BadInput
@@ -22,24 +22,14 @@ GATE, SECOND = "gate", "second"
 """Folders of the two parts inside the detector's own."""
 
 
-@runtime_checkable
-class _OverLayers(Protocol):
-    """A detector whose one fit scores any of its layer sets."""
-
-    def distances(
-        self, volumes: Sequence[Volume], layer_sets: Sequence[LayerSet] | None = None
-    ) -> Float32[np.ndarray, "layer_sets volumes positions"]: ...
-
-    def to_map(self, distances: Float32[np.ndarray, " positions"], volume: Volume) -> ScoreMap: ...
-
-
 @dataclass(eq=False)
 class Gated:
     """The second detector's score where the gate's map reaches its threshold, 0 elsewhere, NaN outside the brain."""
 
     score_unit: ClassVar[str] = "score of the second map inside the gate, 0 outside it"
-    kinds: ClassVar[Mapping[str, type[Any]]] = {}
-    """Detectors by the name that a recipe gives their type. The catalogue fills it in: no detector imports another."""
+    plain_name: ClassVar[str] = "a gated detector"
+    kinds: ClassVar[Callable[[], Mapping[str, type[Any]]]]
+    """Detectors by the name that a recipe gives their type. The catalogue sets it: no detector imports another."""
 
     gate: Mapping[str, Any]
     """Recipe of the detector that decides where, with its type under "kind"."""
@@ -87,6 +77,11 @@ class Gated:
         self.gate_, self.second_ = gate, second
         return self
 
+    def refitted(self, volumes: Sequence[Volume]) -> Self:
+        """Both parts fitted to other training volumes; the threshold stays."""
+        gate, second = (refit(part, volumes) for part in self._fitted())
+        return replace(self).with_parts(gate, second)
+
     def score(self, volume: Volume) -> ScoreMap:
         """Both parts' maps of the volume, combined. BadInput where the second map is negative."""
         gate, second = self._fitted()
@@ -118,9 +113,10 @@ class Gated:
 
     @classmethod
     def _kind(cls, recipe: Mapping[str, Any]) -> type[Any]:
-        if recipe.get("kind") not in cls.kinds:
-            raise BadInput(f"A part is of type {recipe.get('kind')!r}. Known: {', '.join(cls.kinds)}.")
-        return cls.kinds[recipe["kind"]]
+        known = cls.kinds()
+        if recipe.get("kind") not in known:
+            raise BadInput(f"A part is of type {recipe.get('kind')!r}. Known: {', '.join(known)}.")
+        return known[recipe["kind"]]
 
     def _unfitted(self, recipe: Mapping[str, Any]) -> Any:
         fields = {key: value for key, value in recipe.items() if key != "kind"}
@@ -154,7 +150,7 @@ def gated_map(gate: ScoreMap, second: ScoreMap, threshold: float) -> ScoreMap:
 
 
 def _map(detector: Any, volume: Volume, layers: LayerSet) -> ScoreMap:
-    if layers and isinstance(detector, _OverLayers):
+    if layers and can(detector, LayerSets):
         return detector.to_map(detector.distances([volume], [layers])[0, 0], volume)
     found: ScoreMap = detector.score(volume)
     return found

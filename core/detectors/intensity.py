@@ -19,6 +19,8 @@ class Intensity:
     """The rank of a voxel's intensity inside the brain, 0 to 1; learns nothing from the training volumes."""
 
     score_unit: ClassVar[str] = "intensity rank in the brain"
+    plain_name: ClassVar[str] = "a rank of the intensity"
+    only_ranks: ClassVar[bool] = True
 
     polarity: Literal["bright", "dark"] = "bright"
     """Which end is anomalous: bright (lesions on FLAIR) or dark (lesions on T1)."""

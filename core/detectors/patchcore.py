@@ -37,6 +37,7 @@ class PatchCore:
     """Encoder features -> memory bank of healthy patches -> distance to the nearest one."""
 
     score_unit: ClassVar[str] = "distance to the nearest healthy patch"
+    plain_name: ClassVar[str] = "a memory bank"
 
     encoder: EncoderSettings = field(default_factory=EncoderSettings)
     """Architecture and initialisation; ignored when `weights` is a saved encoder, which brings its own."""
@@ -62,7 +63,7 @@ class PatchCore:
     extractor_: "FeatureExtractor | None" = field(default=None, init=False, repr=False)
     bank_: "MemoryBank | None" = field(default=None, init=False, repr=False)
     encoder_settings_: EncoderSettings | None = field(default=None, init=False, repr=False)
-    whole_: "PatchCore | None" = field(default=None, init=False, repr=False)
+    whole_: "Self | None" = field(default=None, init=False, repr=False)
     """Of a narrowed detector: the one that has all layers."""
 
     @property
@@ -87,18 +88,18 @@ class PatchCore:
         self._build(train, monitor)
         return self
 
-    def rebuilt(self, train: Sequence[Volume]) -> "PatchCore":
+    def refitted(self, volumes: Sequence[Volume]) -> Self:
         """The detector with a bank of other volumes, at the same features and by the same settings.
 
         One that was narrowed chooses its patches on all layers, as the run's own bank was chosen.
         """
         if self.whole_ is not None:
-            return self.whole_.rebuilt(train).narrowed(self.features.layers)
+            return self.whole_.refitted(volumes).narrowed(self.features.layers)
         changed = self._sharing(self.features)
-        changed._build(train, silent)
+        changed._build(volumes, silent)
         return changed
 
-    def narrowed(self, layers: LayerSet) -> "PatchCore":
+    def narrowed(self, layers: LayerSet) -> Self:
         """The fitted detector reduced to some of its layers: the same patches, and no stage that is not needed."""
         changed = self._sharing(replace(self.features, layers=layers))
         changed.bank_, changed.index_cache_, changed.whole_ = self._fitted()[1], self.index_cache_, self.whole_ or self
@@ -115,7 +116,7 @@ class PatchCore:
         self, rows: "Sequence[Mapping[str, Tensor]]", layer_sets: Sequence[LayerSet] | None = None
     ) -> Float32[np.ndarray, "layer_sets volumes positions"]:
         """`distances` of volumes whose features are there already."""
-        bank, wanted = self._searchable(), tuple(layer_sets or self.layer_sets)
+        bank, wanted = self.searchable_bank(), tuple(layer_sets or self.layer_sets)
         # An index offers candidates by each layer that is asked for: with all of them, a set's do not depend on others.
         beside = () if self.bank.search == "exact" else every_layer_set(bank.layers)[: len(bank.layers)]
         return bank.distances(rows, (*wanted, *beside))[: len(wanted)]
@@ -130,7 +131,7 @@ class PatchCore:
         """
         extractor, _ = self._fitted()
         rows = [extractor(volume).rows for volume in volumes]
-        found = self._searchable().search(rows, self.layer_sets)
+        found = self.searchable_bank().search(rows, self.layer_sets)
         scores = [self._subject_scores(found, n, volume, rows[n]) for n, volume in enumerate(volumes)]
         return found.distance, scores
 
@@ -166,7 +167,7 @@ class PatchCore:
     def fitted_settings(self) -> dict[str, Any]:
         """What came of a fit, for the run's record; of an approximate search also how far it is off (`Audit`)."""
         extractor, bank = self._fitted()
-        audit = None if self.bank.search == "exact" else (self._searchable().index or bank.open_index()).audit
+        audit = None if self.bank.search == "exact" else (self.searchable_bank().index or bank.open_index()).audit
         found: dict[str, Any] = {} if audit is None else {"audit": audit.text, "recall": audit.recall}
         if audit is not None:
             found |= {"mean_error": audit.mean_error, "p99_error": audit.p99_error}
@@ -263,7 +264,7 @@ class PatchCore:
         for volume in volumes:
             yield self.extractor_(volume).rows
 
-    def _sharing(self, features: FeatureSettings) -> "PatchCore":
+    def _sharing(self, features: FeatureSettings) -> Self:
         """The same recipe with the same encoder, and no bank yet."""
         extractor, _ = self._fitted()
         changed = replace(self, features=features)
@@ -273,7 +274,7 @@ class PatchCore:
         changed.extractor_ = extractor if whole else replace(extractor, settings=features)
         return changed
 
-    def _searchable(self) -> "MemoryBank":
+    def searchable_bank(self) -> "MemoryBank":
         """The bank, with its index where it is searched by one."""
         bank = self._fitted()[1]
         if self.bank.search != "exact" and bank.index is None:

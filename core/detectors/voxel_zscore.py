@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float32
 from scipy.ndimage import gaussian_filter
 
+from core.disk_plan import grid_bytes
 from core.features.score_maps import masked_score_map
 from core.recipes import as_json, from_json
 from core.types import Monitor, ScoreMap, silent
@@ -25,6 +26,7 @@ class VoxelZScore:
     """|intensity − healthy mean| / healthy standard deviation at the same place, largest over contrasts."""
 
     score_unit: ClassVar[str] = "healthy standard deviations"
+    plain_name: ClassVar[str] = "a voxel-wise |z|"
 
     prior_smoothing_mm: float = 2.0
     """Smoothing of the scans before mean and deviation are taken, mm; makes up for imperfect alignment."""
@@ -74,6 +76,10 @@ class VoxelZScore:
         return masked_score_map(
             z, volume, self.score_unit, smoothing_mm=self.smoothing_mm, median_voxels=self.median_voxels
         )
+
+    def fitted_bytes(self, volume: Volume) -> int:
+        """Disk that mean and deviation take."""
+        return grid_bytes(volume.voxels.size, arrays=2)
 
     def save(self, directory: Path) -> None:
         """Write recipe, mean and deviation."""

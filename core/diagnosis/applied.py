@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 
-from core.detectors import LayerSet
 from core.diagnosis.postprocessing import find_row, stored_post_processing
 from core.progress import Progress
 from core.runs.evaluated import read_metrics
@@ -14,6 +13,7 @@ from core.study.cases import case_of
 from core.study.map_filters import PostProcessing, apply, segmentation
 from core.study.nifti_export import native_voxels, write_each
 from core.study.stored_scores import RunScores, open_scores
+from core.types import LayerSet
 from data.errors import BadInput
 from data.names import folder_name
 from data.nifti import in_stored_order, write_nifti

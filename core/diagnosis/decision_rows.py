@@ -8,10 +8,10 @@ from typing import Any, Literal
 import numpy as np
 from scipy.special import expit
 
-from core.detectors import LayerSet
 from core.diagnosis.vector_densities import NO_KDE, TwoVectorDensities, logit
 from core.metrics.bootstrap import mean_interval, paired_difference
 from core.metrics.two_densities import TwoDensities
+from core.types import LayerSet
 
 NOT_DICE = (
     "This makes the fewest wrong voxels, which is not the highest Dice: Dice is served best by every voxel whose "

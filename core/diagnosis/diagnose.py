@@ -7,7 +7,8 @@ jobs of their own, and whatever of them is stored is put in when the diagnosis i
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from core.detectors import FeatureGaussian, LayerSet
+from core.detectors import kinds_that_can
+from core.detectors.capabilities import Covariance, OnlyRanks, can
 from core.diagnosis.cause_evidence import Evidence
 from core.diagnosis.causes import causes
 from core.diagnosis.ceiling import layer_table
@@ -31,6 +32,7 @@ from core.runs.stages import kept_if_possible, stage_beside, stage_directory, st
 from core.study.evaluation import evaluate_layer_set
 from core.study.run_summary import run_rows
 from core.study.stored_scores import RunScores, open_scores, set_id
+from core.types import LayerSet
 from data.errors import BadInput
 from data.files import manifest_sha256, write_json
 
@@ -236,8 +238,8 @@ def _in_order(subject: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _n_features(scores: RunScores, name: str) -> int | None:
-    if scores.layout is None or not isinstance(scores.detector, FeatureGaussian):
-        return None  # only a Gaussian estimates a covariance of them
+    if scores.layout is None or not can(scores.detector, Covariance):
+        return None  # no covariance of them is estimated
     return sum(scores.layout.channels[layer] for layer in name.split("+"))
 
 
@@ -246,7 +248,7 @@ def _intensity_figures(run: Run) -> dict[str, Mapping[str, Any]]:
     found: dict[str, Mapping[str, Any]] = {}
     runs = run.directory.parent
     for row in run_rows(runs)[0]:
-        if row["detector"] != "Intensity" or not row["evaluated"]:
+        if row["detector"] not in kinds_that_can(OnlyRanks) or not row["evaluated"]:
             continue
         other = read_run(runs / row["run_id"])
         same = other.kind == "detector" and all(

@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Int32
 from scipy.ndimage import distance_transform_edt
 
+from core.detectors.capabilities import own_filters
 from core.features.score_maps import Upsampler
 from core.study.stored_scores import RunScores
 from core.types import FeatureLayout
@@ -36,7 +37,7 @@ class LayerCells:
 
 def layers_of_run(scores: RunScores) -> tuple[LayerCells, ...]:
     """The cells of every fitted layer of a run, in its order; the voxels themselves for detectors without features."""
-    smoothing, median = float(scores.detector.smoothing_mm), int(scores.detector.median_voxels)
+    smoothing, median = own_filters(scores.detector)
     if scores.layout is not None:
         return layers_of_layout(scores.layout, smoothing_mm=smoothing, median_voxels=median)
     subject_id = next(i for role in ("test", "calibration", "train") for i in scores.subjects(role))

@@ -14,7 +14,6 @@ from typing import Any, Self
 import numpy as np
 from jaxtyping import Float32
 
-from core.detectors import LayerSet
 from core.diagnosis.decision_rows import Judged, Model, Rule, missing_row, row_of_rule
 from core.diagnosis.vector_densities import VECTOR_KINDS, TwoVectorDensities, VectorKind, logit
 from core.metrics.confusion import fit_densities
@@ -24,6 +23,7 @@ from core.metrics.two_densities import KINDS
 from core.randomness import number_of
 from core.study.cases import case_of
 from core.study.stored_scores import RunScores
+from core.types import LayerSet
 from data.errors import BadInput
 
 MAX_SAMPLES = 50_000

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from core.detectors import PatchCore
+from core.detectors import kinds_that_can
+from core.detectors.capabilities import KeepsPatches
 from core.metrics.lesions import components
 from core.runs.run_record import Run
 from core.study.places import centre_of, refuse_outside
@@ -27,7 +28,7 @@ def start_voxel(prepared: Prepared) -> tuple[int, int, int]:
 def refuse_no_bank(run: Run) -> None:
     """BadInput when a run's detector is not a memory bank."""
     kind = run.record["recipe"]["kind"]
-    if kind != PatchCore.__name__:
+    if kind not in kinds_that_can(KeepsPatches):
         raise BadInput(
             f"Run {run.run_id} is a {kind}: its scores are not distances to single patches, so there are no "
             "neighbours to show. Fit a memory bank: python cli.py fit COHORT --detector patchcore"

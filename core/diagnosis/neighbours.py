@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float32, Float64, Int64
 from torch import Tensor
 
-from core.detectors import PatchCore
+from core.detectors.capabilities import KeepsPatches, can
 from core.diagnosis.neighbour_questions import refuse_no_bank, refuse_no_brain
 from core.memory_bank.bank import MemoryBank
 from core.memory_bank.layer_set_sums import POSITION
@@ -95,7 +95,7 @@ class NeighbourView:
 class BankSearch:
     """A fitted bank, and the same patches under the other rule of place. Share it: a page and its threads may."""
 
-    detector: PatchCore
+    detector: KeepsPatches
     bank: MemoryBank
     other: MemoryBank | None
     """None when it would go through more than `OTHER_BYTES` for each place."""
@@ -103,7 +103,7 @@ class BankSearch:
     """Squared lengths of the stored rows, by layer: measured when they are first needed."""
 
     @classmethod
-    def of(cls, detector: PatchCore) -> "BankSearch":
+    def of(cls, detector: KeepsPatches) -> "BankSearch":
         """Ready to look up neighbours."""
         bank = detector.bank_
         assert bank is not None
@@ -221,7 +221,7 @@ def open_bank(run: Run) -> BankSearch:
     """The memory bank of a run, read from disk once. BadInput when the run has none."""
     refuse_no_bank(run)
     detector = load_detector(run)
-    assert isinstance(detector, PatchCore)
+    assert can(detector, KeepsPatches)
     return BankSearch.of(detector)
 
 

@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
-from core.detectors import LAYERED
+from core.detectors.capabilities import LayerSets, can
 from core.diagnosis.postprocessing_table import (
     N_CANDIDATES,
     VERSION,
     SearchStudy,
-    own_filters,
+    filters_of,
     recipe_text,
     result_table,
     shipped_settings,
@@ -129,9 +129,9 @@ def recipe_changes(run: Run, settings: PostProcessing) -> dict[str, Any]:
     """
     scores = open_scores(run)
     before = shipped_settings(scores)
-    own = own_filters(scores)
+    own = filters_of(scores)
     names = ("smoothing_mm", "median_voxels")
-    sayable = isinstance(scores.detector, LAYERED) or not any(own.values())
+    sayable = can(scores.detector, LayerSets) or not any(own.values())
     fields = {n: getattr(settings, n) for n in names if sayable and getattr(settings, n) != own[n]}
     missing = {n: v for n, v in asdict(settings).items() if n not in (names if sayable else ()) and v}
     flags = [word for n, v in fields.items() for word in (f"--{n.replace('_', '-')}", f"{v:g}")]

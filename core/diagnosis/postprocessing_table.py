@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from core.detectors import LAYERED, LayerSet
+from core.detectors.capabilities import LayerSets, can, own_filters
 from core.metrics.bootstrap import mean_interval, paired_difference
 from core.runs.listing import open_run
 from core.study.map_filters import Counts, Filters, PostProcessing
 from core.study.stored_scores import RunScores, open_scores, set_id
+from core.types import LayerSet
 
 VERSION = 1
 """Counts up whenever the same scores would give other figures."""
@@ -178,7 +179,7 @@ def _notes(scores: RunScores, result: Mapping[str, Any], losses: Sequence[float]
         "the two do not leave out the same voxels."
     )
     notes.append("Healthy thresholds are taken before the component filter, so filtered maps lie below their target.")
-    if not isinstance(scores.detector, LAYERED) and any(own_filters(scores).values()):
+    if not can(scores.detector, LayerSets) and any(filters_of(scores).values()):
         notes.append("This detector stores maps that it has filtered itself; the settings come on top of that.")
     return notes
 
@@ -191,16 +192,16 @@ def _at_the_edge(result: Mapping[str, Any]) -> list[str]:
 
 def shipped_settings(scores: RunScores) -> PostProcessing:
     """What the run itself does. Detectors that store finished maps are taken as they are: all zeros."""
-    if not isinstance(scores.detector, LAYERED):
+    if not can(scores.detector, LayerSets):
         return PostProcessing()
-    own = own_filters(scores)
+    own = filters_of(scores)
     return PostProcessing(float(own["smoothing_mm"]), int(own["median_voxels"]))
 
 
-def own_filters(scores: RunScores) -> dict[str, float]:
+def filters_of(scores: RunScores) -> dict[str, float]:
     """The filters that the run's detector has of its own."""
-    detector = scores.detector
-    return {"smoothing_mm": float(detector.smoothing_mm), "median_voxels": int(detector.median_voxels)}
+    smoothing_mm, median_voxels = own_filters(scores.detector)
+    return {"smoothing_mm": float(smoothing_mm), "median_voxels": int(median_voxels)}
 
 
 def recipe_text(fields: Mapping[str, float], missing: Mapping[str, float]) -> str:

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from core.detectors import LayerSet
 from core.diagnosis.ceiling import Ceiling, LesionCeiling, SubjectCeilings, subject_ceilings
 from core.diagnosis.errors.reference import HealthyReference
 from core.diagnosis.layer_cells import LayerCells
@@ -24,6 +23,7 @@ from core.runs.provenance import fingerprint
 from core.runs.stages import keep_json, kept_json, stage_name
 from core.study.cases import Case, case_of, made_from
 from core.study.stored_scores import RunScores, set_id
+from core.types import LayerSet
 
 DIRECTORY = "diagnosis-subjects"
 VERSION = 3

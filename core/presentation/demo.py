@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
-from core.detectors import AnyDetector, FeatureGaussian, PatchCore, make
+from core.detectors import make
+from core.detectors.feature_gaussian import FeatureGaussian
+from core.detectors.patchcore import PatchCore
 from core.diagnosis.diagnose import diagnose
 from core.diagnosis.postprocessing import run_post_processing
 from core.diagnosis.what_if.catalogue import run_what_if
@@ -18,6 +20,7 @@ from core.runs.run_record import Run
 from core.runs.stages import stage_done
 from core.study import data_source, evaluation, fitting, scoring, training
 from core.study.run_summary import leading, run_summary
+from core.types import Detector
 from data.errors import FORESEEN, BadInput, EnvironmentProblem, IntegrityError, together
 from data.files import is_committed, read_json, write_json
 from data.preprocessing import Preprocessing
@@ -71,7 +74,7 @@ def build_demo(runs: Path, progress: Progress, settings: DemoSettings | None = N
     return made
 
 
-def detectors_of(encoder: Run) -> list[tuple[str, str, AnyDetector, Run | None]]:
+def detectors_of(encoder: Run) -> list[tuple[str, str, Detector, Run | None]]:
     """Run id, name, detector, and the encoder it takes its features from."""
     features = FeatureSettings(layers=LAYERS, grid="4mm")
     return [
@@ -110,7 +113,7 @@ def _finished(
     progress: Progress,
     run_id: str,
     name: str,
-    detector: AnyDetector,
+    detector: Detector,
     encoder: Run | None,
 ) -> Run:
     run = fitting.fit(runs, source, detector, progress, name=name, run_id=run_id, encoder_run=encoder)

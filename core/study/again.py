@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from core.detectors import CATALOGUE, recipe_json
+from core.detectors import CATALOGUE, kinds_that_can, recipe_json
+from core.detectors.capabilities import TwoParts
 from core.memory_bank.settings import BankSettings, idle_settings
 from core.recipes import as_json, from_json
 from core.runs.run_record import Run
@@ -86,10 +87,10 @@ def argv_of(
     """
     recipe = run.record["recipe"]
     named = [*_flag("--name", run.name, joined=True), "--run-id", run.run_id]
-    if recipe["kind"] == "Gated":
+    if recipe["kind"] in kinds_that_can(TwoParts):
         return [*_gate(run, place), *rule_words(metrics or {}), *named]
     scans = scan_words(place, run.record["preprocessing"])
-    if recipe["kind"] == "SimCLR":
+    if run.kind == "encoder":
         settings = {key: value for key, value in recipe.items() if key != "kind"}
         return ["pretrain", *scans, *settings_words("simclr", settings), *named]
     encoder = run.record.get("parents", {}).get("encoder") or weights or recipe.get("weights")
@@ -121,7 +122,7 @@ def detector_words(recipe: Mapping[str, Any], encoder: str = "") -> list[str]:
     BadInput for a recipe that `fit` cannot be asked for.
     """
     name = catalogue_name(recipe)
-    flat, usual = _flat(recipe), _flat(recipe_json(CATALOGUE[name]))
+    flat, usual = _flat(recipe), _flat(recipe_json(CATALOGUE[name].recipe))
     words = ["--detector", name, *(_flag("--encoder", encoder) if encoder else [])]
     for place, flag in FIT_FLAGS.items():
         if place in flat and flat[place] != usual.get(place):
@@ -137,7 +138,7 @@ def catalogue_name(recipe: Mapping[str, Any]) -> str:
     wanted = _flat(recipe)
     distance = {}
     for name, entry in CATALOGUE.items():
-        usual = _flat(recipe_json(entry))
+        usual = _flat(recipe_json(entry.recipe))
         said = {*FIT_FLAGS, *_FROM_ELSEWHERE}
         if usual["kind"] == wanted["kind"] and all(usual[k] == wanted.get(k) for k in usual if k not in said):
             distance[name] = sum(usual[key] != wanted.get(key) for key in usual)

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float32
 
-from core.detectors import LayerSet
 from core.metrics.subject_scores import SubjectScores
 from core.runs.stages import stage_directory, stage_name
 from core.study.stored_scores import RunScores
+from core.types import LayerSet
 from data.files import is_committed, read_manifest
 from data.volume import Volume
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from core.detectors import LayerSet
 from core.disk_plan import evaluation_bytes
 from core.metrics.dice import evaluate
 from core.metrics.healthy_threshold import QUANTILE, segment
@@ -28,7 +27,7 @@ from core.study.score_levels import save_levels, score_levels
 from core.study.scoring import score_left_out
 from core.study.stored_scores import RunScores, Space, open_scores, set_id
 from core.study.subject_level import subject_level
-from core.types import ScoreMap
+from core.types import LayerSet, ScoreMap
 from data.errors import BadInput, EnvironmentProblem
 from data.files import clear_litter, faultpoint, hashed_files, tell_hashed
 from data.ranges import check_range

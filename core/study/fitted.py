@@ -2,19 +2,17 @@
 
 from pathlib import Path
 
-from core.detectors import (
-    AnyDetector,
-    PatchCore,
-    detector_kind,
-)
+from core.detectors import detector_kind
+from core.detectors.capabilities import SearchIndex, can
 from core.runs.run_record import Run
 from core.runs.stages import stage_directory, stage_done, verify_stage
+from core.types import Detector
 from data.errors import BadInput
 from data.files import read_committed_json
 from data.schemas import check_schema
 
 
-def load_detector(run: Run) -> AnyDetector:
+def load_detector(run: Run) -> Detector:
     """The fitted detector of a run. IntegrityError when its files are not what was saved."""
     if not stage_done(run, "detector"):
         raise BadInput(
@@ -24,10 +22,10 @@ def load_detector(run: Run) -> AnyDetector:
     directory = stage_directory(run, "detector")
     check_schema(directory / "detector.json", read_committed_json(directory, "detector.json"), 1)
     try:
-        detector = detector_kind(run.record["recipe"]["kind"]).load(directory)
+        detector: Detector = detector_kind(run.record["recipe"]["kind"]).load(directory)
     except ValueError as error:  # models knows no error of ours
         raise error if isinstance(error, BadInput) else BadInput(str(error)) from error
-    if isinstance(detector, PatchCore):
+    if can(detector, SearchIndex):
         detector.index_cache_ = index_cache(run)
     return detector
 

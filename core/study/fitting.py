@@ -6,21 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from core.detectors import (
-    LAYERED,
-    AnyDetector,
-    Layered,
-    PatchCore,
-    kind_of,
-    plain_name,
-    recipe_json,
-)
-from core.detectors.voxel_zscore import VoxelZScore
+from core.detectors import recipe_json
+from core.detectors.capabilities import LayerSets, SearchIndex, TellsSize, can
 from core.disk_plan import grid_bytes
 from core.features.extraction import check_features
 from core.features.layout import feature_stride
 from core.progress import Progress
-from core.recipes import as_json, from_json
+from core.recipes import as_json, changed, from_json
 from core.runs.run_record import Run
 from core.runs.stages import stage, stage_directory, stage_done, verify_stage
 from core.runs.store import lock, update_run
@@ -34,6 +26,7 @@ from core.study.opening import (
     training_volumes,
 )
 from core.study.preparing import prepare
+from core.types import Detector
 from data.cohort import ROLES
 from data.errors import BadInput, IntegrityError
 from data.files import sha256_file
@@ -50,7 +43,7 @@ from models.settings import EncoderSettings
 def fit(
     runs: Path,
     source: DataSource,
-    detector: AnyDetector,
+    detector: Detector,
     progress: Progress,
     *,
     name: str,
@@ -62,7 +55,7 @@ def fit(
     check_given_id(run_id)
     if encoder_run is not None:
         _check_encoder(detector, encoder_run)
-    if isinstance(detector, LAYERED):
+    if can(detector, LayerSets):
         _check_layers(detector, encoder_run, source.preprocessing)
     study = prepare(runs, source, progress)
     _tell_notes(study, progress)
@@ -74,9 +67,9 @@ def fit(
     parents: dict[str, str] = {}
     if encoder_run is not None:
         detector, parents = _with_encoder(detector, encoder_run, study)
-    elif isinstance(detector, LAYERED) and not detector.weights:
+    elif can(detector, LayerSets) and not detector.weights:
         contrasts = len(source.preprocessing.contrasts)
-        detector = replace(detector, encoder=replace(detector.encoder, in_channels=contrasts))
+        detector = changed(detector, encoder=replace(detector.encoder, in_channels=contrasts))
     recipe = recipe_json(detector)
     if encoder_run is not None:  # by its run, not by its path: a study that has moved is the same study
         recipe["weights"] = f"{encoder_run.run_id}/encoder"
@@ -95,19 +88,19 @@ def fit(
                 if "disk_bytes" in values:
                     require_room(run.directory, int(values["disk_bytes"]), "What is fitted")
                 if "planned_bytes" in values:
-                    progress.say(detector.plan_text_ if isinstance(detector, LAYERED) else "")
+                    progress.say(detector.plan_text_ if can(detector, LayerSets) else "")
                 advance(max(number - seen, 0), f"{values['chosen']:.0f} patches chosen" if "chosen" in values else "")
                 seen = max(number, seen)
 
-            if not isinstance(detector, LAYERED):
+            if not can(detector, LayerSets):
                 require_room(run.directory, _fitted_bytes(detector, volumes[0]), "What is fitted")
             with stage(run, "detector") as scratch:
-                if isinstance(detector, PatchCore):
+                if can(detector, SearchIndex):
                     detector.index_cache_ = index_cache(run)
                 detector.fit(volumes, monitor)
                 _save(detector, recipe, scratch)
-                if isinstance(detector, LAYERED):  # before the commit: a run killed between the two is not fitted again
-                    settings = _fitted_settings(detector)
+                if can(detector, LayerSets):  # before the commit: a run killed between the two is not fitted again
+                    settings = detector.fitted_settings()
                     update_run(run, settings=settings)
                     if "audit" in settings:
                         progress.say(f"note: {settings['audit']}")
@@ -124,33 +117,18 @@ def _tell_notes(study: Study, progress: Progress) -> None:
         progress.say(f"note: {note}")
 
 
-def _fitted_bytes(detector: AnyDetector, volume: Volume) -> int:
-    """Of a fitted detector without layers: arrays of the working grid, or its recipe alone."""
-    return grid_bytes(volume.voxels.size, arrays=2) if isinstance(detector, VoxelZScore) else grid_bytes(0)
+def _fitted_bytes(detector: Detector, volume: Volume) -> int:
+    """Of a fitted detector without layers: what it says, or its recipe alone."""
+    return detector.fitted_bytes(volume) if can(detector, TellsSize) else grid_bytes(0)
 
 
-def _fitted_settings(detector: Layered) -> dict[str, Any]:
-    """What came of a fit, for the run's record."""
-    if isinstance(detector, PatchCore):
-        return detector.fitted_settings()
-    fitted = detector.gaussian_
-    assert fitted is not None
-    return {
-        "form": fitted.form,
-        "n_subjects": fitted.n_subjects,
-        "features": sum(fitted.channels.values()),
-        "positions": fitted.n_positions,
-        "bytes": fitted.n_bytes,
-    }
-
-
-def _save(detector: AnyDetector, recipe: Mapping[str, Any], directory: Path) -> None:
-    if isinstance(detector, LAYERED):
+def _save(detector: Detector, recipe: Mapping[str, Any], directory: Path) -> None:
+    if can(detector, LayerSets):
         detector.weights = recipe["weights"]
     detector.save(directory)
 
 
-def _check_layers(detector: Layered, encoder_run: Run | None, preprocessing: Preprocessing) -> None:
+def _check_layers(detector: LayerSets, encoder_run: Run | None, preprocessing: Preprocessing) -> None:
     """Unknown layers, an even neighbourhood and an odd feature grid are refused before any scan is prepared."""
     settings = detector.encoder
     if encoder_run is not None:
@@ -163,9 +141,9 @@ def _check_layers(detector: Layered, encoder_run: Run | None, preprocessing: Pre
     feature_stride(encoder, detector.features.grid, working_grid(preprocessing.spacing_mm))
 
 
-def _check_encoder(detector: AnyDetector, encoder_run: Run) -> None:
-    if not isinstance(detector, LAYERED):
-        raise BadInput(f"The detector is {plain_name(kind_of(detector))} and takes no encoder. Leave --encoder out.")
+def _check_encoder(detector: Detector, encoder_run: Run) -> None:
+    if not can(detector, LayerSets):
+        raise BadInput(f"The detector is {detector.plain_name} and takes no encoder. Leave --encoder out.")
     if not stage_done(encoder_run, "encoder"):
         raise BadInput(
             f"Encoder run {encoder_run.run_id} is {encoder_run.status}: it has no finished encoder. "
@@ -173,13 +151,12 @@ def _check_encoder(detector: AnyDetector, encoder_run: Run) -> None:
         )
 
 
-def _with_encoder(detector: AnyDetector, encoder_run: Run, study: Study) -> tuple[AnyDetector, dict[str, str]]:
-    assert isinstance(detector, LAYERED)
+def _with_encoder(detector: Detector, encoder_run: Run, study: Study) -> tuple[Detector, dict[str, str]]:
     weights = stage_directory(encoder_run, "encoder")
     verify_stage(encoder_run, "encoder")
     _refuse_foreign_encoder(encoder_run, study)
     parents = {"encoder": encoder_run.run_id, "encoder_sha256": sha256_file(weights / "encoder.safetensors")}
-    return replace(detector, weights=str(weights)), parents
+    return changed(detector, weights=str(weights)), parents
 
 
 def _refuse_foreign_encoder(encoder_run: Run, study: Study) -> None:

@@ -15,7 +15,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from core.detectors import Gated, recipe_json
+from core.detectors import recipe_json
+from core.detectors.capabilities import TwoParts, can
+from core.detectors.gated import Gated
 from core.disk_plan import grid_bytes
 from core.metrics.healthy_threshold import QUANTILE
 from core.progress import Progress
@@ -150,7 +152,7 @@ def _same_rule(run: Run, quantile: float, fp_ml: float | None) -> bool:
 
 def _part(run: Run, layers: str) -> Part:
     scores = open_scores(run)
-    if isinstance(scores.detector, Gated):
+    if can(scores.detector, TwoParts):
         raise BadInput(f"Run {run.run_id} is gated itself. Give the runs that it was made from, or others.")
     metrics = read_metrics(run)
     return Part(scores, scores.layer_set(layers or metrics["headline"]), metrics)

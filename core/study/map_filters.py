@@ -9,11 +9,12 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int64, UInt8
 from scipy.ndimage import distance_transform_cdt, distance_transform_edt
 
-from core.detectors import LAYERED, LayerSet
+from core.detectors.capabilities import LayerSets, can
 from core.features.score_maps import masked_score_map, to_score_map
 from core.metrics.subject_scores import SubjectScores
 from core.study.cases import Case
 from core.study.stored_scores import RunScores
+from core.types import LayerSet
 from data.preprocessing import Prepared
 from data.volume import Volume
 
@@ -215,7 +216,7 @@ def _smoothed(
 ) -> Float32[np.ndarray, "x y z"]:
     """The score map with this smoothing and no median, exactly as the recipe's own field would make it."""
     detector = scores.detector
-    if not isinstance(detector, LAYERED):
+    if not can(detector, LayerSets):
         stored = scores.score_map(subject_id, layers).scores
         return masked_score_map(stored, volume, scores.unit, smoothing_mm=smoothing_mm).scores
     assert scores.layout is not None

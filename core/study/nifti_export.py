@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 
-from core.detectors import LayerSet
 from core.metrics.healthy_threshold import Calibration
 from core.progress import Progress
 from core.runs.evaluated import read_metrics
@@ -13,6 +12,7 @@ from core.runs.run_record import Run
 from core.runs.sharing import veil_of
 from core.runs.stages import stage_done
 from core.study.stored_scores import RunScores, open_scores, set_id
+from core.types import LayerSet
 from data.errors import BadInput, EnvironmentProblem, IntegrityError, together
 from data.files import clear_litter
 from data.names import folder_name

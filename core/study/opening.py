@@ -7,10 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from core.detectors import (
-    from_recipe,
-    recipe_json,
-)
+from core.detectors import from_recipe, recipe_json
 from core.memory_plan import is_out_of_memory
 from core.pretraining.simclr import SimclrSettings
 from core.progress import Progress

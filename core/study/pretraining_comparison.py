@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from core.detectors import AnyDetector, FeatureGaussian, make
+from core.detectors import make
+from core.detectors.feature_gaussian import FeatureGaussian
 from core.features.settings import FeatureSettings
 from core.pretraining.simclr import SimclrSettings, check_settings
 from core.pretraining.simclr_settings import Kind
@@ -24,6 +25,7 @@ from core.study import evaluation, fitting, scoring, training
 from core.study.data_source import DataSource
 from core.study.pretraining_table import Entry, build_table
 from core.study.visibility import stored_visibility, visibility_of_run
+from core.types import Detector
 from data.errors import FORESEEN, BadInput, IntegrityError
 from data.files import clear_litter, committed_directory, is_committed, read_committed_json, write_json
 from data.ranges import check_range, refuse_out_of_range
@@ -220,7 +222,7 @@ class _Study:
     def _run_id(self, variant: str, views: str, seed: int) -> str:
         return f"cmp-{self.plan.name}-{variant}-{views}-s{seed}"
 
-    def _judged(self, detector: AnyDetector, run_id: str, name: str, encoder: Run | None) -> Run:
+    def _judged(self, detector: Detector, run_id: str, name: str, encoder: Run | None) -> Run:
         run = fitting.fit(
             self.runs, self.source, detector, self.progress, name=name, run_id=run_id, encoder_run=encoder
         )

@@ -6,14 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from core.detectors import (
-    LAYERED,
-    AnyDetector,
-    FeatureGaussian,
-    PatchCore,
-    kind_of,
-    plain_name,
-)
+from core.detectors.capabilities import LayerSets, LeavesOut, ScanScores, can
 from core.disk_plan import grid_bytes
 from core.progress import Progress
 from core.runs.provenance import computed_by, reset_peak_memory
@@ -27,6 +20,7 @@ from core.study.opening import (
     recorded_outcome,
 )
 from core.study.run_scans import has_scan, prepared_of, preprocessing_of, scored_subjects
+from core.types import Detector
 from data.errors import BadInput, EnvironmentProblem, IntegrityError, together
 from data.files import committed_directory, write_json
 from data.ranges import check_range
@@ -96,9 +90,9 @@ def score_left_out(run: Run, progress: Progress) -> None:
     if all(stage_done(run, name, verify=True) for name in names.values()):
         return
     detector = load_detector(run)
-    if not isinstance(detector, FeatureGaussian):
+    if not can(detector, LeavesOut):
         raise BadInput(
-            f"Run {run.run_id} is {plain_name(kind_of(detector))}: scores of the training scans without themselves are "
+            f"Run {run.run_id} is {detector.plain_name}: scores of the training scans without themselves are "
             "known for Gaussians only. Hold healthy subjects out: give them the role calibration."
         )
     with progress.task("Scoring each training scan by the others", 1) as advance:
@@ -131,21 +125,21 @@ def _is_scored(run: Run, subject: Mapping[str, Any]) -> bool:
     return True
 
 
-def _scored_together(run: Run, detector: AnyDetector, memory_gb: float | None) -> Run:
-    if not isinstance(detector, LAYERED) or "scored_together" in run.record["settings"]:
+def _scored_together(run: Run, detector: Detector, memory_gb: float | None) -> Run:
+    if not can(detector, LayerSets) or "scored_together" in run.record["settings"]:
         return run
     together = detector.subjects_together(CHUNK, memory_gb)
     return update_run(run, settings={**run.record["settings"], "scored_together": together})
 
 
-def _score_chunk(run: Run, detector: AnyDetector, chunk: Sequence[Mapping[str, Any]]) -> None:
+def _score_chunk(run: Run, detector: Detector, chunk: Sequence[Mapping[str, Any]]) -> None:
     volumes = [prepared_of(run, s["subject_id"]).volume for s in chunk]
     whole: dict[str, dict[str, float]] = {}
-    if isinstance(detector, PatchCore):
+    if can(detector, ScanScores):
         distances, subjects = detector.distances_and_subject_scores(volumes)
         arrays = {v.subject_id: ("distances.npy", distances[:, n]) for n, v in enumerate(volumes)}
         whole = {v.subject_id: {"+".join(s): value for s, value in subjects[n].items()} for n, v in enumerate(volumes)}
-    elif isinstance(detector, FeatureGaussian):
+    elif can(detector, LayerSets):
         distances = detector.distances(volumes)
         arrays = {v.subject_id: ("distances.npy", distances[:, n]) for n, v in enumerate(volumes)}
     else:
@@ -159,9 +153,9 @@ def _score_chunk(run: Run, detector: AnyDetector, chunk: Sequence[Mapping[str, A
                 write_json(scratch / SUBJECT_FILE, {"scores": whole[subject_id]})
 
 
-def _room_for_scores(run: Run, detector: AnyDetector, subjects: Sequence[Mapping[str, Any]]) -> None:
+def _room_for_scores(run: Run, detector: Detector, subjects: Sequence[Mapping[str, Any]]) -> None:
     left = [subject for subject in subjects if not _is_scored(run, subject)]
-    if isinstance(detector, LAYERED):
+    if can(detector, LayerSets):
         values = len(detector.layer_sets) * len(detector.layout_.positions)
     else:
         values = int(np.prod(working_grid(preprocessing_of(run).spacing_mm).shape))

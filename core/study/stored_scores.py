@@ -9,7 +9,8 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float32
 
-from core.detectors import LAYERED, AnyDetector, Gated, LayerSet, from_recipe, kind_of, plain_name
+from core.detectors import from_recipe
+from core.detectors.capabilities import LayerSets, TwoParts, can
 from core.features.layout import LAYOUT_FILES, load_layout
 from core.features.score_maps import to_score_map
 from core.metrics.subject_scores import SubjectScores
@@ -25,7 +26,7 @@ from core.runs.stages import (
 )
 from core.study.run_scans import prepared_of, subjects_of
 from core.study.scoring import LEFT_OUT, SUBJECT_FILE
-from core.types import FeatureLayout, ScoreMap
+from core.types import Detector, FeatureLayout, LayerSet, ScoreMap
 from data.errors import BadInput
 from data.files import manifest_sha256, read_manifest
 from data.preprocessing import Prepared, to_native
@@ -43,7 +44,7 @@ class RunScores:
     """The stored scores of one run. Cheap to open: neither the encoder nor what was fitted is loaded."""
 
     run: Run
-    detector: AnyDetector
+    detector: Detector
     """Unfitted: only its hyper-parameters are needed to turn distances into maps."""
     layout: FeatureLayout | None
     folder: str = "scores"
@@ -56,14 +57,14 @@ class RunScores:
     @property
     def layers(self) -> tuple[str, ...]:
         """The fitted layers; one pseudo-layer for detectors that have none."""
-        if isinstance(self.detector, LAYERED):
+        if can(self.detector, LayerSets):
             return self.detector.features.layers
         return (type(self.detector).__name__.lower(),)
 
     @property
     def layer_sets(self) -> tuple[LayerSet, ...]:
         """Every layer set that was scored, in the order of the stored arrays."""
-        return self.detector.layer_sets if isinstance(self.detector, LAYERED) else (self.layers,)
+        return self.detector.layer_sets if can(self.detector, LayerSets) else (self.layers,)
 
     @property
     def unit(self) -> str:
@@ -73,15 +74,15 @@ class RunScores:
     @property
     def cut_on_labels(self) -> bool:
         """Whether validation labels shaped the maps themselves: a gate that was cut on them."""
-        return isinstance(self.detector, Gated) and self.detector.threshold_from == "validation"
+        return can(self.detector, TwoParts) and self.detector.threshold_from == "validation"
 
     def layer_set(self, which: str) -> LayerSet:
         """The layer set with this id, its layers in any order. BadInput lists what there is."""
         for layers in self.layer_sets:
             if sorted(layers) == sorted(which.split("+")):
                 return layers
-        if not isinstance(self.detector, LAYERED):
-            name = plain_name(kind_of(self.detector))
+        if not can(self.detector, LayerSets):
+            name = self.detector.plain_name
             raise BadInput(f"Run {self.run.run_id} is {name}: it has no layers to choose from, and got {which!r}.")
         raise BadInput(f"Layer set {which!r} is not in run {self.run.run_id}. Its layers: {', '.join(self.layers)}.")
 
@@ -116,7 +117,7 @@ class RunScores:
     def score_map(self, subject_id: str, layers: LayerSet) -> ScoreMap:
         """Score map on the working grid, NaN outside the brain."""
         volume = self.prepared(subject_id).volume
-        if not isinstance(self.detector, LAYERED):
+        if not can(self.detector, LayerSets):
             return ScoreMap(self._stored(subject_id, "scores.npy"), volume.grid, subject_id, self.unit)
         assert self.layout is not None
         row = np.array(self.distances(subject_id)[self.layer_sets.index(layers)])
@@ -175,7 +176,7 @@ def open_scores(run: Run) -> RunScores:
         raise BadInput(f"Run {run.run_id} is not fitted yet ({run.status}). Look at its job on the Training page.")
     detector = from_recipe(run.record["recipe"])
     layout = None
-    if isinstance(detector, LAYERED):
+    if can(detector, LayerSets):
         for name in LAYOUT_FILES:
             stage_file(run, "detector", name)
         directory = stage_directory(run, "detector")

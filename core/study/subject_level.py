@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
-from core.detectors import Gated, LayerSet
+from core.detectors.capabilities import TwoParts, can
 from core.randomness import stream
 from core.study.stored_scores import RunScores, set_id
+from core.types import LayerSet
 from data.health import is_unknown
 
 MAXIMUM = "largest score in the brain, on the working grid"
@@ -28,7 +29,7 @@ def subject_level(scores: RunScores, layers: LayerSet) -> dict[str, Any]:
     unknown = {s["subject_id"] for s in scores.run.record["cohort"]["subjects"] if is_unknown(s)}
     test = [i for i in scores.subjects("test") if i not in unknown]
     whole = {i: scores.subject_scores(i) for i in test}
-    if isinstance(scores.detector, Gated):
+    if can(scores.detector, TwoParts):
         of, largest = OF_THE_GATE, {i: whole[i]["maximum"] for i in test if "maximum" in whole[i]}
         stored = {i: whole[i].get("reweighted") for i in test}
     else:

@@ -5,6 +5,8 @@ from typing import Any
 
 import streamlit as st
 
+from core.detectors import kinds_that_can
+from core.detectors.capabilities import OnlyRanks
 from core.diagnosis.diagnose import diagnose, stored_diagnosis
 from core.diagnosis.limits.detection_limits import stored_detection_limits
 from core.diagnosis.what_if.catalogue import applicable
@@ -37,7 +39,9 @@ def what_ifs_for(run: Run) -> list[dict[str, Any]]:
 def _content(run: Run) -> str:
     """Changes with whatever the run holds, and with every intensity baseline (R10 looks at those of other runs)."""
     rows = run_rows(run.directory.parent)[0]
-    return "-".join([whole_content(run), *(row["content"] for row in rows if row["detector"] == "Intensity")])
+    return "-".join(
+        [whole_content(run), *(row["content"] for row in rows if row["detector"] in kinds_that_can(OnlyRanks))]
+    )
 
 
 @st.cache_resource(max_entries=16, show_spinner="Finding where Dice is lost. Once per layer set; then it is stored")

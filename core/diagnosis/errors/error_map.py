@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
-from core.detectors import LayerSet
 from core.diagnosis.errors.categories import DEFAULTS, VERSION, CategorySettings, label_errors
 from core.diagnosis.errors.category_table import CATEGORIES, FALSE_POSITIVES, MISSED, Category
 from core.diagnosis.errors.reference import HealthyReference
@@ -19,6 +18,7 @@ from core.runs.provenance import fingerprint
 from core.runs.stages import keep_json, kept_json, stage_name
 from core.study.cases import case_of, made_from
 from core.study.stored_scores import RunScores, set_id
+from core.types import LayerSet
 from data.errors import BadInput
 
 Record = dict[str, Any]

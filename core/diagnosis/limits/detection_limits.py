@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from core.detectors import LAYERED, AnyDetector, LayerSet
+from core.detectors.capabilities import LayerSets, can
 from core.diagnosis.limits.bench import (
     METHOD,
     Bench,
@@ -45,7 +45,7 @@ from core.study.data_source import PreparedVolumes
 from core.study.fitted import load_detector
 from core.study.run_scans import prepared_volumes
 from core.study.stored_scores import RunScores, open_scores, set_id
-from core.types import ScoreMap
+from core.types import Detector, LayerSet, ScoreMap
 from data.errors import BadInput
 from data.files import read_manifest, write_json
 from data.ranges import refuse_out_of_range
@@ -147,9 +147,9 @@ def stored_detection_limits(run: Run, layer_set: str) -> dict[str, Any] | None:
     return stored if stored["made_from"] == present else None
 
 
-def scorer_of(detector: AnyDetector, layers: LayerSet) -> Scorer:
+def scorer_of(detector: Detector, layers: LayerSet) -> Scorer:
     """The detector under one layer set; one with layers takes several volumes at once."""
-    if not isinstance(detector, LAYERED):
+    if not can(detector, LayerSets):
         return Scorer(lambda volumes: [detector.score(volume) for volume in volumes])
 
     def score(volumes: Sequence[Volume]) -> list[ScoreMap]:

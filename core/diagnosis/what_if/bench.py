@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
-from core.detectors import LAYERED, AnyDetector, LayerSet
-from core.diagnosis.what_if.of_gaussian import narrowed, rescored
+from core.detectors.capabilities import LayerSets, can
 from core.diagnosis.what_if.paired import N_BOOTSTRAP, ROLES, Scored, paired_evaluation, thresholds_of
+from core.diagnosis.what_if.scored_again import rescored
 from core.metrics.subject_scores import SubjectScores
 from core.progress import Progress
 from core.runs.run_record import Run
@@ -20,6 +20,7 @@ from core.study.fitted import load_detector
 from core.study.run_scans import prepared_of, prepared_volumes, scored_subjects
 from core.study.scoring import CHUNK
 from core.study.stored_scores import RunScores
+from core.types import Detector, LayerSet
 from data.errors import IntegrityError
 from data.preprocessing import Prepared
 from data.volume import Volume
@@ -54,10 +55,10 @@ class Bench:
         return self.from_maps("Reading score maps", lambda case: case)
 
     @functools.cached_property
-    def detector(self) -> AnyDetector:
+    def detector(self) -> Detector:
         """The run's fitted detector, reduced to the layer set."""
         detector = load_detector(self.run)
-        return narrowed(detector, self.layers) if isinstance(detector, LAYERED) else detector
+        return detector.narrowed(self.layers) if can(detector, LayerSets) else detector
 
     @functools.cached_property
     def again(self) -> dict[str, list[SubjectScores]]:
@@ -83,7 +84,7 @@ class Bench:
     def from_volumes(
         self,
         what: str,
-        detectors: Sequence[AnyDetector],
+        detectors: Sequence[Detector],
         change: Callable[[Volume], Volume] | None = None,
         back: Callable[[Scores, Volume], Scores] | None = None,
     ) -> list[dict[str, list[SubjectScores]]]:

@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from core.detectors import FeatureGaussian, LayerSet, PatchCore, kind_of
+from core.detectors import kind_of
+from core.detectors.capabilities import Covariance, KeepsPatches, OnlyRanks, can
 from core.diagnosis.what_if.bench import Bench, Outcome
 from core.diagnosis.what_if.of_fits import ages_of, covariance, fewer_scans, nearest_age
 from core.diagnosis.what_if.of_maps import calibrate_subject, dont_care, erode_mask, label_boundary, threshold_grid
@@ -24,6 +25,7 @@ from core.runs.store import append_event
 from core.study.again import what_if_argv
 from core.study.run_scans import scored_subjects
 from core.study.stored_scores import RunScores, open_scores, set_id
+from core.types import LayerSet
 from data.errors import BadInput, IntegrityError
 from data.files import manifest_sha256, write_json
 from data.room import require_room
@@ -180,22 +182,22 @@ def _any_detector(scores: RunScores) -> str | None:
 
 
 def _missing_for_renormalise(scores: RunScores) -> str | None:
-    if kind_of(scores.detector) == "Intensity":
+    if can(scores.detector, OnlyRanks):
         return "another detector: the score is a rank inside the brain, which no increasing map of intensity changes"
     return None
 
 
 def _missing_for_covariance(scores: RunScores) -> str | None:
-    if isinstance(scores.detector, PatchCore):
+    if can(scores.detector, KeepsPatches):
         return "a Gaussian over features: a memory bank keeps the healthy patches themselves and has no covariance"
-    if not isinstance(scores.detector, FeatureGaussian):
+    if not can(scores.detector, Covariance):
         return f"a Gaussian over features: this detector is {kind_of(scores.detector)} and has no covariance"
     return None
 
 
 def _missing_for_fewer(scores: RunScores) -> str | None:
-    if kind_of(scores.detector) == "Intensity":
-        return "a detector that learns: Intensity takes nothing from its training scans"
+    if can(scores.detector, OnlyRanks):
+        return f"a detector that learns: {kind_of(scores.detector)} takes nothing from its training scans"
     count = len(scores.subjects("train"))
     return None if count >= 4 else f"training scans: there are {count}, halving needs at least 4"
 

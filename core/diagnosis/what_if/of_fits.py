@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from core.detectors import FeatureGaussian
+from core.detectors.capabilities import Covariance, can, refit
 from core.diagnosis.what_if.bench import Bench, Outcome, check_reproduced, variant_of
-from core.diagnosis.what_if.of_gaussian import nested_subset, reestimated, refitted
 from core.diagnosis.what_if.paired import PROTOCOLS
+from core.diagnosis.what_if.scored_again import nested_subset
 from core.memory_plan import GaussianSettings
 from core.study.stored_scores import RunScores
 from data.errors import EnvironmentProblem
@@ -18,30 +18,27 @@ from data.errors import EnvironmentProblem
 def covariance(bench: Bench) -> Outcome:
     """The Gaussian with its covariance estimated otherwise, same features: R8."""
     detector = bench.detector
-    assert isinstance(detector, FeatureGaussian)
+    assert can(detector, Covariance)
     own = detector.gaussian
     notes: list[str] = []
-    choices: dict[str, tuple[str, FeatureGaussian]] = {}
+    choices: dict[str, tuple[str, Covariance]] = {}
     for name, title, settings in _covariances(own):
         if (settings.covariance, settings.shrinkage, settings.ridge) == (own.covariance, own.shrinkage, own.ridge):
             continue
-        changed = reestimated(detector, settings)
+        changed = detector.reestimated(settings)
         if changed is None:
             try:
                 with bench.progress.task(f"Fitting again: {title}"):
-                    again = refitted(detector, bench.training(), settings)
+                    changed = detector.refitted_by(bench.training(), settings)
             except EnvironmentProblem as problem:
                 notes.append(f"Left out, {title}: {problem}")
                 continue
-            assert isinstance(again, FeatureGaussian)
-            changed = again
         choices[name] = (title, changed)
     scored = bench.from_volumes("Scoring by each covariance", [detector, *(d for _, d in choices.values())])
     check_reproduced(bench.run, bench.stored, scored[0])
     variants = []
     for (name, (title, changed)), after in zip(choices.items(), scored[1:], strict=True):
-        assert changed.gaussian_ is not None
-        used = changed.gaussian_.settings
+        used = changed.used_settings()
         described = {"covariance": used.covariance, "shrinkage": used.shrinkage, "ridge": used.ridge}
         variants.append(variant_of(name, title, described, bench.pair(scored[0], after), deployable=True))
     return Outcome(variants, notes)
@@ -57,7 +54,7 @@ def fewer_scans(bench: Bench) -> Outcome:
         if len(chosen) < 2:
             continue
         with bench.progress.task(f"Fitting to {len(chosen)} of {count} scans"):
-            smaller = refitted(bench.detector, bench.training(chosen))
+            smaller = refit(bench.detector, bench.training(chosen))
         after = bench.from_volumes(f"Scoring with {len(chosen)} training scans", [smaller])[0]
         settings = {"training_scans": len(chosen), "of": count, "parts": parts, "seed": seed}
         title = f"{len(chosen)} of {count} training scans"
@@ -80,9 +77,9 @@ def nearest_age(bench: Bench) -> Outcome:
         middle = float(np.median([ages[i] for i in group]))
         order = sorted(range(len(training)), key=lambda n: (abs(ages[training[n]] - middle), n))
         with bench.progress.task(f"Fitting to the {half} scans nearest to age {middle:.0f}"):
-            detectors.append((number, middle, refitted(bench.detector, bench.training(sorted(order[:half])))))
+            detectors.append((number, middle, refit(bench.detector, bench.training(sorted(order[:half])))))
     with bench.progress.task(f"Fitting to {half} scans of any age"):
-        drawn = refitted(bench.detector, bench.training(nested_subset(len(training), 2, int(bench.run.record["seed"]))))
+        drawn = refit(bench.detector, bench.training(nested_subset(len(training), 2, int(bench.run.record["seed"]))))
     *sides, anyone = bench.from_volumes("Scoring by age", [*(d for _, _, d in detectors), drawn])
     middles = np.array([middle for _, middle, _ in detectors])
     matched = {

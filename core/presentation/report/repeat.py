@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from core.detectors import kinds_that_can
+from core.detectors.capabilities import TwoParts
 from core.presentation.commands import in_shell
 from core.runs.evaluated import read_metrics
 from core.runs.listing import open_run
@@ -32,7 +34,7 @@ def commands_of(run: Run, metrics: Mapping[str, Any], diagnosis: Mapping[str, An
 
 def _making(run: Run, metrics: Mapping[str, Any]) -> list[list[str]]:
     """From the scans to the scores; of a gated run first its two parts, as far as their runs are here."""
-    if run.record["recipe"]["kind"] == "Gated":
+    if run.record["recipe"]["kind"] in kinds_that_can(TwoParts):
         return [*_parts(run), argv_of(run, _place(run), metrics=metrics)]
     encoder, place = _encoder(run), _place(run)
     made = [] if encoder is None else [argv_of(encoder, _place(encoder))]

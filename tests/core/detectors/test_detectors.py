@@ -7,19 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from core.detectors import (
-    CATALOGUE,
-    DESCRIPTIONS,
-    LAYERED,
-    AnyDetector,
-    FeatureGaussian,
-    PatchCore,
-    every_layer_set,
-    from_recipe,
-    make,
-    recipe_json,
-)
-from core.features.settings import FeatureSettings
+from core.detectors import CATALOGUE, from_recipe, make, recipe_json
+from core.detectors.capabilities import LayerSets, can
+from core.detectors.feature_gaussian import FeatureGaussian
+from core.detectors.patchcore import PatchCore
+from core.features.settings import FeatureSettings, every_layer_set
+from core.types import Detector
 from data.errors import BadInput
 from data.volume import Volume
 from models.settings import EncoderSettings
@@ -28,12 +21,12 @@ from tests.study import small_volumes, with_lesion
 N_TRAIN = 8
 
 
-def small(name: str) -> AnyDetector:
+def small(name: str) -> Detector:
     """The recipe of the catalogue, with a narrow encoder and a grid that 16 voxels allow."""
     detector = make(name)
     if isinstance(detector, PatchCore):
         detector = dataclasses.replace(detector, bank=dataclasses.replace(detector.bank, coreset_ratio=0.3))
-    if isinstance(detector, LAYERED):
+    if can(detector, LayerSets):
         return dataclasses.replace(
             detector,
             encoder=dataclasses.replace(detector.encoder, width=4),
@@ -53,12 +46,12 @@ def healthy() -> Volume:
 
 
 @pytest.fixture(scope="module")
-def fitted(train: list[Volume]) -> dict[str, AnyDetector]:
+def fitted(train: list[Volume]) -> dict[str, Detector]:
     """Each detector fitted once; tests that fit again make their own."""
     return {name: small(name).fit(train) for name in CATALOGUE}
 
 
-def scores(detector: AnyDetector, volume: Volume) -> np.ndarray:
+def scores(detector: Detector, volume: Volume) -> np.ndarray:
     return np.asarray(detector.score(volume).scores)
 
 
@@ -84,14 +77,14 @@ def test_inputs_are_unchanged(name: str, healthy: Volume) -> None:
 
 @every_detector
 def test_the_same_seed_gives_the_same_map(
-    name: str, train: list[Volume], healthy: Volume, fitted: dict[str, AnyDetector]
+    name: str, train: list[Volume], healthy: Volume, fitted: dict[str, Detector]
 ) -> None:
     assert scores(small(name).fit(train), healthy).tobytes() == scores(fitted[name], healthy).tobytes()
 
 
 @every_detector
 def test_the_map_lies_on_the_grid_of_the_volume_finite_in_the_brain_and_nan_outside(
-    name: str, healthy: Volume, fitted: dict[str, AnyDetector]
+    name: str, healthy: Volume, fitted: dict[str, Detector]
 ) -> None:
     score_map = fitted[name].score(healthy)
     assert score_map.grid.matches(healthy.grid)
@@ -103,9 +96,7 @@ def test_the_map_lies_on_the_grid_of_the_volume_finite_in_the_brain_and_nan_outs
 
 
 @every_detector
-def test_a_planted_lesion_scores_above_healthy_tissue(
-    name: str, healthy: Volume, fitted: dict[str, AnyDetector]
-) -> None:
+def test_a_planted_lesion_scores_above_healthy_tissue(name: str, healthy: Volume, fitted: dict[str, Detector]) -> None:
     ill, ball = with_lesion(healthy, -0.6 if name == "intensity-dark" else 0.6)
     found = scores(fitted[name], ill)
     lesion, other = found[ball], found[ill.brain_mask & ~ball]
@@ -115,7 +106,7 @@ def test_a_planted_lesion_scores_above_healthy_tissue(
 
 @every_detector
 def test_what_is_saved_and_loaded_gives_the_identical_map(
-    name: str, healthy: Volume, fitted: dict[str, AnyDetector], tmp_path: Path
+    name: str, healthy: Volume, fitted: dict[str, Detector], tmp_path: Path
 ) -> None:
     fitted[name].save(tmp_path)
     loaded = type(fitted[name]).load(tmp_path)
@@ -126,7 +117,7 @@ def test_what_is_saved_and_loaded_gives_the_identical_map(
 
 @every_detector
 def test_hyper_parameters_survive_json(name: str) -> None:
-    for detector in (CATALOGUE[name], small(name), dataclasses.replace(small(name), smoothing_mm=3.5)):
+    for detector in (CATALOGUE[name].recipe, small(name), dataclasses.replace(small(name), smoothing_mm=3.5)):
         again = from_recipe(json.loads(json.dumps(recipe_json(detector), allow_nan=False)))
         assert type(again) is type(detector)
         assert recipe_json(again) == recipe_json(detector)
@@ -135,7 +126,7 @@ def test_hyper_parameters_survive_json(name: str) -> None:
 
 @every_detector
 def test_a_second_fit_forgets_the_first(
-    name: str, train: list[Volume], healthy: Volume, fitted: dict[str, AnyDetector]
+    name: str, train: list[Volume], healthy: Volume, fitted: dict[str, Detector]
 ) -> None:
     detector = small(name).fit(small_volumes(5, seed=9))
     if not name.startswith("intensity"):
@@ -158,8 +149,7 @@ def test_a_fit_without_volumes_is_refused(name: str) -> None:
 
 @every_detector
 def test_every_detector_is_described(name: str) -> None:
-    assert len(DESCRIPTIONS[name]) > 20
-    assert set(DESCRIPTIONS) == set(CATALOGUE)
+    assert len(CATALOGUE[name].description) > 20
 
 
 def test_making_an_unknown_detector_names_the_closest_and_making_one_leaves_the_catalogue_alone() -> None:
@@ -167,8 +157,8 @@ def test_making_an_unknown_detector_names_the_closest_and_making_one_leaves_the_
         make("padin")
     changed = make("zscore", {"smoothing_mm": 8.0})
     assert changed.smoothing_mm == 8.0
-    assert CATALOGUE["zscore"].smoothing_mm != 8.0
-    assert make("gaussian") is not CATALOGUE["gaussian"]
+    assert CATALOGUE["zscore"].recipe.smoothing_mm != 8.0
+    assert make("gaussian") is not CATALOGUE["gaussian"].recipe
 
 
 def test_a_recipe_of_an_unknown_type_or_with_an_unknown_setting_is_refused_by_name() -> None:
@@ -207,7 +197,7 @@ def test_distances_of_a_layer_subset_are_those_of_a_detector_of_these_layers_alo
         np.testing.assert_allclose(distances[number], alone.distances([healthy, train[0]])[-1], rtol=2e-4, atol=1e-4)
 
 
-def test_the_score_is_the_map_of_the_distance_over_all_layers(fitted: dict[str, AnyDetector], healthy: Volume) -> None:
+def test_the_score_is_the_map_of_the_distance_over_all_layers(fitted: dict[str, Detector], healthy: Volume) -> None:
     gaussian = fitted["gaussian"]
     assert isinstance(gaussian, FeatureGaussian)
     distances = gaussian.distances([healthy])[-1, 0]
@@ -227,7 +217,7 @@ def test_an_encoder_of_other_contrasts_is_refused_with_both_numbers(train: list[
         FeatureGaussian(encoder=EncoderSettings(width=4, in_channels=2)).fit(train)
 
 
-def test_volumes_of_another_grid_are_refused(fitted: dict[str, AnyDetector]) -> None:
+def test_volumes_of_another_grid_are_refused(fitted: dict[str, Detector]) -> None:
     other = small_volumes(1, shape=(16, 16, 16))[0]
     for name in ("gaussian", "padim", "patchcore", "patchcore-position", "zscore"):
         with pytest.raises(BadInput, match="run's own preprocessing"):

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 import cli
-from core.detectors import FeatureGaussian, Gated, from_recipe, recipe_json
-from core.detectors.gated import gated_map
+from core.detectors import from_recipe, recipe_json
+from core.detectors.feature_gaussian import FeatureGaussian
+from core.detectors.gated import Gated, gated_map
 from core.detectors.voxel_zscore import VoxelZScore
 from core.features.settings import FeatureSettings
 from core.metrics.healthy_threshold import Calibration, threshold_at_fp_ml, threshold_at_quantile

@@ -11,9 +11,12 @@ import pytest
 import torch
 
 import cli
-from core.detectors import FeatureGaussian, PatchCore, make
+from core.detectors import make
+from core.detectors.capabilities import refit
+from core.detectors.feature_gaussian import FeatureGaussian
+from core.detectors.patchcore import PatchCore
 from core.diagnosis.what_if.catalogue import applicable, run_what_if
-from core.diagnosis.what_if.of_gaussian import narrowed, refitted, rescored
+from core.diagnosis.what_if.scored_again import rescored
 from core.features.settings import FeatureSettings
 from core.memory_bank import one_patch
 from core.memory_bank.settings import BankSettings
@@ -118,7 +121,7 @@ def test_a_narrowed_detector_scores_as_the_whole_one_does_under_that_layer_set(
     fitted: PatchCore, volumes: list[Volume]
 ) -> None:
     layers = ("input", "stage2")
-    less = narrowed(fitted, layers)
+    less = fitted.narrowed(layers)
     assert less.features.layers == layers
     wanted = fitted.distances(volumes, [layers])
     np.testing.assert_allclose(less.distances(volumes, [layers]), wanted, rtol=1e-6)
@@ -128,9 +131,9 @@ def test_a_narrowed_detector_scores_as_the_whole_one_does_under_that_layer_set(
 def test_a_bank_of_fewer_scans_is_the_bank_of_a_fit_on_them_also_after_narrowing(
     fitted: PatchCore, train: list[Volume], volumes: list[Volume]
 ) -> None:
-    fewer = refitted(narrowed(fitted, ("stage1",)), train[:3])
+    fewer = refit(fitted.narrowed(("stage1",)), train[:3])
     assert isinstance(fewer, PatchCore)
-    whole = refitted(fitted, train[:3])
+    whole = refit(fitted, train[:3])
     assert isinstance(whole, PatchCore)
     assert whole.bank_ is not None
     assert whole.bank_.subject_ids == tuple(v.subject_id for v in train[:3])
@@ -220,7 +223,7 @@ def test_an_approximate_bank_is_audited_and_its_index_is_a_cache_that_may_be_los
     loaded.index_cache_ = tmp_path / "cache"
     np.testing.assert_array_equal(loaded.distances(volumes), before)
     assert any((tmp_path / "cache").rglob("*.faiss"))
-    one = narrowed(loaded, ("stage1",)).distances(volumes)
+    one = loaded.narrowed(("stage1",)).distances(volumes)
     np.testing.assert_allclose(one[0], before[loaded.layer_sets.index(("stage1",))], rtol=1e-6)
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from streamlit.testing.v1 import AppTest
 
 import cli
-from core.detectors import PatchCore
+from core.detectors.patchcore import PatchCore
 from core.diagnosis.neighbour_questions import start_voxel
 from core.diagnosis.neighbours import PLACE, BankSearch, open_bank
 from core.features.settings import FeatureSettings

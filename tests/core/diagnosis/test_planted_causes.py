@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from core.detectors import FeatureGaussian
+from core.detectors.feature_gaussian import FeatureGaussian
 from core.diagnosis.diagnose import diagnose
 from core.diagnosis.what_if import of_scans
 from core.diagnosis.what_if.catalogue import applicable, run_what_if

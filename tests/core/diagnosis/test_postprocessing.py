@@ -9,7 +9,7 @@ import pytest
 from scipy.ndimage import binary_erosion, label
 
 import cli
-from core.detectors import FeatureGaussian
+from core.detectors.feature_gaussian import FeatureGaussian
 from core.diagnosis import postprocessing, postprocessing_table
 from core.diagnosis.postprocessing import find_row, recipe_changes, run_post_processing, stored_post_processing
 from core.diagnosis.postprocessing_table import shipped_settings

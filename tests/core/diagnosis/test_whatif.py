@@ -11,13 +11,15 @@ import torch
 from scipy.ndimage import gaussian_filter
 from sklearn.covariance import OAS, LedoitWolf
 
-from core.detectors import VoxelZScore
-from core.diagnosis.what_if import of_gaussian, of_scans, variants
+from core.detectors.capabilities import refit
+from core.detectors.voxel_zscore import VoxelZScore
+from core.diagnosis.what_if import of_scans, scored_again, variants
 from core.diagnosis.what_if.bench import check_reproduced
 from core.diagnosis.what_if.catalogue import CATALOGUE, applicable, best_deployable, run_what_if, stored_what_ifs
 from core.diagnosis.what_if.of_scans import jitter_cost, jitter_slope
 from core.diagnosis.what_if.paired import best_of_linear_grid, linear_thresholds, paired_evaluation, thresholds_of
 from core.disk_plan import what_if_bytes
+from core.gaussian.reestimate import reestimate
 from core.gaussian.running import fit_gaussian
 from core.memory_plan import GaussianSettings
 from core.metrics.bootstrap import paired_difference
@@ -106,7 +108,7 @@ def test_changes_of_size_zero_give_back_what_they_were_given():
     assert variants.moved(volume, (0.0, 0.0, 0.0)) is volume
     own = variants.score_quantiles(case)
     np.testing.assert_array_equal(variants.with_scores_mapped(case, own, own).scores, case.scores)
-    assert of_gaussian.nested_subset(9, 1, seed=5) == tuple(range(9))
+    assert scored_again.nested_subset(9, 1, seed=5) == tuple(range(9))
 
 
 # masks
@@ -256,7 +258,7 @@ def test_renormalising_recovers_a_test_set_that_is_20_percent_brighter():
     def scored(change, test_change):
         def cases(pairs, made):
             volumes = [made(volume) for volume, _ in pairs]
-            found = of_gaussian.rescored([detector], volumes, ("voxelzscore",))[0]
+            found = scored_again.rescored([detector], volumes, ("voxelzscore",))[0]
             return [
                 Case(v.subject_id, lesion is None, v, np.zeros(v.grid.shape, bool) if lesion is None else lesion, s)
                 for (v, lesion), s in zip(pairs, found, strict=True)
@@ -374,7 +376,7 @@ def _fitted(rows, form, d, positions, settings=None):
 def test_a_diagonal_from_a_full_fit_is_the_diagonal_fit(form):
     rows = _rows(9, 6, 5, 1)
     wanted = GaussianSettings(covariance="diagonal", ridge=0.02)
-    derived = of_gaussian.reestimate(_fitted(rows, form, 6, 5), wanted)
+    derived = reestimate(_fitted(rows, form, 6, 5), wanted)
     fitted = _fitted(rows, "auto", 6, 5, wanted)
     new = _rows(2, 6, 5, 2)
     np.testing.assert_allclose(
@@ -387,7 +389,7 @@ def test_a_diagonal_from_a_full_fit_is_the_diagonal_fit(form):
 @pytest.mark.parametrize(("rule", "reference"), [("ledoit_wolf", LedoitWolf), ("oas", OAS)])
 def test_shrunk_covariances_are_those_of_scikit_learn(rule, reference):
     rows, new = _rows(8, 6, 3, 1), _rows(1, 6, 3, 2)
-    changed = of_gaussian.reestimate(_fitted(rows, "dual", 6, 3), GaussianSettings(shrinkage=rule))
+    changed = reestimate(_fitted(rows, "dual", 6, 3), GaussianSettings(shrinkage=rule))
     found = changed.mahalanobis_subsets(new, [("a", "b")])[0, 0]
     for position in range(3):
         samples = np.array([torch.cat([r["a"][position], r["b"][position]]).numpy() for r in rows], dtype=np.float64)
@@ -399,7 +401,7 @@ def test_shrunk_covariances_are_those_of_scikit_learn(rule, reference):
 def test_the_same_settings_leave_every_distance_as_it_was():
     gaussian = _fitted(_rows(8, 6, 4, 1), "dual", 6, 4)
     new = _rows(3, 6, 4, 2)
-    same = of_gaussian.reestimate(gaussian, gaussian.settings)
+    same = reestimate(gaussian, gaussian.settings)
     np.testing.assert_array_equal(
         same.mahalanobis_subsets(new, [("a", "b")]), gaussian.mahalanobis_subsets(new, [("a", "b")])
     )
@@ -418,7 +420,7 @@ def test_with_fewer_scans_than_features_a_diagonal_or_shrunk_covariance_helps():
         ("diagonal", GaussianSettings(covariance="diagonal")),
         ("oas", GaussianSettings(shrinkage="oas")),
     ):
-        distances = of_gaussian.reestimate(gaussian, settings).mahalanobis_subsets(new, [("a", "b")])[0, 0]
+        distances = reestimate(gaussian, settings).mahalanobis_subsets(new, [("a", "b")])[0, 0]
         found[name] = best_dice(distances[lesion], distances[~lesion])[0]
     assert found["diagonal"] > found["full"] + 0.1
     assert found["oas"] > found["full"] + 0.1
@@ -426,17 +428,17 @@ def test_with_fewer_scans_than_features_a_diagonal_or_shrunk_covariance_helps():
 
 def test_what_a_fit_did_not_keep_is_not_made_up():
     rows = _rows(9, 6, 5, 1)
-    assert of_gaussian.reestimate(_fitted(rows, "primal", 6, 5), GaussianSettings(shrinkage="ledoit_wolf")) is None
+    assert reestimate(_fitted(rows, "primal", 6, 5), GaussianSettings(shrinkage="ledoit_wolf")) is None
     diagonal = _fitted(rows, "auto", 6, 5, GaussianSettings(covariance="diagonal"))
-    assert of_gaussian.reestimate(diagonal, GaussianSettings()) is None
+    assert reestimate(diagonal, GaussianSettings()) is None
 
 
 def test_fewer_scans_are_always_among_more_and_in_order():
-    half, quarter = (of_gaussian.nested_subset(40, parts, seed=7) for parts in (2, 4))
+    half, quarter = (scored_again.nested_subset(40, parts, seed=7) for parts in (2, 4))
     assert (len(half), len(quarter)) == (20, 10)
     assert set(quarter) < set(half)
     assert list(half) == sorted(half)
-    assert half != of_gaussian.nested_subset(40, 2, seed=8)
+    assert half != scored_again.nested_subset(40, 2, seed=8)
 
 
 # thresholds and pairs
@@ -656,8 +658,8 @@ def test_a_refit_to_all_scans_gives_the_same_distances(study):
     train = PreparedVolumes(cache_directory(study.runs), tuple(keys[i] for i in run.record["split"]["train"]))
     volumes = [prepared_of(run, i).volume for i in run.record["split"]["test"][:2]]
     everything = detector.features.layers
-    same = of_gaussian.refitted(detector, [train[i] for i in of_gaussian.nested_subset(len(train), 1, seed=0)])
-    own, again = of_gaussian.rescored([detector, same], volumes, everything)
+    same = refit(detector, [train[i] for i in scored_again.nested_subset(len(train), 1, seed=0)])
+    own, again = scored_again.rescored([detector, same], volumes, everything)
     for one, other in zip(own, again, strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -667,10 +669,10 @@ def test_a_narrowed_detector_scores_its_layers_as_the_whole_one_does(study):
     detector = load_detector(run)
     volume = prepared_of(run, run.record["split"]["test"][0]).volume
     for layers in (("input",), ("stage1", "stage2")):
-        small = of_gaussian.narrowed(detector, layers)
+        small = detector.narrowed(layers)
         assert small.features.layers == small.gaussian_.layers == layers
-        whole = of_gaussian.rescored([detector], [volume], layers)[0][0]
-        np.testing.assert_allclose(of_gaussian.rescored([small], [volume], layers)[0][0], whole, rtol=1e-4)
+        whole = scored_again.rescored([detector], [volume], layers)[0][0]
+        np.testing.assert_allclose(scored_again.rescored([small], [volume], layers)[0][0], whole, rtol=1e-4)
 
 
 def test_scores_that_the_detector_does_not_give_back_are_an_integrity_error():

@@ -12,7 +12,10 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 import cli
-from core.detectors import CATALOGUE, FeatureGaussian, PatchCore, VoxelZScore, recipe_json
+from core.detectors import CATALOGUE, recipe_json
+from core.detectors.feature_gaussian import FeatureGaussian
+from core.detectors.patchcore import PatchCore
+from core.detectors.voxel_zscore import VoxelZScore
 from core.diagnosis.limits.bench import LimitSettings
 from core.features.settings import FeatureSettings
 from core.memory_bank.settings import BankSettings, Subset
@@ -113,7 +116,7 @@ PREPARATIONS = built(
 
 def own_settings(name: str) -> st.SearchStrategy[dict[str, Any]]:
     """Settings of an entry of the catalogue, each left as it is or changed."""
-    entry = CATALOGUE[name]
+    entry = CATALOGUE[name].recipe
     fields: dict[str, Any] = dict(MAPS)
     if isinstance(entry, VoxelZScore):
         fields |= {"prior_smoothing_mm": number("prior_smoothing_mm"), "floor": number("floor")}
@@ -144,7 +147,7 @@ def parsed(argv: list[str]) -> Any:
 @given(data=st.data())
 def test_fit_gets_every_detector_back_with_any_settings(entry: str, data: st.DataObject, tmp_path: Path) -> None:
     preparation = data.draw(PREPARATIONS)
-    detector = dataclasses.replace(CATALOGUE[entry], **data.draw(own_settings(entry)))
+    detector = dataclasses.replace(CATALOGUE[entry].recipe, **data.draw(own_settings(entry)))
     encoder = ""
     if isinstance(detector, FeatureGaussian | PatchCore):
         channels = dataclasses.replace(detector.encoder, in_channels=len(preparation.contrasts))
@@ -169,7 +172,7 @@ def test_fit_gets_every_detector_back_with_any_settings(entry: str, data: st.Dat
 @pytest.mark.parametrize("entry", ["gaussian", "padim", "patchcore-position"])
 def test_fit_names_the_run_that_its_encoder_is_from(entry: str, tmp_path: Path) -> None:
     create_run(tmp_path, kind="encoder", name="e", recipe={"kind": "SimCLR"}, run_id="enc-1")
-    recipe = recipe_json(CATALOGUE[entry])
+    recipe = recipe_json(CATALOGUE[entry].recipe)
     run = a_run(tmp_path / "again", recipe | {"weights": "enc-1/encoder"}, parents={"encoder": "enc-1"})
     made, encoder_run = detector_of(parsed(argv_of(run, dataclasses.replace(HERE, runs=str(tmp_path)))))
     assert encoder_run is not None
@@ -178,7 +181,7 @@ def test_fit_names_the_run_that_its_encoder_is_from(entry: str, tmp_path: Path) 
 
 
 def test_a_recipe_that_fit_cannot_be_asked_for_is_refused_in_words() -> None:
-    recipe = recipe_json(CATALOGUE["intensity-bright"]) | {"polarity": "sideways"}
+    recipe = recipe_json(CATALOGUE["intensity-bright"].recipe) | {"polarity": "sideways"}
     with pytest.raises(BadInput, match="Intensity"):
         detector_words(recipe)
 
@@ -314,7 +317,7 @@ def test_what_ifs_and_post_processing_keep_layers_and_protocol() -> None:
 
 def test_a_cohort_that_begins_with_a_dash_is_still_a_path() -> None:
     place = Place("-scans/c.csv", split="-s.json", runs="-runs")
-    run = a_run(Path("r"), recipe_json(CATALOGUE["zscore"]))
+    run = a_run(Path("r"), recipe_json(CATALOGUE["zscore"].recipe))
     arguments = parsed(argv_of(run, place))
     assert (arguments.cohort, arguments.split) == (Path("-scans/c.csv"), Path("-s.json"))
     assert arguments.runs == Path("-runs")

@@ -13,7 +13,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from core.detectors import AnyDetector, FeatureGaussian, Intensity, from_recipe, make
+from core.detectors import from_recipe, make
+from core.detectors.feature_gaussian import FeatureGaussian
+from core.detectors.intensity import Intensity
 from core.features.settings import FeatureSettings
 from core.pretraining.simclr import NegativesSettings, SimclrSettings
 from core.progress import Progress
@@ -27,6 +29,7 @@ from core.study.nifti_export import export_maps
 from core.study.preparing import draw_split
 from core.study.run_summary import layer_contributions, layer_table, run_summary
 from core.study.stored_scores import RunScores, open_scores, set_id
+from core.types import Detector
 from data.cohort import ROLES, Cohort, Split, Subject
 from data.errors import BadInput, EnvironmentProblem, IntegrityError
 from data.files import write_json
@@ -48,12 +51,12 @@ def source(study: TinyStudy) -> DataSource:
     return DataSource(study.table, preprocessing=PREPROCESSING)
 
 
-def fit(study: TinyStudy, detector: AnyDetector, run_id: str) -> Run:
+def fit(study: TinyStudy, detector: Detector, run_id: str) -> Run:
     preparing.prepare(study.runs, source(study), quiet(), workers=1)  # no processes for one changed scan
     return fitting.fit(study.runs, source(study), detector, quiet(), name=run_id, run_id=run_id)
 
 
-def judge(study: TinyStudy, detector: AnyDetector, run_id: str) -> dict[str, Any]:
+def judge(study: TinyStudy, detector: Detector, run_id: str) -> dict[str, Any]:
     """Fit, score and evaluate."""
     return evaluation.evaluate_run(scoring.score(fit(study, detector, run_id), quiet()), quiet(), workers=1)
 
@@ -168,7 +171,7 @@ def test_a_run_says_that_it_is_running_while_it_is_resumed(
         seen.append(open_run(own_study.runs, "mine").status)
         raise BadInput("not today")
 
-    def watch(run: Run, detector: AnyDetector, chunk: Any) -> None:
+    def watch(run: Run, detector: Detector, chunk: Any) -> None:
         seen.append(open_run(own_study.runs, "mine").status)
 
     with monkeypatch.context() as patched:

@@ -11,7 +11,8 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 import cli
-from core.detectors import AnyDetector, FeatureGaussian, Intensity
+from core.detectors.feature_gaussian import FeatureGaussian
+from core.detectors.intensity import Intensity
 from core.features.settings import FeatureSettings
 from core.progress import Progress
 from core.runs.run_record import Run
@@ -21,6 +22,7 @@ from core.study.evaluation import evaluate_run
 from core.study.evaluation_words import evaluation_words
 from core.study.run_summary import run_rows
 from core.study.stored_scores import open_scores
+from core.types import Detector
 from data.cohort import Subject
 from data.errors import BadInput
 from data.table import read_table, write_table
@@ -39,7 +41,7 @@ def run_on(
     study: TinyStudy,
     run_id: str,
     changed: Callable[[Subject], Subject | None],
-    detector: AnyDetector | None = None,
+    detector: Detector | None = None,
 ) -> Run:
     """Intensity (or another detector), fitted and scored on the table as changed."""
     subjects = [new for s in read_table(study.table).subjects if (new := changed(s)) is not None]
