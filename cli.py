@@ -119,8 +119,15 @@ VERBS: Mapping[str, tuple[str, str]] = {
 
 
 def verb_of(name: str) -> tuple[Any, Callable[[Any], int]]:
-    """The arguments of a verb, as a dataclass, and what it does with them."""
+    """The arguments of a verb, as a dataclass or as what makes one of the words, and what it does with them."""
     found: tuple[Any, Callable[[Any], int]] = importlib.import_module(VERBS[name][0]).VERBS[name]
+    return found
+
+
+def kind_of(verb: str, words: Sequence[str] = ()) -> type:
+    """The dataclass of a verb's arguments; what `fit` takes depends on the detector that its words name."""
+    kind, _ = verb_of(verb)
+    found: type = kind if isinstance(kind, type) else kind(words)
     return found
 
 
@@ -132,9 +139,9 @@ def main(argv: Sequence[str]) -> int:
     if argv[0] not in VERBS:
         print(f"No verb {argv[0]!r}. There are: {', '.join(VERBS)}. Try: python cli.py --help", file=sys.stderr)
         return EXIT_BAD_INPUT
-    kind, action = verb_of(argv[0])
+    _, action = verb_of(argv[0])
     try:
-        arguments = tyro.cli(kind, args=list(argv[1:]), prog=f"python cli.py {argv[0]}")
+        arguments = tyro.cli(kind_of(argv[0], argv[1:]), args=list(argv[1:]), prog=f"python cli.py {argv[0]}")
         refuse_out_of_range(arguments, flags=True)
     except SystemExit as stop:
         return int(stop.code or 0)

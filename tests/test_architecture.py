@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from core.detectors import kinds
+
 ROOT = Path(__file__).resolve().parent.parent
 OURS = ("data", "models", "core", "pages", "verbs", "app", "asgi", "cli", "tests", "benchmarks")
 MAY_IMPORT = {
@@ -163,7 +165,19 @@ def test_what_one_module_takes_from_another_is_public(file: str) -> None:
 
 @pytest.mark.parametrize("file", [f for f in sources("core/detectors") if not f.endswith("__init__.py")])
 def test_detectors_never_import_one_another(file: str) -> None:
-    assert not {name for name in imported_modules(file) if name.startswith("core.detectors")}
+    shared = {"core.detectors.capabilities"}
+    assert not {name for name in imported_modules(file) if name.startswith("core.detectors")} - shared
+
+
+@pytest.mark.parametrize("file", [f for f in ALL if not f.startswith("core/detectors/")])
+def test_nobody_asks_for_the_class_of_a_detector(file: str) -> None:
+    for node in ast.walk(ast.parse((ROOT / file).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("isinstance", "issubclass"):
+            named = {part.id for part in ast.walk(node.args[1]) if isinstance(part, ast.Name)}
+            assert not named & set(kinds()), f"{file}:{node.lineno}: ask for a capability: can(detector, LayerSets)"
+        if isinstance(node, ast.Compare):
+            said = {part.value for part in ast.walk(node) if isinstance(part, ast.Constant)}
+            assert not {word for word in said if isinstance(word, str)} & set(kinds()), f"{file}:{node.lineno}"
 
 
 @pytest.mark.parametrize("file", [*ALL, *sources("benchmarks")])

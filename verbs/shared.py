@@ -16,7 +16,7 @@ from core.runs.versions import version_notes
 EXIT_OK, EXIT_BAD_INPUT, EXIT_ENVIRONMENT, EXIT_INTEGRITY, EXIT_INTERRUPTED, EXIT_BUG = 0, 2, 3, 4, 5, 6
 RUNS = RUNS_DEFAULT
 Verbs = dict[str, tuple[Any, Callable[[Any], int]]]
-"""Of a module: name of the verb, its arguments as a dataclass, and what it does with them."""
+"""Of a module: name of the verb, its arguments as a dataclass (or what makes one of the words), and what it does."""
 TakeOver = Annotated[
     bool,
     tyro.conf.arg(

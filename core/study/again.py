@@ -9,13 +9,14 @@ from typing import Any
 
 from core.detectors import CATALOGUE, kinds_that_can, recipe_json
 from core.detectors.capabilities import TwoParts
+from core.fields import settings_of
 from core.memory_bank.settings import BankSettings, idle_settings
 from core.recipes import as_json, from_json
 from core.runs.run_record import Run
 from data.errors import BadInput
 from data.preprocessing import Preprocessing
 
-FIT_FLAGS: Mapping[str, str] = {
+SHORT_FLAGS: Mapping[str, str] = {
     "features.layers": "--layers",
     "features.grid": "--grid",
     "features.reduction": "--reduction",
@@ -54,8 +55,8 @@ FIT_FLAGS: Mapping[str, str] = {
     "encoder.max_pool": "--max-pool",
     "encoder.seed": "--seed",
 }
-"""Hyper-parameters that `fit` takes, by their place in the recipe."""
-_FROM_ELSEWHERE = ("kind", "weights", "encoder.in_channels")
+"""Short names of settings of `fit`, by their place in the recipe; every other one is called by its place."""
+FROM_ELSEWHERE = ("kind", "weights", "encoder.in_channels")
 """Places of a recipe that no flag of their own says: the detector's name, --encoder, and the contrasts."""
 
 
@@ -90,7 +91,7 @@ def argv_of(
     if recipe["kind"] in kinds_that_can(TwoParts):
         return [*_gate(run, place), *rule_words(metrics or {}), *named]
     scans = scan_words(place, run.record["preprocessing"])
-    if run.kind == "encoder":
+    if recipe["kind"] == "SimCLR":
         settings = {key: value for key, value in recipe.items() if key != "kind"}
         return ["pretrain", *scans, *settings_words("simclr", settings), *named]
     encoder = run.record.get("parents", {}).get("encoder") or weights or recipe.get("weights")
@@ -124,23 +125,34 @@ def detector_words(recipe: Mapping[str, Any], encoder: str = "") -> list[str]:
     name = catalogue_name(recipe)
     flat, usual = _flat(recipe), _flat(recipe_json(CATALOGUE[name].recipe))
     words = ["--detector", name, *(_flag("--encoder", encoder) if encoder else [])]
-    for place, flag in FIT_FLAGS.items():
-        if place in flat and flat[place] != usual.get(place):
-            words += _flag(flag, flat[place])
+    for place, value in flat.items():
+        if place not in FROM_ELSEWHERE and value != usual.get(place):
+            words += _said(setting_flag(place), value)
     changed = [key for key in recipe.get("bank", {}) if flat[f"bank.{key}"] != usual[f"bank.{key}"]]
     if changed and any(idle_settings(from_json(BankSettings, recipe["bank"]), changed)):
         words.append("--allow-idle")
     return words
 
 
+def setting_flag(place: str) -> str:
+    """The flag of `fit` that says a setting: its short name, or its place."""
+    return SHORT_FLAGS.get(place, long_flag(place))
+
+
+def long_flag(place: str) -> str:
+    """The flag of `fit` that is called after a setting's place."""
+    return f"--{place.replace('_', '-')}"
+
+
 def catalogue_name(recipe: Mapping[str, Any]) -> str:
-    """The entry of the same kind that agrees in what has no flag, and differs in the fewest other settings."""
+    """The entry of the same kind that differs in the fewest settings."""
     wanted = _flat(recipe)
     distance = {}
     for name, entry in CATALOGUE.items():
         usual = _flat(recipe_json(entry.recipe))
-        said = {*FIT_FLAGS, *_FROM_ELSEWHERE}
-        if usual["kind"] == wanted["kind"] and all(usual[k] == wanted.get(k) for k in usual if k not in said):
+        settings = {setting.place: setting for setting in settings_of(entry.recipe)}
+        sayable = all(settings[place].allows(value) for place, value in wanted.items() if place in settings)
+        if usual["kind"] == wanted["kind"] and sayable:
             distance[name] = sum(usual[key] != wanted.get(key) for key in usual)
     if not distance:
         raise BadInput(
@@ -226,6 +238,14 @@ def _flag(name: str, value: Any, *, joined: bool = False) -> list[str]:
     text = str(value)
     dashed = isinstance(value, str) and text.startswith("-")
     return [f"{name}={text}"] if joined or dashed else [name, text]
+
+
+def _said(flag: str, value: Any) -> list[str]:
+    """A truth value is said by its flag, or by that with no- before its last name."""
+    if not isinstance(value, bool):
+        return _flag(flag, value)
+    before, dot, last = flag.removeprefix("--").rpartition(".")
+    return [flag if value else f"--{before}{dot}no-{last}"]
 
 
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -54,7 +54,7 @@ from models.settings import EncoderSettings
 from pages._negatives import KINDS, layers_of
 from pages._pretrain import ARCHITECTURES, VIEW_WORDS
 from tests.study import write_record
-from verbs.fit import FitVerb, PretrainVerb
+from verbs.fit import PretrainVerb, fit_verb
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = SimclrSettings(
@@ -366,7 +366,7 @@ def test_after_an_encoder_comes_fit_then_score_then_evaluate_then_nothing(tmp_pa
     encoder = an_encoder(tmp_path)
     step = next_step(tmp_path, encoder)
     assert step is not None
-    parsed = tyro.cli(FitVerb, args=list(step.argv[1:]))
+    parsed = tyro.cli(fit_verb(step.argv[1:]), args=list(step.argv[1:]))
     assert (parsed.encoder, parsed.detector, parsed.run_id) == ("enc-1", "gaussian", "enc-1-gaussian")
     detector = create_run(
         tmp_path, kind="detector", name="g", recipe={}, split=SPLIT, parents={"encoder": "enc-1"}, run_id=step.run_id

@@ -53,15 +53,16 @@ def test_the_example_of_every_verb_parses(verb: str) -> None:
 
     import tyro
 
-    kind, _ = cli.verb_of(verb)
+    kind = cli.kind_of(verb)
     example = re.search(r"Example: python cli\.py \S+(.*)", kind.__doc__ or "")
     assert example is not None
-    tyro.cli(kind, args=shlex.split(example[1]))
+    words = shlex.split(example[1])
+    tyro.cli(cli.kind_of(verb, words), args=words)
 
 
 @pytest.mark.parametrize("verb", list(cli.VERBS))
 def test_the_list_of_verbs_says_of_each_what_its_own_help_says(verb: str) -> None:
-    kind, _ = cli.verb_of(verb)
+    kind = cli.kind_of(verb)
     assert (kind.__doc__ or "").strip().splitlines()[0] == cli.VERBS[verb][1]
 
 

@@ -13,6 +13,7 @@ import pytest
 import tyro
 
 import cli
+from core.detectors import CATALOGUE
 from data.choices import Choices
 from data.layout import LAYOUTS
 
@@ -104,10 +105,12 @@ def messages() -> Iterator[tuple[Path, int, str]]:
 
 
 def flags_of(verb: str) -> set[str]:
-    """The options that the help of a verb lists."""
+    """The options that the help of a verb lists; of `fit` those of every detector."""
     text = io.StringIO()
-    with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
-        tyro.cli(cli.verb_of(verb)[0], args=["--help"], prog=verb, console_outputs=True)
+    for detector in CATALOGUE if verb == "fit" else ("",):
+        words = ["--detector", detector] if detector else []
+        with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
+            tyro.cli(cli.kind_of(verb, words), args=["--help"], prog=verb, console_outputs=True)
     heads = [line.split("  ")[0] for line in re.findall(r"^(?:│ |  )(-.*)$", text.getvalue(), re.MULTILINE)]
     return {flag for head in heads for flag in FLAG.findall(head)}
 
@@ -175,7 +178,7 @@ def test_a_command_without_gaps_parses_as_it_stands(path: Path, line: int, comma
     words = shlex.split(command.split(". ")[0].rstrip(". "))[2:]
     if words[0].startswith("-"):
         return
-    tyro.cli(cli.verb_of(words[0])[0], args=words[1:])
+    tyro.cli(cli.kind_of(words[0], words[1:]), args=words[1:])
 
 
 def test_the_page_on_data_names_every_layout_and_only_options_that_exist() -> None:

@@ -28,7 +28,7 @@ from data.errors import BadInput, IntegrityError
 from data.files import read_json
 from data.volume import Grid, Volume
 from tests.study import recommit, write_record
-from verbs.fit import FitVerb
+from verbs.fit import fit_verb
 
 QUIET = Progress(False, io.StringIO())
 RUNS = ("tiny", "tiny-intensity")
@@ -363,7 +363,7 @@ def test_the_recipe_says_what_has_a_field_and_what_has_none(explored) -> None:
     found = recipe_changes(run, PostProcessing(2.0, 3, 1, 100.0))
     assert found["fields"] == {"smoothing_mm": 2.0, "median_voxels": 3}
     assert found["without_field"] == {"erosion_voxels": 1, "min_component_mm3": 100.0}
-    assert {f.name for f in dataclasses.fields(FitVerb)} >= {w[2:].replace("-", "_") for w in found["argv"][::2]}
+    assert {f.name for f in dataclasses.fields(fit_verb())} >= {w[2:].replace("-", "_") for w in found["argv"][::2]}
     assert found["argv"] == ["--smoothing-mm", "2", "--median-voxels", "3"]
     assert "No recipe field yet for erosion_voxels = 1, min_component_mm3 = 100" in found["text"]
     assert recipe_changes(run, PostProcessing())["text"] == "Nothing to change in the recipe."

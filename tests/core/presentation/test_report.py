@@ -487,7 +487,7 @@ def test_the_commands_are_accepted_and_describe_the_same_detector(study: TinyStu
         verbs = [words[0] for words in made]
         assert verbs == [*(["pretrain"] if name == "tiny" else []), "fit", "score", "evaluate", "report"]
         for verb, *words in made:
-            arguments = tyro.cli(cli.verb_of(verb)[0], args=words)
+            arguments = tyro.cli(cli.kind_of(verb, words), args=words)
             if verb == "fit":
                 detector, _ = detector_of(arguments)
                 wanted = dict(run.record["recipe"]) | {"weights": ""} if name == "tiny" else run.record["recipe"]
@@ -520,7 +520,7 @@ def test_stored_explorations_are_among_the_commands(run: Run) -> None:
     assert [w[0] for w in made][-3:] == ["post-processing", "diagnose", "report"]
     assert made[-1][-4:] == ["--layers", "stage1", "--protocol", "validation"]
     for verb, *words in made:
-        tyro.cli(cli.verb_of(verb)[0], args=words)
+        tyro.cli(cli.kind_of(verb, words), args=words)
 
 
 def test_paths_lose_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

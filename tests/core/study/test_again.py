@@ -139,7 +139,7 @@ def parsed(argv: list[str]) -> Any:
     """The verb's arguments, as `main` gets them from a shell."""
     typed = shlex.split(in_shell(argv))
     assert typed == ["python", "cli.py", *argv]
-    return tyro.cli(cli.verb_of(argv[0])[0], args=argv[1:])
+    return tyro.cli(cli.kind_of(argv[0], argv[1:]), args=argv[1:])
 
 
 @pytest.mark.parametrize("entry", list(CATALOGUE))
