@@ -75,15 +75,15 @@ VERBS: Mapping[str, tuple[str, str]] = {
         "Why Dice is low: ladder of ceilings, additive error map, causes with their cost, what would raise it most.",
     ),
     "what-if": (
-        "verbs.diagnosis",
+        "verbs.explorations",
         "One change at a time, evaluated in pairs on the same subjects. Without a name: what there is for this run.",
     ),
     "post-processing": (
-        "verbs.diagnosis",
+        "verbs.explorations",
         "Smoothing, median, mask erosion and least component, all combinations: best on validation, and its test Dice.",
     ),
     "detection-limits": (
-        "verbs.diagnosis",
+        "verbs.explorations",
         "Plant lesions of known size and contrast into this run's healthy scans: what can the detector find at all?",
     ),
     "report": (

@@ -23,7 +23,8 @@ from data.volume import Grid
 from models.settings import EncoderSettings
 from tests.study import HEALTHY, LAYERS, PREPROCESSING, SCAN_FLAGS, TinyStudy
 from verbs import serve
-from verbs.diagnosis import DetectionLimitsVerb, ReportVerb
+from verbs.diagnosis import ReportVerb
+from verbs.explorations import DetectionLimitsVerb
 from verbs.fit import FitVerb
 from verbs.gate import GateVerb
 from verbs.neighbours import NeighboursVerb

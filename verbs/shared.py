@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -17,6 +17,7 @@ EXIT_OK, EXIT_BAD_INPUT, EXIT_ENVIRONMENT, EXIT_INTEGRITY, EXIT_INTERRUPTED, EXI
 RUNS = RUNS_DEFAULT
 Verbs = dict[str, tuple[Any, Callable[[Any], int]]]
 """Of a module: name of the verb, its arguments as a dataclass (or what makes one of the words), and what it does."""
+Protocol = Literal["healthy", "validation"]
 TakeOver = Annotated[
     bool,
     tyro.conf.arg(

@@ -7,7 +7,6 @@ belongs to each of the P positions on which distances are wanted (so a coarse la
 """
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Self
 
@@ -16,6 +15,7 @@ import torch
 from jaxtyping import Float32, Int64
 from torch import Tensor
 
+from core.devices import each_on_one_thread, threads
 from core.gaussian.checked import Rows, checked_features
 from core.gaussian.distances import Block
 from core.gaussian.fitted import Fitted
@@ -177,7 +177,7 @@ class VoxelGaussian:
         monitor: Monitor,
     ) -> Float32[np.ndarray, "subsets width positions"]:
         used = {layer: self.channels[layer] for layer in self.layers if any(layer in subset for subset in subsets)}
-        workers = torch.get_num_threads() if self.device.type == "cpu" else 1
+        workers = threads(self.device)
         fitting = block_positions(self.n_subjects, used, self.form, self.settings.covariance) // workers
         size = block or min(max(1, fitting), _CACHED_POSITIONS)
         order = np.lexsort([self.lookup[layer] for layer in sorted(used, key=lambda layer: -len(self.means[layer]))])
@@ -190,18 +190,10 @@ class VoxelGaussian:
 
         starts = range(0, self.n_positions, size)
         # Batched factorisations use one core: blocks, which share nothing, use the others. Same bits in any order.
-        # Each of them computes alone: teams of threads inside the threads would fight for the cores.
-        threads = torch.get_num_threads()
-        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            try:
-                for start, clamped in zip(starts, pool.map(score, starts), strict=True):
-                    self.clamped += clamped
-                    monitor(min(start + size, self.n_positions), {"positions": float(self.n_positions)})
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
-            finally:
-                torch.set_num_threads(threads)
+        with each_on_one_thread(workers) as pool:
+            for start, clamped in zip(starts, pool.map(score, starts), strict=True):
+                self.clamped += clamped
+                monitor(min(start + size, self.n_positions), {"positions": float(self.n_positions)})
         return out
 
     def _score_block(

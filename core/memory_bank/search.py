@@ -8,7 +8,6 @@ features' squared length.)
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -17,6 +16,7 @@ import torch
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
+from core.devices import each_on_one_thread, threads
 from core.memory_bank.layer_set_sums import POSITION, Node, QueryBlock, Room, query_block, tree_of, walk
 from core.types import LayerSet, Monitor, silent
 
@@ -294,20 +294,14 @@ def distinct_rows(tree: Sequence[Node], queries: Queries, block: QueryBlock) -> 
 
 def for_each(work: Callable[[Task], None], tasks: Iterable[Task], device: torch.device) -> None:
     """Do all tasks, which share nothing they write to: on as many cores as torch may use, each computing alone."""
-    workers = torch.get_num_threads() if device.type == "cpu" else 1
+    workers = threads(device)
     if workers == 1:
         for task in tasks:
             work(task)
         return
-    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        try:
-            for _ in pool.map(work, tasks):
-                pass
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-        finally:
-            torch.set_num_threads(workers)
+    with each_on_one_thread(workers) as pool:
+        for _ in pool.map(work, tasks):
+            pass
 
 
 def _neighbouring(queries: Queries, size: int) -> Iterator[Int64[np.ndarray, " block"]]:

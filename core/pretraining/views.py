@@ -28,6 +28,8 @@ SWAP_PROBABILITY, SWAPS, SWAP_SHARE = 0.4, 12, 28 / 155
 PLACE_STEPS, PLACE_TOLERANCE = 24, 0.02
 
 Triple = tuple[float, float, float]
+_NOISE = 0x2545F4914F6CDD1D
+"""Flips bits of a view's seed: noise and the elastic field begin with streams of their own."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +173,7 @@ def _applied(volume: Tensor, draw: ViewDraw) -> Tensor:
     if draw.gamma != 1:
         view = low + range_ * ((view - low) / range_).clamp(0, 1) ** draw.gamma
     if draw.noise_std > 0:
-        noise = torch.Generator(view.device).manual_seed(draw.field_seed)
+        noise = torch.Generator(view.device).manual_seed(draw.field_seed ^ _NOISE)
         view = view + draw.noise_std * range_ * torch.randn(view.shape, generator=noise, device=view.device)
     if draw.bias > 0:
         view = low + (view - low) * _bias_field(_shape(view), draw.bias, generator, view.device)

@@ -1,6 +1,7 @@
 """Shapley costs against all orders written out, and the properties that define them."""
 
 import itertools
+import math
 from fractions import Fraction
 
 import numpy as np
@@ -177,9 +178,48 @@ def test_many_subjects_cost_what_each_costs_alone() -> None:
         ([1, 1], [[3]], [[0]], "shapes"),
         ([1], [[-3]], [[0]], "negative"),
         ([1], [[0.5]], [[0]], "not integers"),
-        ([1], [[1] * 9], [[1] * 6], "15 categories"),
     ],
 )
 def test_counts_that_make_no_sense_are_refused(hits, fp, fn, message: str) -> None:
     with pytest.raises(BadInput, match=message):
         shapley_costs(np.array(hits), np.array(fp), np.array(fn))
+
+
+def test_categories_without_a_voxel_beyond_the_fourteenth_change_nothing() -> None:
+    found = shapley_costs(np.array([40]), np.array([[9, 3, 0, 5]]), np.array([[7, 2]]))
+    padded = shapley_costs(np.array([40]), np.array([[9, 3, 0, 5, *[0] * 12]]), np.array([[7, 2]]))
+    kept = [0, 1, 2, 3, 16, 17]
+    assert np.abs(padded.cost[:, kept] - found.cost).max() < 1e-14
+    assert np.abs(padded.only[:, kept] - found.only).max() < 1e-14
+    assert np.abs(padded.all_but[:, kept] - found.all_but).max() < 1e-14
+    assert not padded.cost[:, 4:16].any()
+
+
+def test_many_kinds_of_errors_cost_what_all_their_orders_say_within_the_draw() -> None:
+    """Fifteen kinds, of which six are alike: those of fourteen cost what the exact game says when one is split."""
+    fp, fn = np.full((1, 9), 11), np.full((1, 8), 17)
+    found = shapley_costs(np.array([50]), fp, fn)
+    assert found.dice[0] + found.cost[0].sum() == pytest.approx(1.0, abs=1e-12)
+    assert np.ptp(found.cost[0, :9]) < 4e-3
+    assert np.ptp(found.cost[0, 9:]) < 4e-3
+    total = [_by_arrival(50, 11, 9, 17, 8, missed) for missed in (False, True)]
+    assert found.cost[0, :9].mean() == pytest.approx(total[0], abs=2e-3)
+    assert found.cost[0, 9:].mean() == pytest.approx(total[1], abs=2e-3)
+    again = shapley_costs(np.array([50]), fp, fn)
+    assert (again.cost == found.cost).all()
+
+
+def _by_arrival(hits: int, a: int, n_a: int, b: int, n_b: int, missed: bool) -> float:
+    """Cost of one of n_a equal false positives of a voxels, or of n_b equal misses of b, over all orders, exactly."""
+    lesion, total = hits + b * n_b, n_a + n_b
+
+    def dice(i: int, j: int) -> float:
+        return 2 * (hits + b * j) / (hits + b * j + a * (n_a - i) + lesion)
+
+    others = (n_a, n_b - 1) if missed else (n_a - 1, n_b)
+    cost = 0.0
+    for i in range(others[0] + 1):
+        for j in range(others[1] + 1):
+            share = math.comb(others[0], i) * math.comb(others[1], j) / (total * math.comb(total - 1, i + j))
+            cost += share * ((dice(i, j + 1) if missed else dice(i + 1, j)) - dice(i, j))
+    return cost
