@@ -125,16 +125,7 @@ def plant_cohort(
     """
     check_range("workers", workers)
     check_range("seed", seed)
-    low, high = contrast_range
-    if not 0.0 < low <= high <= 1.0:
-        raise BadInput(f"Contrast range {contrast_range}. Allowed: two fractions, 0 < low <= high <= 1.")
-    if not shapes or not cohort.subjects:
-        raise BadInput(f"{len(shapes)} shapes and {len(cohort.subjects)} subjects. At least one of each is needed.")
-    ill = [s.subject_id for s in cohort.subjects if not s.healthy]
-    if ill:
-        raise BadInput(f"{len(ill)} subject(s) are not healthy: {', '.join(ill[:5])}. Plant in healthy subjects only.")
-    if directory.exists() and not is_committed(directory) and any(directory.iterdir()):
-        raise BadInput(f"{directory} holds other files and would be replaced. Choose a new or empty directory.")
+    _check(cohort, shapes, directory, contrast_range)
     scans = [s.scans[contrast_name(contrast)] for s in cohort.subjects if contrast_name(contrast) in s.scans]
     require_room(directory, 6 * sum(map(claimed_voxels, scans)), f"Planting in {len(scans)} scans", at_most=True)
     settings = _Settings(
@@ -160,20 +151,38 @@ def plant_cohort(
             ],
             lambda number, died: (None, None, ended_twice(subjects[number], died)),
         )
-        planted = [(subject, record) for subject, record, _ in results if subject is not None and record is not None]
-        aside = [problem for _, _, problem in results if problem is not None]
-        if not planted:
-            raise BadInput(f"No lesion could be planted. First reason: {aside[0].reason}")
-        write_table(scratch / TABLE, [subject for subject, _ in planted])
-        write_json(
-            scratch / RECORDS,
-            {
-                "settings": {k: v for k, v in asdict(settings).items() if k != "resample_masks" or v},
-                "lesions": [asdict(record) for _, record in planted],
-                "set_aside": [asdict(problem) for problem in aside],
-            },
-        )
+        _describe(scratch, results, settings)
     return directory / TABLE
+
+
+def _describe(directory: Path, results: "Sequence[_Result]", settings: "_Settings") -> None:
+    """The table of the planted scans, and what was planted; BadInput when nothing was."""
+    planted = [(subject, record) for subject, record, _ in results if subject is not None and record is not None]
+    aside = [problem for _, _, problem in results if problem is not None]
+    if not planted:
+        raise BadInput(f"No lesion could be planted. First reason: {aside[0].reason}")
+    write_table(directory / TABLE, [subject for subject, _ in planted])
+    write_json(
+        directory / RECORDS,
+        {
+            "settings": {k: v for k, v in asdict(settings).items() if k != "resample_masks" or v},
+            "lesions": [asdict(record) for _, record in planted],
+            "set_aside": [asdict(problem) for problem in aside],
+        },
+    )
+
+
+def _check(cohort: Cohort, shapes: Sequence[LesionShape], directory: Path, contrast_range: tuple[float, float]) -> None:
+    low, high = contrast_range
+    if not 0.0 < low <= high <= 1.0:
+        raise BadInput(f"Contrast range {contrast_range}. Allowed: two fractions, 0 < low <= high <= 1.")
+    if not shapes or not cohort.subjects:
+        raise BadInput(f"{len(shapes)} shapes and {len(cohort.subjects)} subjects. At least one of each is needed.")
+    ill = [s.subject_id for s in cohort.subjects if not s.healthy]
+    if ill:
+        raise BadInput(f"{len(ill)} subject(s) are not healthy: {', '.join(ill[:5])}. Plant in healthy subjects only.")
+    if directory.exists() and not is_committed(directory) and any(directory.iterdir()):
+        raise BadInput(f"{directory} holds other files and would be replaced. Choose a new or empty directory.")
 
 
 def read_records(directory: Path) -> tuple[PlantedLesion, ...]:

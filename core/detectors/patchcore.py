@@ -208,12 +208,10 @@ class PatchCore:
 
     def save(self, directory: Path) -> None:
         """Encoder, feature layout and bank; everything that `load` needs. No search index: it is made from the bank."""
-        from models.encoder import save_encoder
+        from core.features.extraction import save_features
 
         extractor, bank = self._fitted()
-        assert self.encoder_settings_ is not None
-        save_encoder(extractor.encoder, self.encoder_settings_, directory / "encoder")
-        extractor.save(directory)
+        save_features(extractor, self.encoder_settings_, directory)
         bank.save(directory / "bank")
         write_json(directory / "detector.json", {"recipe": as_json(self)})
 
@@ -221,13 +219,11 @@ class PatchCore:
     def load(cls, directory: Path) -> Self:
         """Read what `save` wrote."""
         from core.devices import device
-        from core.features.extraction import load_extractor
+        from core.features.extraction import load_features
         from core.memory_bank.bank import MemoryBank
-        from models.encoder import load_encoder
 
         detector = from_json(cls, read_json(directory / "detector.json")["recipe"])
-        network, detector.encoder_settings_ = load_encoder(directory / "encoder")
-        detector.extractor_ = load_extractor(directory, network, detector.features, device())
+        detector.extractor_, detector.encoder_settings_ = load_features(directory, detector.features)
         detector.bank_ = MemoryBank.load(directory / "bank", device=str(device()), memory_bytes=detector._limit_bytes)
         return detector
 

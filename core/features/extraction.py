@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from core.devices import device
 from core.features.layout import (
     Stride,
     feature_layout,
@@ -25,7 +26,7 @@ from core.types import FeatureLayout
 from data.errors import BadInput
 from data.files import write_json
 from data.volume import Grid, Volume
-from models.encoder import Encoder, load_encoder, load_weights, make_encoder
+from models.encoder import Encoder, load_encoder, load_weights, make_encoder, save_encoder
 from models.settings import EncoderSettings
 from models.tensor_files import save_tensors
 
@@ -149,6 +150,19 @@ def make_extractor(
         return FeatureExtractor(encoder, settings, layout, device, _drawn_channels(settings, channels))
     full = FeatureExtractor(encoder, settings, layout, device)
     return FeatureExtractor(encoder, settings, layout, device, _principal_axes(full, channels, train, advance))
+
+
+def save_features(extractor: FeatureExtractor, settings: EncoderSettings | None, directory: Path) -> None:
+    """Encoder and feature layout of a fitted detector, beside what it has learnt."""
+    assert settings is not None
+    save_encoder(extractor.encoder, settings, directory / "encoder")
+    extractor.save(directory)
+
+
+def load_features(directory: Path, features: FeatureSettings) -> tuple[FeatureExtractor, EncoderSettings]:
+    """What `save_features` wrote, on the device that computes."""
+    network, settings = load_encoder(directory / "encoder")
+    return load_extractor(directory, network, features, device()), settings
 
 
 def load_extractor(

@@ -73,9 +73,7 @@ def minimise(
     with _stop_requested() as stop:
         for step in range(done + 1, optimisation.steps + 1):
             began = time.perf_counter()
-            rate = learning_rate(step, optimisation)
-            for group in optimiser.param_groups:
-                group["lr"] = rate
+            rate = _set_rate(optimiser, learning_rate(step, optimisation))
             with _autocast(device, optimisation.precision):
                 loss, logs = loss_of_step(step)
             value = float(loss.detach())
@@ -99,6 +97,12 @@ def minimise(
                 save_checkpoint(directory / "checkpoints", step, modules, named, optimiser, history)
             if stop.is_set() and not last:
                 raise Interrupted(f"Stopped at step {step} of {optimisation.steps}. The same command goes on from it.")
+
+
+def _set_rate(optimiser: torch.optim.Optimizer, rate: float) -> float:
+    for group in optimiser.param_groups:
+        group["lr"] = rate
+    return rate
 
 
 def learning_rate(step: int, optimisation: Optimisation) -> float:

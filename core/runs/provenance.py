@@ -21,12 +21,14 @@ _NUMERIC = (
     *("connected-components-3d", "faiss-gpu", "faiss-cpu"),
 )
 """Packages whose code makes numbers, or whose files do (nilearn: the template)."""
+VERSION = "0.2.0"
+"""Of Dicescope, as a run records it."""
 _PACKAGES = (*_NUMERIC, "safetensors", "streamlit")
 
 
 def environment() -> dict[str, str]:
     """Versions of Python, the system and the packages that numbers depend on. Nothing is imported for it."""
-    versions = {"python": platform.python_version(), "platform": platform.platform()}
+    versions = {"dicescope": VERSION, "python": platform.python_version(), "platform": platform.platform()}
     for package in _PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)

@@ -1,7 +1,7 @@
 """Fit: a detector learns from the training split."""
 
 import contextlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -79,32 +79,38 @@ def fit(
         if stage_done(run, "detector"):
             return run
         update_run(run, status="running")
-        volumes = training_volumes(run, study)
-        with progress.task("Fitting", len(volumes)) as advance:
-            seen = 0
-
-            def monitor(number: int, values: Mapping[str, float]) -> None:
-                nonlocal seen
-                if "disk_bytes" in values:
-                    require_room(run.directory, int(values["disk_bytes"]), "What is fitted")
-                if "planned_bytes" in values:
-                    progress.say(detector.plan_text_ if can(detector, LayerSets) else "")
-                advance(max(number - seen, 0), f"{values['chosen']:.0f} patches chosen" if "chosen" in values else "")
-                seen = max(number, seen)
-
-            if not can(detector, LayerSets):
-                require_room(run.directory, _fitted_bytes(detector, volumes[0]), "What is fitted")
-            with stage(run, "detector") as scratch:
-                if can(detector, SearchIndex):
-                    detector.index_cache_ = index_cache(run)
-                detector.fit(volumes, monitor)
-                _save(detector, recipe, scratch)
-                if can(detector, LayerSets):  # before the commit: a run killed between the two is not fitted again
-                    settings = detector.fitted_settings()
-                    update_run(run, settings=settings)
-                    if "audit" in settings:
-                        progress.say(f"note: {settings['audit']}")
+        _learn(run, detector, recipe, training_volumes(run, study), progress)
     return run
+
+
+def _learn(
+    run: Run, detector: Detector, recipe: Mapping[str, Any], volumes: Sequence[Volume], progress: Progress
+) -> None:
+    """Fit and commit, telling what it will take and how far it is."""
+    with progress.task("Fitting", len(volumes)) as advance:
+        seen = 0
+
+        def monitor(number: int, values: Mapping[str, float]) -> None:
+            nonlocal seen
+            if "disk_bytes" in values:
+                require_room(run.directory, int(values["disk_bytes"]), "What is fitted")
+            if "planned_bytes" in values:
+                progress.say(detector.plan_text_ if can(detector, LayerSets) else "")
+            advance(max(number - seen, 0), f"{values['chosen']:.0f} patches chosen" if "chosen" in values else "")
+            seen = max(number, seen)
+
+        if not can(detector, LayerSets):
+            require_room(run.directory, _fitted_bytes(detector, volumes[0]), "What is fitted")
+        with stage(run, "detector") as scratch:
+            if can(detector, SearchIndex):
+                detector.index_cache_ = index_cache(run)
+            detector.fit(volumes, monitor)
+            _save(detector, recipe, scratch)
+            if can(detector, LayerSets):  # before the commit: a run killed between the two is not fitted again
+                settings = detector.fitted_settings()
+                update_run(run, settings=settings)
+                if "audit" in settings:
+                    progress.say(f"note: {settings['audit']}")
 
 
 def _tell_notes(study: Study, progress: Progress) -> None:

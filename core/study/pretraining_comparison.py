@@ -96,18 +96,7 @@ def compare_pretraining(
     study = _Study(runs, source, plan, progress, workers)
     untrained = Entry("untrained", "Gaussian, untrained encoder", {seed: study.untrained(seed) for seed in plan.seeds})
     controls = [Entry(name, title, {_NO_SEED: study.control(name)}) for name, title in CONTROLS.items()]
-    todo = [(variant, views, seed) for seed in plan.seeds for variant, views in plan.pairs()]
-    made: dict[tuple[str, str], dict[int, tuple[Run, Run]]] = {}
-    failed = []
-    for number, (variant, views, seed) in enumerate(todo, 1):
-        progress.say(f"[{number} of {len(todo)}] {variant}, views {views}, seed {seed}")
-        try:
-            made.setdefault((variant, views), {})[seed] = study.trained(variant, views, seed)
-        except FORESEEN as error:
-            if isinstance(error, BadInput) and not study.training_failed(variant, views, seed, error):
-                raise
-            progress.say(f"failed: {error}")
-            failed.append({"variant": variant, "views": views, "seed": seed, "error": str(error)})
+    made, failed = _trained(study, plan, progress)
     trained = [_entry(variant, views, by_seed) for (variant, views), by_seed in made.items() if by_seed]
     if not trained:
         raise BadInput(f"No training of the comparison succeeded. The first error: {failed[0]['error']}")
@@ -134,6 +123,25 @@ def compare_pretraining(
     with committed_directory(runs / FOLDER / plan.name, within=runs, about=about) as scratch:
         write_json(scratch / FILE, found)
     return read_comparison(runs, plan.name)
+
+
+def _trained(
+    study: "_Study", plan: ComparisonPlan, progress: Progress
+) -> tuple[dict[tuple[str, str], dict[int, tuple[Run, Run]]], list[dict[str, Any]]]:
+    """Every training of the plan, by variant and views and then by seed, and those that ended with an error."""
+    todo = [(variant, views, seed) for seed in plan.seeds for variant, views in plan.pairs()]
+    made: dict[tuple[str, str], dict[int, tuple[Run, Run]]] = {}
+    failed = []
+    for number, (variant, views, seed) in enumerate(todo, 1):
+        progress.say(f"[{number} of {len(todo)}] {variant}, views {views}, seed {seed}")
+        try:
+            made.setdefault((variant, views), {})[seed] = study.trained(variant, views, seed)
+        except FORESEEN as error:
+            if isinstance(error, BadInput) and not study.training_failed(variant, views, seed, error):
+                raise
+            progress.say(f"failed: {error}")
+            failed.append({"variant": variant, "views": views, "seed": seed, "error": str(error)})
+    return made, failed
 
 
 def _about(name: str) -> dict[str, Any]:

@@ -40,38 +40,14 @@ def show_lesions(found: Mapping[str, Any]) -> None:
     shown = [row for row in rows if only == "all" or row["found"] is (only == "found")]
     shown.sort(key=lambda row: (row["found"], -row["volume_ml"]))
     st.markdown(f"**{len(rows) - len(missed)} of {len(rows)}** lesions are found at the deployed threshold.")
-    table = cells(
-        [
-            {
-                "lesion": f"{row['subject_id']} · {row['lesion']}",
-                "found, or why not": row["why"],
-                "mL": row["volume_ml"],
-                "contrast, SD": row["contrast_sd"],
-                "region": row["region"],
-                "covered, %": 100 * row["overlap"],
-                "ceiling": row["ceiling"],
-                "best layer": row["best_layer"],
-            }
-            for row in shown
-        ]
-    )
     st.dataframe(
-        table.dropna(axis="columns", how="all"),
+        cells(map(_row, shown)).dropna(axis="columns", how="all"),
         key=f"lesions-{only}",
         on_select="rerun",
         selection_mode="single-row",
         hide_index=True,
         height="content" if len(shown) <= 6 else 388,
-        column_config={
-            "lesion": st.column_config.TextColumn(width=110, pinned=True),
-            "found, or why not": st.column_config.TextColumn(width=235),
-            "mL": st.column_config.NumberColumn(format="%.3f", width=60),
-            "contrast, SD": st.column_config.NumberColumn(format="%.1f", width=86),
-            "region": st.column_config.TextColumn(width=115),
-            "covered, %": st.column_config.NumberColumn(format="%.0f", width=78),
-            "ceiling": st.column_config.NumberColumn(format="%.2f", width=56),
-            "best layer": st.column_config.TextColumn(width=72),
-        },
+        column_config=_columns(),
         row_height=64,
         placeholder="–",
         alt="Lesions of the test subjects",
@@ -90,6 +66,32 @@ def show_lesions(found: Mapping[str, Any]) -> None:
         "Missed lesions first, the largest on top. Tick a row to stand on that lesion in Slices. Ceiling: the best "
         "Dice that this lesion can reach on a layer's grid, whatever the threshold."
     )
+
+
+def _row(lesion: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "lesion": f"{lesion['subject_id']} · {lesion['lesion']}",
+        "found, or why not": lesion["why"],
+        "mL": lesion["volume_ml"],
+        "contrast, SD": lesion["contrast_sd"],
+        "region": lesion["region"],
+        "covered, %": 100 * lesion["overlap"],
+        "ceiling": lesion["ceiling"],
+        "best layer": lesion["best_layer"],
+    }
+
+
+def _columns() -> dict[str, Any]:
+    return {
+        "lesion": st.column_config.TextColumn(width=110, pinned=True),
+        "found, or why not": st.column_config.TextColumn(width=235),
+        "mL": st.column_config.NumberColumn(format="%.3f", width=60),
+        "contrast, SD": st.column_config.NumberColumn(format="%.1f", width=86),
+        "region": st.column_config.TextColumn(width=115),
+        "covered, %": st.column_config.NumberColumn(format="%.0f", width=78),
+        "ceiling": st.column_config.NumberColumn(format="%.2f", width=56),
+        "best layer": st.column_config.TextColumn(width=72),
+    }
 
 
 def show_groups(found: Mapping[str, Any]) -> None:

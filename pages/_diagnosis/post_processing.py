@@ -34,39 +34,9 @@ def show_post_processing(run: Run, result: Mapping[str, Any] | None, layer_set: 
 
 @st.fragment
 def _explore(result: Mapping[str, Any], protocol: str) -> None:
-    start = start_settings(result, protocol)
-    chosen: dict[str, Any] = {}
-    for column, (name, (title, unit)) in zip(st.columns([3, 3, 3, 5]), SETTING_NAMES.items(), strict=True):
-        options = [float(value) for value in result["axes"][name]]
-        key = f"set-{name}"
-        if st.session_state.get(key) not in options:
-            st.session_state.pop(key, None)
-        chosen[name] = column.segmented_control(
-            f"{title}, {unit}",
-            options,
-            default=float(start[name]),
-            required=True,
-            format_func=lambda value: "none" if value == 0 else f"{value:g}",
-            key=key,
-            persist_state="session",
-        )
+    chosen = _picked(result, protocol)
     row = row_of(result, chosen)
-    here, shipped = row[protocol], result["shipped"][protocol]
-    texts = [
-        ("Dice on test", here["dice"], shipped["dice"], "{:.3f}", "normal"),
-        ("Dice on validation", here["validation_dice"], shipped["validation_dice"], "{:.3f}", "normal"),
-        ("FP on healthy scans, mL", here["false_ml"], shipped["false_ml"], "{:.1f}", "inverse"),
-    ]
-    for column, (label, value, before, form, colour) in zip(st.columns([3, 3, 3, 5]), texts, strict=False):
-        digits = form.strip("{:}")
-        delta = None if value is None or before is None else f"{value - before:+{digits}}"
-        column.metric(label, "–" if value is None else plain(form.format(value)), delta, delta_color=colour)  # type: ignore[arg-type]
-    interval = dice_text({"mean": here["dice"], "low": here["low"], "high": here["high"]}).partition(" ")[2]
-    gain = dice_text({"mean": here["gain"], "low": here["gain_low"], "high": here["gain_high"]})
-    st.markdown(
-        f"**{plain(_capital(settings_text(chosen)))}**: test Dice {here['dice']:.3f} {interval}, n = {here['n']:d}; "
-        f"paired gain over the run's own setting {gain}. Threshold {here['threshold']:.3g}, derived anew."
-    )
+    _show_figures(row[protocol], result["shipped"][protocol], chosen)
     st.plotly_chart(
         setting_lines(result, chosen, protocol), key="setting-lines", alt="Dice along each setting, the others held"
     )
@@ -86,6 +56,46 @@ def _explore(result: Mapping[str, Any], protocol: str) -> None:
     )
     for note in result["notes"]:
         st.caption(prose(note))
+
+
+def _picked(result: Mapping[str, Any], protocol: str) -> dict[str, Any]:
+    """Ask for one value of each setting."""
+    start = start_settings(result, protocol)
+    chosen: dict[str, Any] = {}
+    for column, (name, (title, unit)) in zip(st.columns([3, 3, 3, 5]), SETTING_NAMES.items(), strict=True):
+        options = [float(value) for value in result["axes"][name]]
+        key = f"set-{name}"
+        if st.session_state.get(key) not in options:
+            st.session_state.pop(key, None)
+        chosen[name] = column.segmented_control(
+            f"{title}, {unit}",
+            options,
+            default=float(start[name]),
+            required=True,
+            format_func=lambda value: "none" if value == 0 else f"{value:g}",
+            key=key,
+            persist_state="session",
+        )
+    return chosen
+
+
+def _show_figures(here: Mapping[str, Any], shipped: Mapping[str, Any], chosen: Mapping[str, Any]) -> None:
+    """What the chosen settings give, beside the run's own."""
+    texts = [
+        ("Dice on test", here["dice"], shipped["dice"], "{:.3f}", "normal"),
+        ("Dice on validation", here["validation_dice"], shipped["validation_dice"], "{:.3f}", "normal"),
+        ("FP on healthy scans, mL", here["false_ml"], shipped["false_ml"], "{:.1f}", "inverse"),
+    ]
+    for column, (label, value, before, form, colour) in zip(st.columns([3, 3, 3, 5]), texts, strict=False):
+        digits = form.strip("{:}")
+        delta = None if value is None or before is None else f"{value - before:+{digits}}"
+        column.metric(label, "–" if value is None else plain(form.format(value)), delta, delta_color=colour)  # type: ignore[arg-type]
+    interval = dice_text({"mean": here["dice"], "low": here["low"], "high": here["high"]}).partition(" ")[2]
+    gain = dice_text({"mean": here["gain"], "low": here["gain_low"], "high": here["gain_high"]})
+    st.markdown(
+        f"**{plain(_capital(settings_text(chosen)))}**: test Dice {here['dice']:.3f} {interval}, n = {here['n']:d}; "
+        f"paired gain over the run's own setting {gain}. Threshold {here['threshold']:.3g}, derived anew."
+    )
 
 
 def _capital(text: str) -> str:

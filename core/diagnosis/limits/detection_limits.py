@@ -81,16 +81,9 @@ def run_detection_limits(
     scores = open_scores(run)
     layers = _layers(scores, layer_set)
     quantile, own_fp_ml = _own_rule(run)
-    settings = LimitSettings(
-        tuple(map(float, diameters_mm)),
-        tuple(map(float, contrasts_sd)),
-        tuple(sites),
-        per_cell,
-        tuple(map(float, fp_ml_per_scan)),
-        quantile,
-        own_fp_ml,
-        seed,
-    )
+    sizes, levels = tuple(map(float, diameters_mm)), tuple(map(float, fp_ml_per_scan))
+    contrasts = tuple(map(float, contrasts_sd))
+    settings = LimitSettings(sizes, contrasts, tuple(sites), per_cell, levels, quantile, own_fp_ml, seed)
     check_design(settings.diameters_mm, settings.contrasts_sd, settings.sites, per_cell)
     refuse_out_of_range(settings)
     hosts, why = _hosts(scores, scans, seed)
@@ -99,9 +92,7 @@ def run_detection_limits(
     if stored is not None and stored["made_from"] == made_from:
         progress.say(f"Detection limits of {run.run_id} ({set_id(layers)}) are there already; nothing has changed.")
         return stored
-    cells = len(settings.diameters_mm) * len(settings.contrasts_sd) * len(settings.sites)
-    planned = limits_bytes(cells, 1 + len(settings.fp_ml_per_scan), settings.per_cell)
-    require_room(run.directory, planned, "The measurement of detection limits")
+    require_room(run.directory, _planned_bytes(settings), "The measurement of detection limits")
     began = time.perf_counter()
     with lock(run) as run:
         result, lesions = measure_limits(
@@ -112,22 +103,21 @@ def run_detection_limits(
             settings,
             progress,
         )
-        result |= {
-            "run_id": run.run_id,
-            "layer_set": set_id(layers),
-            "unit": scores.unit,
-            "made_from": made_from,
-            "hosts_rule": why,
-            "scans_asked": None if scans is None else hosts,
-            "notes": [why, *result["notes"]],
-        }
+        result |= {"run_id": run.run_id, "layer_set": set_id(layers), "unit": scores.unit, "made_from": made_from}
+        asked = None if scans is None else hosts
+        about = {"hosts_rule": why, "scans_asked": asked, "notes": [why, *result["notes"]]}
         with stage(run, stage_name(DIRECTORY, set_id(layers))) as scratch:
-            write_json(scratch / "result.json", result)
+            write_json(scratch / "result.json", result | about)
             write_json(scratch / "lesions.json", lesions)
         record_duration(run, stage_name(DIRECTORY, set_id(layers)), began)
     committed = stored_detection_limits(run, set_id(layers))
     assert committed is not None
     return committed
+
+
+def _planned_bytes(settings: LimitSettings) -> int:
+    cells = len(settings.diameters_mm) * len(settings.contrasts_sd) * len(settings.sites)
+    return limits_bytes(cells, 1 + len(settings.fp_ml_per_scan), settings.per_cell)
 
 
 def stored_detection_limits(run: Run, layer_set: str) -> dict[str, Any] | None:

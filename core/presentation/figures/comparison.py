@@ -78,6 +78,14 @@ def training_against_dice(
             **group,
         )
         shown.add(row["key"])
+    _add_controls(chart, controls, choice, figure)
+    chart.update_xaxes(title=TRAINING_TITLES[training], rangemode="tozero")
+    chart.update_yaxes(title=title, rangemode="tozero")
+    return finish(chart, height=460)
+
+
+def _add_controls(chart: go.Figure, controls: Sequence[Mapping[str, Any]], choice: str, figure: str) -> None:
+    """A line across for the untrained encoder and for |z|."""
     for row, dash in zip(controls, ("solid", "dash", "dot", "dashdot"), strict=False):
         found = row["choices"][choice]["figures"][figure]
         if found is None or row["key"] not in ("untrained", "zscore"):
@@ -88,9 +96,6 @@ def training_against_dice(
             annotation={"text": f"{as_text(row['title'])} {found['mean']:.3f}", "font": {"color": ORACLE}},
             annotation_position="top right" if row["key"] == "untrained" else "bottom right",
         )
-    chart.update_xaxes(title=TRAINING_TITLES[training], rangemode="tozero")
-    chart.update_yaxes(title=title, rangemode="tozero")
-    return finish(chart, height=460)
 
 
 def _error(found: Mapping[str, Any], colour: str) -> dict[str, Any] | None:

@@ -79,15 +79,7 @@ def protocols(source: Source) -> Html:
         healthy = found.get("healthy_scans_without_false_positive")
         rows.append(
             [
-                join(
-                    [
-                        tag("b", protocol_name(name)),
-                        tag("br"),
-                        *marks,
-                        tag("br"),
-                        tag("span", found["rule"], kind="soft"),
-                    ]
-                ),
+                join([tag("b", protocol_name(name)), tag("br"), *marks, tag("br"), _soft(found["rule"])]),
                 number(found["threshold"]),
                 with_interval({"mean": found["mean_dice"], "low": found["ci_low"], "high": found["ci_high"]}),
                 number(found.get("pooled_dice")),
@@ -118,6 +110,10 @@ def protocols(source: Source) -> Html:
             tag("p", _optimism(source), kind="caption"),
         ]
     )
+
+
+def _soft(text: str) -> Html:
+    return tag("span", text, kind="soft")
 
 
 def subjects(source: Source) -> Html:
