@@ -15,7 +15,8 @@ from data.cells import number, truth
 from data.choices import NOTHING, Choices
 from data.cohort import ROLES, Cohort, Subject
 from data.folders import OTHER_SUFFIXES, SCAN_SUFFIXES, BadDataset, refuse_twins, scans_under, stem
-from data.health import MASK_WORDS, group_columns, health_of, is_sign, note_on_column, notes_on_health
+from data.health import group_columns, health_of, is_sign, note_on_column, notes_on_health
+from data.health_words import MASK_WORDS
 from data.table import read_rows
 
 _SUFFIXES = {"T1w": "t1", "T2w": "t2", "FLAIR": "flair", "PDw": "pd", "T2starw": "t2star"}

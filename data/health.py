@@ -6,90 +6,53 @@ Nothing is guessed: who is not called healthy, and has no sign of illness either
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from data.cells import number, plain_word, truth
+from data.cells import clean, number, plain_word, spaced, truth
 from data.choices import Choices
-
-
-def _words(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-GROUP_COLUMNS = _words(
-    "group groups diagnosis diagnoses diag dx dxgroup diagnosisgroup diagnosticgroup clinicaldiagnosis "
-    "participantgroup participanttype patientgroup subjectgroup subjecttype studygroup researchgroup clinicalgroup "
-    "casecontrol status clinicalstatus diseasestatus healthstatus condition disease pathology population"
+from data.clauses import denies_illness, tells_of_illness, without_denials
+from data.health_words import (
+    ABOUT_DIAGNOSES,
+    ABOUT_SCALES,
+    CONTROL_WORDS,
+    DENIES,
+    GROUP_COLUMNS,
+    HARMLESS_COLUMNS,
+    HEALTH_COLUMNS,
+    ILL_IN_COLUMNS,
+    ILL_IN_GROUPS,
+    ILL_WORDS,
+    ILLNESS_COLUMNS,
+    LOOSE_COLUMNS,
+    MORE_GROUP_COLUMNS,
+    NAMES_OF_GROUPS,
+    NEUTRAL,
+    NO_SIGNS,
+    NOT_HARMLESS,
+    OF_OTHERS,
+    OF_TISSUE,
+    OTHER_ONSETS,
+    SAYS_MASK,
+    SAYS_NONE,
+    SAYS_NOTHING,
+    SHORT_WORDS,
+    SIGNS,
+    TRIGGERS,
+    UNSAID,
 )
-"""Columns that say what a person has, in lower case and without separators."""
-_MORE_COLUMNS = re.compile(
-    r"diagnos|histolog|^icd|(?:tumou?r|lesion|stroke|disease)(?:type|class)|a?etiolog|disorder|syndrome"
-)
-"""In the name of a column: it says what a person has, too."""
-CONTROL_WORDS = _words(
-    "control controls ctrl ctrls ctl hc hcs cn nc hv healthy healthycontrol healthycontrols controlhealthy normal "
-    "normals normalcontrol normalcontrols cognitivelynormal cognitivelyunimpaired unimpaired nondemented "
-    "typicallydeveloping neurotypical nodisease unaffected volunteer volunteers"
-)
-"""Values that mean a healthy person, in lower case and without separators."""
-_AMBIGUOUS = _words(
-    "td tdc nl con cont contr no none negative nil normalmri nolesion nopathology unclear unknown other missing na "
-    "nan notavailable notapplicable pending excluded"
-)
-"""Values that mean different things to different people."""
-_NEUTRAL = _words(
-    "control controls healthy normal matched group subject subjects participant participants volunteer volunteers "
-    "individual individuals person persons people adult adults child children age aged sex gender and the young older "
-    "old elderly cohort sample comparison cognitively unimpaired typically developing"
-)
-"""Words that may stand beside "healthy" and "control" without changing what they say."""
-ILL_WORDS = _words(
-    "patient patients case cases pat pt ad mci emci lmci smc ftd ms rrms ppms spms cis pd als stroke ischemic "
-    "ischaemic infarct hemorrhage haemorrhage tumor tumour glioma gbm hgg lgg glioblastoma meningioma metastasis "
-    "epilepsy tle fcd tbi scz schizophrenia schz bipolar bd depression mdd adhd asd autism dementia demented "
-    "converted alzheimer alzheimers parkinson huntington hd lesion ill sick diseased affected multiplesclerosis "
-    "alzheimersdisease parkinsonsdisease"
-)
-"""Values that mean an ill person; in a column that is called otherwise they say what the column holds."""
-ILLNESS_COLUMNS = _words(
-    "stroke tumor tumour lesion lesions haslesion ms ad epilepsy patient ispatient case iscase ill disease dementia "
-    "infarct glioma"
-)
-"""Columns of yes and no that say of a person that it is ill."""
-SIGNS = re.compile(
-    r"(?:lesion|tumou?r|infarct|stroke|wmh|plaque|h?a?emorrhage).*(?:vol|ml|mm3|cc|size|count|number|load|n$|side|site|loc)|"
-    r"^(?:edss|nihss|mrs|updrs|whograde|tumou?rgrade|idh|mgmt)|diseaseduration|(?:age|years|time|days).*onset|"
-    r"onset.*(?:age|years|time|days)|lesionload|^cdr"
-)
-"""In the name of a column, without separators: only who is ill has an entry other than 0 there."""
-MASK_WORDS = re.compile(
-    r"(?:^|[^a-z])(?:mask|masks|seg|segm|segs|segmentation|lesion|lesions|label|labels|ground_?truth|gt|roi|rois|"
-    r"annotation|annotations|tumou?r|infarct|stroke|wmh|msk|abnormality|pathology|manual|truth|delineation)"
-    r"(?:$|[^a-z])", re.IGNORECASE,
-)  # fmt: skip
-"""In the name of a column or a file: this holds where something is, not what it looks like."""
-LOOSE_MASK_WORDS = re.compile(
-    r"mask(?!ed)|seg|lesion|label|(?:^|[^a-z])les(?:$|[^a-z])|gtv|ctv|(?:^|[^a-z])rois?(?:$|[^a-z0-9])|truth|annot|rater|"
-    r"expert|tumou?r|infarct|wmh|(?:^|[^a-z])gt(?:$|[^a-z])|delineat|manual", re.IGNORECASE,
-)  # fmt: skip
-"""In the name of a column: it holds masks, or says that there is one."""
-_SAYS_MASK = re.compile(
-    r"(?:^|[^a-z])(?:mask|lesions?|seg|segmentation|roi|gt|tumou?r|infarct)(?:$|[^a-z])", re.IGNORECASE
-)
-"""In the name of a column without scans: an entry says that there is one."""
-
-_ILL_TEXT = re.compile(
-    r"\b(?:strokes?|tia|infarct\w*|isch(?:a?e)mi\w*|ha?emorrhag\w*|ha?ematoma\w*|tumou?rs?|gliom\w*|glioblastom\w*|"
-    r"meningiom\w*|metasta\w*|lesions?|sclerosis|epilep\w*|seizures?|dement\w*|alzheimer\w*|parkinson\w*|"
-    r"schizophren\w*|encephalitis|hydrocephal\w*|aneurysms?|cavernom\w*|dysplasia|abscess\w*)\b", re.IGNORECASE,
-)  # fmt: skip
-_DENIED = re.compile(
-    r"\b(?:no|not|non|nil|without|den(?:y|ies|ied)|negative|exclud\w*|free|family|familial|mother|father|parents?|"
-    r"risk|screen\w*|normal)\b|:\s*(?:0|no)\b", re.IGNORECASE,
-)  # fmt: skip
-"""In free text that names an illness: the person need not have it."""
 
 _UNKNOWN = "unknown: "
+FITS_NOBODY = "fits the id of nobody"
+"""In a doubt: the row of a table may be that of this person."""
+_NEGATED_HEALTH = re.compile(
+    r"\b(?:no|not|non|un|nicht|kein\w*|pas|sans) (?:a |an |the |real )?"
+    r"(?:healthy|controls?|normal|gesund\w*|sain\w*|san[oa]s?)\b"
+)
+_NEGATED_ILLNESS = re.compile(
+    r"^(?:no|none|without|never|not|nicht|kein\w*|ohne|aucun\w*|sans|sin|ningun\w*|nessun\w*)\b"
+)
+Reading = Literal["healthy", "ill", "other", "unsaid", "nothing"]
+"""What an entry says: other is a word that is not known, unsaid a doubt, nothing is not about health."""
 
 
 @dataclass(frozen=True)
@@ -116,22 +79,62 @@ def meaning(cell: str, levels: Mapping[str, str], controls: Collection[str], col
     """Whether an entry of a group or diagnosis column means a healthy person; None when it does not say.
 
     `levels`: what a sidecar declares of the column's values, which then decides alone. A number or a short ambiguous
-    word says nothing by itself. `controls`: words of the user, as they are written.
+    word says nothing by itself, nor does an unknown name of a group. `controls`: words of the user, as written.
     """
+    read = _read(cell, levels, controls, column)
+    if read == "other":
+        return None if plain_word(column).rstrip("0123456789") in NAMES_OF_GROUPS else False
+    return {"healthy": True, "ill": False}.get(read)
+
+
+def _read(cell: str, levels: Mapping[str, str], controls: Collection[str], column: str) -> Reading:
+    """What an entry of a group or diagnosis column says; "other" is a word that is not known."""
     if any(_same(cell, word) for word in controls if word.strip()):
-        return True
+        return "healthy"
     told = levels.get(cell) or cell
-    words = plain_word(told)
-    parts = set(re.findall(r"[a-z]+", told.casefold()))
-    if not words or words.isdecimal() or "?" in told or words in _AMBIGUOUS:
-        return None
-    if told == cell and len(words) == 1:
-        return None
-    if words in CONTROL_WORDS or (parts <= _NEUTRAL and parts & {"control", "controls", "healthy"}):
-        return None if plain_word(column) == "pathology" and words in ("normal", "normals") else True
-    if parts & {"healthy"} and not parts & (ILL_WORDS | {"non", "not", "un", "converted"}):
-        return None
-    return False
+    word = plain_word(told)
+    if not word or word.isdecimal() or "?" in told or word in UNSAID or (told == cell and len(word) == 1):
+        return "unsaid"
+    if _is_control(word):
+        return "unsaid" if plain_word(column) == "pathology" and word in ("normal", "normals") else "healthy"
+    read = _read_text(told)
+    if read == "unsaid" and told != cell and _is_control(plain_word(cell)) and _denies(told):
+        return "healthy"
+    return _in_loose_column(read) if plain_word(column).rstrip("0123456789") in LOOSE_COLUMNS else read
+
+
+def _is_control(word: str) -> bool:
+    """HC, HC1 and the like."""
+    return word.rstrip("0123456789") in CONTROL_WORDS
+
+
+def _in_loose_column(read: Reading) -> Reading:
+    return "nothing" if read in ("other", "unsaid") else read
+
+
+def _read_text(told: str) -> Reading:
+    """What an entry of several words says, or one that is no word for a healthy person."""
+    text = spaced(told)
+    if _NEGATED_HEALTH.search(text):
+        return "ill"
+    kept = without_denials(told, ILL_IN_GROUPS)
+    parts = set(re.findall(r"[a-z]+", kept))
+    if (
+        tells_of_illness(told, ILL_IN_GROUPS)
+        or (parts & ILL_WORDS and not _denies(told))
+        or plain_word(told) in ILL_WORDS
+    ):
+        return "ill"
+    if parts & (TRIGGERS | {"normal", "normals"}) and parts <= NEUTRAL | TRIGGERS:
+        return "healthy"
+    if parts & TRIGGERS or _denies(told) or parts <= NEUTRAL or re.fullmatch(r"g ?\d|z ?\d\d\b.*", text):
+        return "unsaid"
+    return "other"
+
+
+def _denies(told: str) -> bool:
+    """Whether a text denies an illness, or begins with a denial: none known."""
+    return denies_illness(told, ILL_IN_GROUPS) or _NEGATED_ILLNESS.match(spaced(told)) is not None
 
 
 def _same(cell: str, word: str) -> bool:
@@ -144,25 +147,76 @@ def _same(cell: str, word: str) -> bool:
 
 def group_columns(header: Sequence[str]) -> list[str]:
     """The columns of a table that say what a person has; a number behind the name is one more of the kind."""
-    return [column for column in header if _is_group(plain_word(column).rstrip("0123456789"))]
+    return [column for column in header if _is_group(column)]
 
 
-def _is_group(name: str) -> bool:
-    return name in GROUP_COLUMNS or (_MORE_COLUMNS.search(name) is not None and SIGNS.search(name) is None)
+def _is_group(column: str) -> bool:
+    name, words = plain_word(column).rstrip("0123456789"), spaced(column)
+    if name in GROUP_COLUMNS:
+        return True
+    told = MORE_GROUP_COLUMNS.search(name) is not None and SIGNS.search(name) is None
+    return told and ABOUT_DIAGNOSES.search(words) is None and OF_OTHERS.search(words) is None
+
+
+def health_columns(header: Sequence[str]) -> list[str]:
+    """The columns of yes and no, besides `healthy`, that say of a person that it is healthy."""
+    return [c for c in header if c != "healthy" and plain_word(c).rstrip("0123456789") in HEALTH_COLUMNS]
 
 
 def is_sign(column: str, cell: str) -> bool:
     """Whether an entry of a column that is called otherwise means illness, or a mask that nobody uses."""
-    word, name = plain_word(cell), plain_word(column)
-    if not cell or truth(cell) is False or number(cell) == 0:
+    cell, words = clean(cell), spaced(column)
+    if not cell or _is_harmless(words):
         return False
-    return (
-        word in ILL_WORDS
-        or SIGNS.search(name) is not None
-        or _SAYS_MASK.search(column) is not None
-        or (name in ILLNESS_COLUMNS and truth(cell) is True)
-        or (" " in cell.strip() and _ILL_TEXT.search(cell) is not None and _DENIED.search(cell) is None)
-    )
+    if _tells(cell):
+        return True
+    if DENIES.search(words) and truth(cell) is not None and ILL_IN_COLUMNS.search(plain_word(column)):
+        return _denied_is_false(words, cell)
+    return not _says_none(cell) and _names_illness(column, words, cell)
+
+
+def _denied_is_false(words: str, cell: str) -> bool:
+    """no_lesion = 0 means that there is one; no_lesions may be their number."""
+    if re.search(r"^no \w+s$", words) and number(cell) is not None:
+        return number(cell) != 0
+    return truth(cell) is False
+
+
+def _tells(cell: str) -> bool:
+    """Whether an entry means illness whatever its column is called."""
+    word = plain_word(cell)
+    return (word in ILL_WORDS and word not in NO_SIGNS) or tells_of_illness(cell)
+
+
+def _names_illness(column: str, words: str, cell: str) -> bool:
+    """Whether the name of a column makes an entry, which does not deny it, mean illness."""
+    name = plain_word(column)
+    if SAYS_NOTHING.search(words):
+        return DENIES.search(words) is not None and number(cell) is not None and float(number(cell) or 0) > 1
+    if name.rstrip("0123456789") in ILLNESS_COLUMNS and truth(cell) is True:
+        return True
+    if SAYS_MASK.search(words) and not OF_TISSUE.search(words):
+        return True
+    return _is_figure(name, words) or ILL_IN_COLUMNS.search(name) is not None
+
+
+def _is_figure(name: str, words: str) -> bool:
+    """Whether the name of a column is that of a scale, a date or a duration that only the ill have."""
+    if SIGNS.search(name) is None or OTHER_ONSETS.search(name):
+        return False
+    return "diagnos" in name or "onset" in name or ABOUT_SCALES.search(words) is None
+
+
+def _is_harmless(words: str) -> bool:
+    """Whether a column names places, studies, people or devices, or is about relatives."""
+    if OF_OTHERS.search(words):
+        return True
+    return bool(set(words.split()) & HARMLESS_COLUMNS) and NOT_HARMLESS.search(words) is None
+
+
+def _says_none(cell: str) -> bool:
+    """Whether an entry says that there is nothing."""
+    return truth(cell) is False or number(cell) == 0 or SAYS_NONE.fullmatch(spaced(cell)) is not None or _denies(cell)
 
 
 def hidden_illness(row: Mapping[str, str], used: Collection[str]) -> list[str]:
@@ -172,17 +226,29 @@ def hidden_illness(row: Mapping[str, str], used: Collection[str]) -> list[str]:
 
 def note_on_column(column: str, cells: Sequence[str], where: str) -> str:
     """What is said of a column of another name that seems to hold groups, diagnoses or signs; nothing of others."""
-    words = {plain_word(cell) for cell in cells if cell}
-    telling = words & (CONTROL_WORDS | ILL_WORDS) - {"normal", "pt", "pd", "case", "ms"}
-    signs = any(is_sign(column, cell) for cell in cells) or (words and SIGNS.search(plain_word(column)))
-    answers = plain_word(column) in ILLNESS_COLUMNS and words and all(truth(cell) is not None for cell in cells if cell)
-    if not (telling or signs or answers):
+    cells = [clean(cell) for cell in cells if clean(cell)]
+    words = {plain_word(cell) for cell in cells}
+    if not cells or _is_harmless(spaced(column)):
         return ""
-    shown = ", ".join(sorted({cell for cell in cells if cell})[:4])
-    return (
-        f"Column {column!r} of {where} seems to say who is ill ({shown}) and was not used: call it group or diagnosis, "
-        "or say it in a column healthy."
-    )
+    shown = ", ".join(sorted(set(cells))[:4])
+    if health_columns([column]):
+        return (
+            f"Column {column!r} of {where} ({shown}) is taken as a word on health: yes as healthy, no as unknown. "
+            "Better say it in a column healthy."
+        )
+    telling = words & (CONTROL_WORDS | ILL_WORDS) - SHORT_WORDS
+    answers = plain_word(column) in ILLNESS_COLUMNS and all(truth(cell) is not None for cell in cells)
+    if not (
+        telling
+        or answers
+        or any(is_sign(column, cell) for cell in cells)
+        or _is_figure(plain_word(column), spaced(column))
+    ):
+        return ""
+    told = f"Column {column!r} of {where} seems to say who is ill ({shown}) and was not used: "
+    if telling and words <= CONTROL_WORDS | ILL_WORDS:
+        return told + "call it group or diagnosis, or say it in a column healthy."
+    return told + "say in a column healthy (true or false) who is ill."
 
 
 def health_of(
@@ -195,45 +261,102 @@ def health_of(
     role: str | None = None,
     used: Collection[str] = (),
     levels: Mapping[str, Mapping[str, str]] | None = None,
+    doubt: str = "",
 ) -> Health:
     """A person's health from a row of a table, its lesion mask, and files that look like one (`unused`).
 
-    An explicit `healthy` outweighs all but a diagnosis; a diagnosis outweighs a missing mask; a role train or
-    calibration is the user's word for those of whom nothing else is known. `used`: columns that mean something else.
+    An explicit `healthy` outweighs all but a diagnosis and a plain no elsewhere; a diagnosis outweighs a missing mask;
+    a role train or calibration is the user's word for those of whom nothing else is known. `used`: columns that mean
+    something else. `doubt`: why a row may be that of somebody else.
     """
-    groups = [(c, row[c], meaning(row[c], (levels or {}).get(c, {}), choices.controls, c))
-              for c in group_columns(list(row)) if row[c] and c not in ("healthy", *used)]  # fmt: skip
-    ill = next((f"{c} {cell!r} in {source}" for c, cell, healthy in groups if healthy is False), "")
-    control = next((f"{c} {cell!r} in {source}" for c, cell, healthy in groups if healthy), "")
-    unclear = next((f"{c} {cell!r} in {source} means nothing by itself" for c, cell, h in groups if h is None), "")
-    numbers = [c for c, cell, healthy in groups if healthy and plain_word(cell).isdecimal()]
-    stated = truth(row.get("healthy", "")) if row.get("healthy") else None
-    sign = next(iter(hidden_illness(row, {"healthy", *used, *group_columns(list(row))})), "")
-    other = f"column {sign!r} ({row[sign]!r}) of {source}" if sign else ""
+    row = {column: clean(cell) for column, cell in row.items() if column not in used or column == "healthy"}
+    told = _told(row, source, choices, levels or {})
+    stated = truth(row["healthy"]) if row.get("healthy") else None
     if stated is not None:
-        if stated and ill:
-            return Health(None, f"healthy {row['healthy']!r} and {ill} contradict one another")
+        if stated and (told.ill or told.denied):
+            return Health(None, f"healthy {row['healthy']!r} and {told.ill or told.denied} contradict one another")
         return Health(stated, f"healthy {row['healthy']!r} in {source}")
-    if ill:
-        return Health(False, ill)
-    if control:
-        against = mask or next(iter(unused), "") or other
+    if told.ill:
+        return Health(False, told.ill)
+    against = mask or next(iter(unused), "") or told.sign or told.denied or told.other or doubt
+    if told.control:
         if against:
-            return Health(None, f"{control}, but {against} speaks of a lesion or an illness")
-        return Health(None, unclear) if unclear and numbers else Health(True, control)
+            return Health(None, f"{told.control}, but {against} speaks of a lesion or an illness")
+        return Health(None, told.unclear) if told.unclear and told.number else Health(True, told.control)
     if mask:
         return Health(False, "its lesion mask")
     if unused:
         return Health(None, f"{unused[0]} looks like a lesion mask and is not used")
-    if sign:
-        return Health(None, f"{other} is not known as one of diagnoses")
-    if role in ("train", "calibration"):
-        return Health(True, f"role {role} in {source}")
+    if told.sign:
+        known = "is not known as one of diagnoses" if told.sign_is_word else "speaks of an illness"
+        return Health(None, f"{told.sign} {known}")
+    unclear = told.denied or told.unclear or doubt
     if unclear:
         return Health(None, unclear)
+    if role in ("train", "calibration"):
+        return Health(True, f"role {role} in {source}")
     if choices.healthy_unless_masked:
         return Health(True, "--healthy-unless-masked")
     return Health(None, "nobody says")
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What the columns of a row say of a person, each in words; empty for nothing."""
+
+    ill: str = ""
+    control: str = ""
+    number: bool = False
+    """Whether the control is one by a number that the user declared."""
+    other: str = ""
+    """An entry of a group or diagnosis whose word is not known."""
+    unclear: str = ""
+    """An entry of a group or diagnosis that says nothing by itself."""
+    denied: str = ""
+    """A no where it is asked whether the person is healthy."""
+    sign: str = ""
+    sign_is_word: bool = False
+    """Whether the sign is the name of an illness alone."""
+
+
+def _told(row: Mapping[str, str], source: str, choices: Choices, levels: Mapping[str, Mapping[str, str]]) -> _Told:
+    groups, asked = group_columns(list(row)), health_columns(list(row))
+    found: dict[str, str] = {}
+    number = False
+    for column in (c for c in groups if row[c]):
+        told = f"{column} {row[column]!r} in {source}"
+        read = _read(row[column], levels.get(column, {}), choices.controls, column)
+        if read == "other" and meaning(row[column], levels.get(column, {}), choices.controls, column) is False:
+            found.setdefault("named", told)
+        found.setdefault(read, told)
+        number = number or (read == "healthy" and plain_word(row[column]).isdecimal())
+    for column in (c for c in asked if row[c]):
+        found.setdefault(_answer(column, row[column]), f"{column} {row[column]!r} in {source}")
+    sign = next(iter(hidden_illness(row, {"healthy", *groups, *asked})), "")
+    ill, healthy = found.get("ill", ""), found.get("healthy", "")
+    unsaid = found.get("unsaid") or found.get("other", "")
+    return _Told(
+        ill=ill or ("" if healthy else found.get("named", "")),
+        control=healthy,
+        number=number,
+        other=found.get("other", ""),
+        unclear=f"{unsaid} means nothing by itself" if unsaid else "",
+        denied=f"{found['denied']} says no" if "denied" in found else "",
+        sign=f"column {sign!r} ({row[sign]!r}) of {source}" if sign else found.get("sign", ""),
+        sign_is_word=bool(sign) and plain_word(row[sign]) in ILL_WORDS,
+    )
+
+
+def _answer(column: str, cell: str) -> str:
+    """What an entry of a column says that asks whether a person is healthy."""
+    answer = truth(cell)
+    if answer is not None:
+        return "healthy" if answer else "denied"
+    if is_sign(column, cell):
+        return "sign"
+    if _is_control(plain_word(cell)):
+        return "healthy"
+    return "nothing" if plain_word(column) == "health" else "unsaid"
 
 
 def notes_on_health(people: Sequence[tuple[str, bool | None, str]], where: str) -> list[str]:
@@ -257,11 +380,11 @@ def _remedy(word: str, where: str) -> str:
     column = f"write true or false in a column healthy of {where}"
     if "contradict" in word or "but " in word:
         return f"Correct what is wrong, or {column} (a mask must then be empty)."
+    if FITS_NOBODY in word:
+        return "Write the ids in participants.tsv as the folders are called, or take the row away."
     if "means nothing by itself" in word:
-        return (
-            "Say what the entry means: Levels in participants.json, --controls WORD for a word that means healthy, or "
-            f"{column}."
-        )
+        levels = "Levels in participants.json, " if where == "participants.tsv" else ""
+        return f"Say what the entry means: {levels}--controls WORD for a word that means healthy, or {column}."
     if "looks like a lesion mask" in word:
         return (
             "Use the mask (as NIfTI; --label, --session, --space; in a table, call its column lesion_mask), take it "
@@ -269,6 +392,8 @@ def _remedy(word: str, where: str) -> str:
         )
     if "not known as one of diagnoses" in word:
         return f"If the entry means no illness, {column}; if it is a diagnosis, call the column diagnosis."
+    if "speaks of an illness" in word or "says no" in word:
+        return f"{column[0].upper()}{column[1:]}."
     return (
         f"Say who is healthy: {column}, or a group such as control or patient, or --controls WORD for a word that "
         "means healthy, or --healthy-unless-masked for all of whom nothing else is known."

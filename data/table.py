@@ -7,12 +7,13 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from data.cells import clean, number, plain_word, truth
+from data.cells import clean, number, plain_word, truth, without_accents
 from data.choices import NOTHING, Choices
 from data.cohort import ROLES, Cohort, Subject, contrast_name
 from data.files import write_whole
 from data.folders import OTHER_SUFFIXES, SCAN_SUFFIXES, BadDataset
-from data.health import LOOSE_MASK_WORDS, group_columns, health_of, note_on_column, notes_on_health
+from data.health import group_columns, health_of, note_on_column, notes_on_health
+from data.health_words import LOOSE_MASK_WORDS
 
 RESERVED = (
     *("subject_id", "brain_mask", "lesion_mask", "role", "healthy", "site", "age", "sex", "lesion_labels"),
@@ -102,7 +103,7 @@ def _holds_masks(column: str, cells: Sequence[str]) -> bool:
     """Whether a column with paths holds masks, by its name or by the names of its files."""
     if contrast_name(column).casefold() in _CONTRASTS:
         return False
-    return LOOSE_MASK_WORDS.search(column) is not None or any(map(_is_mask_file, cells))
+    return LOOSE_MASK_WORDS.search(without_accents(column)) is not None or any(map(_is_mask_file, cells))
 
 
 def _is_mask_file(cell: str) -> bool:
