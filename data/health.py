@@ -224,6 +224,14 @@ def hidden_illness(row: Mapping[str, str], used: Collection[str]) -> list[str]:
     return [column for column, cell in row.items() if column not in used and is_sign(column, cell)]
 
 
+def hear(known: dict[str, str], column: str, cell: str) -> None:
+    """Add an entry of another visit or table to a person's row; one that differs stands beside the first one."""
+    free = column
+    while known.get(free, cell) != cell:
+        free += " 2"
+    known[free] = cell
+
+
 def note_on_column(column: str, cells: Sequence[str], where: str) -> str:
     """What is said of a column of another name that seems to hold groups, diagnoses or signs; nothing of others."""
     cells = [clean(cell) for cell in cells if clean(cell)]
