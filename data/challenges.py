@@ -133,8 +133,8 @@ def read_cases(root: Path, choices: Choices = NOTHING) -> Cohort:
         choices = replace(choices, healthy_unless_masked=False)
         named = ", ".join(orphans[:3]) + (" ..." if len(orphans) > 3 else "")
         notes.append(
-            f"{named} look like lesion masks, of which case is not clear, so nobody is healthy for want of labels. Name "
-            "them as the images are called, or take them away."
+            f"{named} look like lesion masks, of which case is not clear, so nobody is healthy for want of labels. "
+            "Name them as the images are called, or take them away."
         )
     subjects = [_case(case, scans, volumes, masks.get(case), doubts.get(case, []), told, choices)
                 for case, (scans, volumes) in sorted(cases.items())]  # fmt: skip

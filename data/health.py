@@ -227,7 +227,7 @@ def hidden_illness(row: Mapping[str, str], used: Collection[str]) -> list[str]:
 def hear(known: dict[str, str], column: str, cell: str) -> None:
     """Add an entry of another visit or table to a person's row; one that differs stands beside the first one."""
     free = column
-    while known.get(free, cell) != cell:
+    while known.get(free) not in (None, "", cell):
         free += " 2"
     known[free] = cell
 
@@ -286,10 +286,12 @@ def health_of(
         return Health(stated, f"healthy {row['healthy']!r} in {source}")
     if told.ill:
         return Health(False, told.ill)
-    against = mask or next(iter(unused), "") or told.sign or told.denied or told.other or doubt
+    against = mask or next(iter(unused), "") or told.sign or told.denied or told.other
     if told.control:
         if against:
             return Health(None, f"{told.control}, but {against} speaks of a lesion or an illness")
+        if doubt:
+            return Health(None, f"{told.control}, but {doubt}")
         return Health(None, told.unclear) if told.unclear and told.number else Health(True, told.control)
     if mask:
         return Health(False, "its lesion mask")
@@ -333,8 +335,9 @@ def _told(row: Mapping[str, str], source: str, choices: Choices, levels: Mapping
     number = False
     for column in (c for c in groups if row[c]):
         told = f"{column} {row[column]!r} in {source}"
-        read = _read(row[column], levels.get(column, {}), choices.controls, column)
-        if read == "other" and meaning(row[column], levels.get(column, {}), choices.controls, column) is False:
+        declared = levels.get(re.sub(r"(?: 2)+$", "", column), {})
+        read = _read(row[column], declared, choices.controls, column)
+        if read == "other" and meaning(row[column], declared, choices.controls, column) is False:
             found.setdefault("named", told)
         found.setdefault(read, told)
         number = number or (read == "healthy" and plain_word(row[column]).isdecimal())
@@ -386,10 +389,10 @@ def notes_on_health(people: Sequence[tuple[str, bool | None, str]], where: str) 
 def _remedy(word: str, where: str) -> str:
     """What makes a person's health known, by the reason for which it is not."""
     column = f"write true or false in a column healthy of {where}"
-    if "contradict" in word or "but " in word:
-        return f"Correct what is wrong, or {column} (a mask must then be empty)."
     if FITS_NOBODY in word:
         return "Write the ids in participants.tsv as the folders are called, or take the row away."
+    if "contradict" in word or "but " in word:
+        return f"Correct what is wrong, or {column} (a mask must then be empty)."
     if "means nothing by itself" in word:
         levels = "Levels in participants.json, " if where == "participants.tsv" else ""
         return f"Say what the entry means: {levels}--controls WORD for a word that means healthy, or {column}."
