@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -251,18 +252,16 @@ def read_wmh(root: Path, choices: Choices = NOTHING) -> Cohort:
     notes = list(left_out)
     used: list[Path] = []
     subjects: list[Subject] = []
-    for place in sorted({f.parent for f in files if f.parent.name == "pre"}):
+    places = sorted({f.parent for f in files if f.parent.name == "pre"})
+    short = Counter(_wmh_name(_wmh_parts(root, place)) for place in places)
+    for place in places:
         scans = {stem(f).lower(): f for f in files if f.parent == place and stem(f) in ("FLAIR", "T1")}
         mask = next((f for f in files if f.parent == place.parent and stem(f).lower() == "wmh"), None)
         if not scans:
             continue
         used += [*scans.values(), *([mask] if mask else [])]
-        inside = place.parent.is_relative_to(root)
-        parts = place.parent.relative_to(root).parts if inside else ()
-        parts = parts or (place.parent.resolve().name,)
-        name = "_".join(p for p in parts if p not in _PARTS) or "case"
-        if name in (s.subject_id for s in subjects):
-            name = "_".join(parts)
+        parts = _wmh_parts(root, place)
+        name = _wmh_name(parts) if short[_wmh_name(parts)] == 1 else "_".join(parts)
         subjects.append(
             Subject(
                 name,
@@ -281,6 +280,16 @@ def read_wmh(root: Path, choices: Choices = NOTHING) -> Cohort:
         raise BadDataset("E-WMH-EMPTY", root, "holds no pre/FLAIR.nii.gz.", "Check the folder.")
     notes.append("Label 2 (other pathology) is ignored: neither lesion nor healthy tissue.")
     return Cohort("wmh", tuple(subjects), WMH_CITATION, tuple(notes))
+
+
+def _wmh_parts(root: Path, place: Path) -> tuple[str, ...]:
+    """The folders between the data set and a case's folder pre."""
+    parts = place.parent.relative_to(root).parts if place.parent.is_relative_to(root) else ()
+    return parts or (place.parent.resolve().name,)
+
+
+def _wmh_name(parts: Sequence[str]) -> str:
+    return "_".join(part for part in parts if part not in _PARTS) or "case"
 
 
 def fits_ms(paths: Sequence[Path]) -> bool:
