@@ -12,7 +12,9 @@ from pathlib import Path
 from data.bids_names import NOT_DATA, plain_id
 from data.cells import truth
 from data.folders import BadDataset
-from data.health import FITS_NOBODY, group_columns, health_columns, hear, is_sign, note_on_column
+from data.groups import group_columns, health_columns
+from data.health import FITS_NOBODY, hear
+from data.signs import is_sign, note_on_column
 from data.table import read_rows
 
 RESERVED = ("participant_id", "session_id", "age", "sex", "gender", "site", "role", "healthy", "handedness")

@@ -6,53 +6,19 @@ Nothing is guessed: who is not called healthy, and has no sign of illness either
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-from data.cells import clean, number, plain_word, spaced, truth
+from data.cells import clean, plain_word, truth
 from data.choices import Choices
-from data.clauses import denies_illness, tells_of_illness, without_denials
+from data.groups import group_columns, health_columns, is_control, meaning, read_entry
 from data.health_words import (
-    ABOUT_DIAGNOSES,
-    ABOUT_SCALES,
-    CONTROL_WORDS,
-    DENIES,
-    GROUP_COLUMNS,
-    HARMLESS_COLUMNS,
-    HEALTH_COLUMNS,
-    ILL_IN_COLUMNS,
-    ILL_IN_GROUPS,
     ILL_WORDS,
-    ILLNESS_COLUMNS,
-    LOOSE_COLUMNS,
-    MORE_GROUP_COLUMNS,
-    NAMES_OF_GROUPS,
-    NEUTRAL,
-    NO_SIGNS,
-    NOT_HARMLESS,
-    OF_OTHERS,
-    OF_TISSUE,
-    OTHER_ONSETS,
-    SAYS_MASK,
-    SAYS_NONE,
-    SAYS_NOTHING,
-    SHORT_WORDS,
-    SIGNS,
-    TRIGGERS,
-    UNSAID,
 )
+from data.signs import hidden_illness, is_sign
 
 _UNKNOWN = "unknown: "
 FITS_NOBODY = "fits the id of nobody"
 """In a doubt: the row of a table may be that of this person."""
-_NEGATED_HEALTH = re.compile(
-    r"\b(?:no|not|non|un|nicht|kein\w*|pas|sans) (?:a |an |the |real )?"
-    r"(?:healthy|controls?|normal|gesund\w*|sain\w*|san[oa]s?)\b"
-)
-_NEGATED_ILLNESS = re.compile(
-    r"^(?:no|none|without|never|not|nicht|kein\w*|ohne|aucun\w*|sans|sin|ningun\w*|nessun\w*)\b"
-)
-Reading = Literal["healthy", "ill", "other", "unsaid", "nothing"]
-"""What an entry says: other is a word that is not known, unsaid a doubt, nothing is not about health."""
 
 
 @dataclass(frozen=True)
@@ -75,188 +41,12 @@ def is_unknown(subject: Mapping[str, Any]) -> bool:
     return str(subject.get("health") or "").startswith(_UNKNOWN)
 
 
-def meaning(cell: str, levels: Mapping[str, str], controls: Collection[str], column: str = "") -> bool | None:
-    """Whether an entry of a group or diagnosis column means a healthy person; None when it does not say.
-
-    `levels`: what a sidecar declares of the column's values, which then decides alone. A number or a short ambiguous
-    word says nothing by itself, nor does an unknown name of a group. `controls`: words of the user, as written.
-    """
-    read = _read(cell, levels, controls, column)
-    if read == "other":
-        return None if plain_word(column).rstrip("0123456789") in NAMES_OF_GROUPS else False
-    return {"healthy": True, "ill": False}.get(read)
-
-
-def _read(cell: str, levels: Mapping[str, str], controls: Collection[str], column: str) -> Reading:
-    """What an entry of a group or diagnosis column says; "other" is a word that is not known."""
-    if any(_same(cell, word) for word in controls if word.strip()):
-        return "healthy"
-    told = levels.get(cell) or cell
-    word = plain_word(told)
-    if not word or word.isdecimal() or "?" in told or word in UNSAID or (told == cell and len(word) == 1):
-        return "unsaid"
-    if _is_control(word):
-        return "unsaid" if plain_word(column) == "pathology" and word in ("normal", "normals") else "healthy"
-    read = _read_text(told)
-    if read == "unsaid" and told != cell and _is_control(plain_word(cell)) and _denies(told):
-        return "healthy"
-    return _in_loose_column(read) if plain_word(column).rstrip("0123456789") in LOOSE_COLUMNS else read
-
-
-def _is_control(word: str) -> bool:
-    """HC, HC1 and the like."""
-    return word.rstrip("0123456789") in CONTROL_WORDS
-
-
-def _in_loose_column(read: Reading) -> Reading:
-    return "nothing" if read in ("other", "unsaid") else read
-
-
-def _read_text(told: str) -> Reading:
-    """What an entry of several words says, or one that is no word for a healthy person."""
-    text = spaced(told)
-    if _NEGATED_HEALTH.search(text):
-        return "ill"
-    kept = without_denials(told, ILL_IN_GROUPS)
-    parts = set(re.findall(r"[a-z]+", kept))
-    if (
-        tells_of_illness(told, ILL_IN_GROUPS)
-        or (parts & ILL_WORDS and not _denies(told))
-        or plain_word(told) in ILL_WORDS
-    ):
-        return "ill"
-    if parts & (TRIGGERS | {"normal", "normals"}) and parts <= NEUTRAL | TRIGGERS:
-        return "healthy"
-    if parts & TRIGGERS or _denies(told) or parts <= NEUTRAL or re.fullmatch(r"g ?\d|z ?\d\d\b.*", text):
-        return "unsaid"
-    return "other"
-
-
-def _denies(told: str) -> bool:
-    """Whether a text denies an illness, or begins with a denial: none known."""
-    return denies_illness(told, ILL_IN_GROUPS) or _NEGATED_ILLNESS.match(spaced(told)) is not None
-
-
-def _same(cell: str, word: str) -> bool:
-    """Equal as written, but for case and blanks; numbers by their value."""
-    first, second = number(cell), number(word)
-    if first is not None and second is not None:
-        return first == second
-    return cell.strip().casefold() == word.strip().casefold()
-
-
-def group_columns(header: Sequence[str]) -> list[str]:
-    """The columns of a table that say what a person has; a number behind the name is one more of the kind."""
-    return [column for column in header if _is_group(column)]
-
-
-def _is_group(column: str) -> bool:
-    name, words = plain_word(column).rstrip("0123456789"), spaced(column)
-    if name in GROUP_COLUMNS:
-        return True
-    told = MORE_GROUP_COLUMNS.search(name) is not None and SIGNS.search(name) is None
-    return told and ABOUT_DIAGNOSES.search(words) is None and OF_OTHERS.search(words) is None
-
-
-def health_columns(header: Sequence[str]) -> list[str]:
-    """The columns of yes and no, besides `healthy`, that say of a person that it is healthy."""
-    return [c for c in header if c != "healthy" and plain_word(c).rstrip("0123456789") in HEALTH_COLUMNS]
-
-
-def is_sign(column: str, cell: str) -> bool:
-    """Whether an entry of a column that is called otherwise means illness, or a mask that nobody uses."""
-    cell, words = clean(cell), spaced(column)
-    if not cell or _is_harmless(words):
-        return False
-    if _tells(cell):
-        return True
-    if DENIES.search(words) and truth(cell) is not None and ILL_IN_COLUMNS.search(plain_word(column)):
-        return _denied_is_false(words, cell)
-    return not _says_none(cell) and _names_illness(column, words, cell)
-
-
-def _denied_is_false(words: str, cell: str) -> bool:
-    """no_lesion = 0 means that there is one; no_lesions may be their number."""
-    if re.search(r"^no \w+s$", words) and number(cell) is not None:
-        return number(cell) != 0
-    return truth(cell) is False
-
-
-def _tells(cell: str) -> bool:
-    """Whether an entry means illness whatever its column is called."""
-    word = plain_word(cell)
-    return (word in ILL_WORDS and word not in NO_SIGNS) or tells_of_illness(cell)
-
-
-def _names_illness(column: str, words: str, cell: str) -> bool:
-    """Whether the name of a column makes an entry, which does not deny it, mean illness."""
-    name = plain_word(column)
-    if SAYS_NOTHING.search(words):
-        return DENIES.search(words) is not None and number(cell) is not None and float(number(cell) or 0) > 1
-    if name.rstrip("0123456789") in ILLNESS_COLUMNS and truth(cell) is True:
-        return True
-    if SAYS_MASK.search(words) and not OF_TISSUE.search(words):
-        return True
-    return _is_figure(name, words) or ILL_IN_COLUMNS.search(name) is not None
-
-
-def _is_figure(name: str, words: str) -> bool:
-    """Whether the name of a column is that of a scale, a date or a duration that only the ill have."""
-    if SIGNS.search(name) is None or OTHER_ONSETS.search(name):
-        return False
-    return "diagnos" in name or "onset" in name or ABOUT_SCALES.search(words) is None
-
-
-def _is_harmless(words: str) -> bool:
-    """Whether a column names places, studies, people or devices, or is about relatives."""
-    if OF_OTHERS.search(words):
-        return True
-    return bool(set(words.split()) & HARMLESS_COLUMNS) and NOT_HARMLESS.search(words) is None
-
-
-def _says_none(cell: str) -> bool:
-    """Whether an entry says that there is nothing."""
-    return truth(cell) is False or number(cell) == 0 or SAYS_NONE.fullmatch(spaced(cell)) is not None or _denies(cell)
-
-
-def hidden_illness(row: Mapping[str, str], used: Collection[str]) -> list[str]:
-    """Columns that are called otherwise, and whose entry for this person means illness."""
-    return [column for column, cell in row.items() if column not in used and is_sign(column, cell)]
-
-
 def hear(known: dict[str, str], column: str, cell: str) -> None:
     """Add an entry of another visit or table to a person's row; one that differs stands beside the first one."""
     free = column
     while known.get(free) not in (None, "", cell):
         free += " 2"
     known[free] = cell
-
-
-def note_on_column(column: str, cells: Sequence[str], where: str) -> str:
-    """What is said of a column of another name that seems to hold groups, diagnoses or signs; nothing of others."""
-    cells = [clean(cell) for cell in cells if clean(cell)]
-    words = {plain_word(cell) for cell in cells}
-    if not cells or _is_harmless(spaced(column)):
-        return ""
-    shown = ", ".join(sorted(set(cells))[:4])
-    if health_columns([column]):
-        return (
-            f"Column {column!r} of {where} ({shown}) is taken as a word on health: yes as healthy, no as unknown. "
-            "Better say it in a column healthy."
-        )
-    telling = words & (CONTROL_WORDS | ILL_WORDS) - SHORT_WORDS
-    answers = plain_word(column) in ILLNESS_COLUMNS and all(truth(cell) is not None for cell in cells)
-    if not (
-        telling
-        or answers
-        or any(is_sign(column, cell) for cell in cells)
-        or _is_figure(plain_word(column), spaced(column))
-    ):
-        return ""
-    told = f"Column {column!r} of {where} seems to say who is ill ({shown}) and was not used: "
-    if telling and words <= CONTROL_WORDS | ILL_WORDS:
-        return told + "call it group or diagnosis, or say it in a column healthy."
-    return told + "say in a column healthy (true or false) who is ill."
 
 
 def health_of(
@@ -336,7 +126,7 @@ def _told(row: Mapping[str, str], source: str, choices: Choices, levels: Mapping
     for column in (c for c in groups if row[c]):
         told = f"{column} {row[column]!r} in {source}"
         declared = levels.get(re.sub(r"(?: 2)+$", "", column), {})
-        read = _read(row[column], declared, choices.controls, column)
+        read = read_entry(row[column], declared, choices.controls, column)
         if read == "other" and meaning(row[column], declared, choices.controls, column) is False:
             found.setdefault("named", told)
         found.setdefault(read, told)
@@ -365,7 +155,7 @@ def _answer(column: str, cell: str) -> str:
         return "healthy" if answer else "denied"
     if is_sign(column, cell):
         return "sign"
-    if _is_control(plain_word(cell)):
+    if is_control(plain_word(cell)):
         return "healthy"
     return "nothing" if plain_word(column) == "health" else "unsaid"
 

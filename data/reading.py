@@ -127,7 +127,7 @@ def read_subject(subject: Subject, contrasts: tuple[str, ...], *, resample_masks
     voxels = np.stack([_clean(subject, name, one, brain) for name, one in zip(contrasts, stack, strict=True)])
     volume = Volume(voxels, grid, brain.voxels, subject.subject_id, contrasts)
     own = {name: _voxel_sha256(scan.voxels) for name, scan in zip(contrasts, scans, strict=True)}
-    notes += [f"{b}: holds the same voxels as {a}; one of the two is filed wrongly." for a, b in find_duplicates(own)]
+    notes += [f"{a} and {b} hold the same voxels; one of the two is filed wrongly." for a, b in find_duplicates(own)]
     return Reading(volume, lesion, tuple(notes), hashes, own[contrasts[0]], scans[0].axes, own)
 
 

@@ -12,8 +12,10 @@ from data.choices import NOTHING, Choices
 from data.cohort import ROLES, Cohort, Subject, contrast_name
 from data.files import write_whole
 from data.folders import MORE_SUFFIXES, OTHER_SUFFIXES, SCAN_SUFFIXES, BadDataset, stem
-from data.health import group_columns, health_of, note_on_column, notes_on_health
+from data.groups import group_columns
+from data.health import health_of, notes_on_health
 from data.health_words import LOOSE_MASK_WORDS
+from data.signs import note_on_column
 
 RESERVED = (
     *("subject_id", "brain_mask", "lesion_mask", "role", "healthy", "site", "age", "sex", "lesion_labels"),

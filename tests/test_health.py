@@ -10,8 +10,9 @@ from data.bids import read_bids
 from data.choices import Choices
 from data.cohort import Cohort, Split, Subject, check_healthy
 from data.errors import BadInput
-from data.health import grouped, health_of, health_summary, meaning, note_on_column
+from data.health import grouped, health_of, health_summary, meaning
 from data.layout import read_cohort
+from data.signs import note_on_column
 from data.table import read_table
 
 HEALTHY = (

@@ -257,5 +257,5 @@ def test_copies_are_sought_in_every_contrast(tmp_path: Path) -> None:
         people.append(replace(one, scans={"T1": one.scans["T1"], "FLAIR": two.scans["T1"]}))
     check = check_cohort(Cohort("c", tuple(people)), ("T1", "FLAIR"))
     assert check.duplicates == (("a", "b"),)
-    own = ["FLAIR: holds the same voxels as T1" in " ".join(one.notes) for one in check.facts]
+    own = ["FLAIR and T1 hold the same voxels" in " ".join(one.notes) for one in check.facts]
     assert own == [False, False, True]
