@@ -10,11 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from data.bids_images import SPEAK_AGAINST, Image, images_of, is_orphan, is_read, where
-from data.bids_names import (
-    entities_of,
-    names_of_mask,
-    not_data,
-)
+from data.bids_names import entities_of, names_of_mask, not_data
 from data.bids_people import RESERVED, People, read_people
 from data.cells import age
 from data.choices import NOTHING, Choices
@@ -33,7 +29,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def read_bids(root: Path, choices: Choices = NOTHING) -> Cohort:
-    """Subjects of a BIDS folder; contrasts t1, t1c (with a ce entity), t2, flair, pd from the raw scans.
+    """Subjects of a BIDS folder; contrasts t1, t1c (with a ce entity, or an acq that names an agent), t2, flair, pd from the raw scans.
 
     Lesion mask: a mask, roi, dseg, probseg, seg or msk whose label, desc or name speaks of a lesion, in the space of
     the scans, beside them or under derivatives. Brain mask: desc-brain_mask. Of several sessions the first that holds

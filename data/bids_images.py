@@ -30,6 +30,8 @@ _PARTIAL = ("phase", "imag", "real")
 
 @dataclass(frozen=True)
 class Image:
+    """A file of a subject, and what it is taken for."""
+
     path: Path
     subject: str
     entities: Mapping[str, str]

@@ -11,9 +11,7 @@ from typing import Any
 from data.cells import clean, plain_word, truth
 from data.choices import Choices
 from data.groups import group_columns, health_columns, is_control, meaning, read_entry
-from data.health_words import (
-    ILL_WORDS,
-)
+from data.health_words import ILL_WORDS
 from data.signs import hidden_illness, is_sign
 
 _UNKNOWN = "unknown: "
