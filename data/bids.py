@@ -29,7 +29,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def read_bids(root: Path, choices: Choices = NOTHING) -> Cohort:
-    """Subjects of a BIDS folder; contrasts t1, t1c (with a ce entity, or an acq that names an agent), t2, flair, pd from the raw scans.
+    """Subjects of a BIDS folder; contrasts t1, t1c (by ce, or an acq that says so), t2, flair, pd from the raw scans.
 
     Lesion mask: a mask, roi, dseg, probseg, seg or msk whose label, desc or name speaks of a lesion, in the space of
     the scans, beside them or under derivatives. Brain mask: desc-brain_mask. Of several sessions the first that holds

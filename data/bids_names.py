@@ -32,7 +32,8 @@ LESION = re.compile(
 """In the name of a file: it is the mask of a lesion."""
 _BRAIN = re.compile(r"\bbrain\b|\bbrainmask\b|dlmuse|skullstrip|\bbet\b|synthstrip|\bhdbet\b|\brobex\b")
 _TISSUE = re.compile(
-    r"\b(?:c?gm|d?gm|s?gm|wm|na[wg]m|csf|cord|sc|seg-manual|discs?|eyes?|skull|scalp|head|face|bold|fast|nonzero|"
+    r"\b(?:left|right|lh|rh)?(?:c?gm|d?gm|s?gm|wm|na[wg]m|csf|cord|sc|seg-manual|discs?|eyes?|skull|scalp|head|face|"
+    r"bold|fast|nonzero|"
     r"deface\w*|ribbon|cortex|cortical|subcortical|gr[ae]y|white|gr[ae]ymatter|whitematter|brainstem|hippo?\w*|"
     r"thalam\w*|"
     r"hypothalam\w*|amygdal\w*|putamen|caudate|pallid\w*|accumbens|striatum|insula|claustrum|fornix|callosum|cc|"
@@ -66,6 +67,10 @@ _MANUAL = re.compile(
     r"label|manual|segment|annot|mask|\brois?\b|rater|expert|truth|drawn|trac(?:ed|ing)|delineat|outline"
 )
 """In the name of a folder: what lies there was drawn, of what is not clear."""
+_MASKS = re.compile(
+    r"^(?:\w+ )?(?:masks?|masken|masques?|maschere|mascaras?|rois?|labels?|ground ?truth|gt|annotations?|manual)$"
+)
+"""A folder of this name, and of no tissue, holds masks whatever they are called."""
 
 
 def plain_id(name: str) -> str:
@@ -139,8 +144,8 @@ def kind_of_mask(entities: Mapping[str, str], rest: Sequence[str], folders: Sequ
     lesion = LESION.search(told) is not None
     if lesion and rest and rest[-1] in SUFFIXES and len(rest) == 1 and not entities.keys() & {"label", "mask"}:
         return None if _REMOVED.search(told) else "doubtful"  # desc-wmhfree_T1w is a scan
-    masklike = suffix in _MASK_SUFFIXES or lesion or bool(MASK_WORDS.search(told)) or "mask" in entities
-    drawn = any(LESION.search(folder) for folder in _below(folders))
+    masklike = suffix.endswith(_MASK_SUFFIXES) or lesion or bool(MASK_WORDS.search(told)) or "mask" in entities
+    drawn = any(_holds_masks(folder) for folder in _below(folders))
     if not masklike:
         return "doubtful" if drawn and not _is_other_thing(told, last) else None
     if _BRAIN.search(told) and not lesion:
@@ -151,10 +156,18 @@ def kind_of_mask(entities: Mapping[str, str], rest: Sequence[str], folders: Sequ
         return "doubtful" if label else "lesion"
     if _TISSUE.search(told) or "dwi" in folders:
         return None
-    if drawn or any(folder in ("masks", "manual_masks", "rois") for folder in _below(folders)):
+    if drawn:
         return "doubtful"
     bare = suffix in ("dseg", "probseg") and len(told.split()) == 1
     return None if bare and _is_pipeline(folders) else "doubtful"  # BIDS: a dseg without label is a map of tissues
+
+
+def _holds_masks(folder: str) -> bool:
+    """Whether a folder is called after lesions, or after masks that are none of tissue or the brain."""
+    words = re.sub(r"[_-]", " ", folder)
+    if LESION.search(words):
+        return True
+    return _MASKS.match(words) is not None and not (_TISSUE.search(words) or _BRAIN.search(words))
 
 
 def _is_other_thing(told: str, last: str) -> bool:
@@ -187,4 +200,5 @@ def looks_like_lesion(root: Path, file: Path, *, folder: bool = False) -> bool:
         return _TISSUE.search(name) is None or "lesion" in name
     if not_data(root, file) or _is_other_thing(name, name.split(" ")[-1]):
         return False
-    return any(LESION.search(part) for part in folders_of(root, file))
+    folders = folders_of(root, file)
+    return any(map(_holds_masks, folders)) and not any(_TISSUE.search(folder) for folder in folders)

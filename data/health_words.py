@@ -35,7 +35,7 @@ NAMES_OF_GROUPS = _words(
 LOOSE_COLUMNS = _words("status condition conditions population")
 """Columns that may be about anything: only words that are known as of health or illness say something there."""
 HEALTH_COLUMNS = _words(
-    "healthy ishealthy health control iscontrol controlsubject hc ishc healthycontrol healthycontrols "
+    "normal isnormal healthy ishealthy health control iscontrol controlsubject hc ishc healthycontrol healthycontrols "
     "ishealthycontrol healthysubject healthyvolunteer nc cn gesund gesunde istgesund sain saine sano sana temoin "
     "kontrolle kontrollperson kontrollproband controle controllo unaffected"
 )
@@ -92,15 +92,20 @@ SHORT_WORDS = _words(
 NO_SIGNS = _words("dat scd vad svd converted case cases affected ich sah pat")
 """Of these words: what means nothing in a column that is called otherwise."""
 ILLNESS_COLUMNS = _words(
-    "stroke tumor tumour lesion lesions haslesion ms ad epilepsy patient ispatient case iscase ill isill sick issick "
-    "hasstroke hastumor hastumour hasdisease hasepilepsy disease dementia infarct glioma parkinson parkinsons "
-    "alzheimer alzheimers krank istkrank malade enfermo malato patientin schlaganfall ictus avc tumeur tumore "
-    "epilepsie unhealthy"
+    "stroke tumor tumour lesion lesions haslesion ms ad epilepsy patient patients ispatient case iscase ill isill "
+    "sick issick hasstroke hastumor hastumour hasdisease hasepilepsy disease dementia infarct glioma parkinson "
+    "parkinsons alzheimer alzheimers krank istkrank malade enfermo malato patientin schlaganfall ictus avc tumeur "
+    "tumore epilepsie unhealthy"
 )
 """Columns of yes and no that say of a person that it is ill."""
 
 ILL_TEXT = re.compile(
-    r"\b(?:strokes?|tias?|apoplex\w*|schlaganf\w*|hirnschlag|ictus|avc|acv|cva|accidente? (?:vasculaire|"
+    r"^(?:ms|pd|ad|hd|als|tle|cis)$|\b(?:with|known|definite|probable|has|had|suspected|mit|avec|con|bekannte[rs]?) "
+    r"(?:ms|pd|ad|hd|als|tle|cis)\b|\b(?:ms|pd|ad|hd|als|tle|cis) (?:since|diagnosed|diagnosis|seit|depuis|desde|"
+    r"dal)\b|"
+    r"\b(?:radiother\w*|chemother\w*|temozolomid\w*|thromboly\w*|thrombectom\w*|bestrahlung|bleed\w*|lacun\w*|mcao|"
+    r"cognitive impairment|\w*(?:lob|spher|hippocamp)ectom\w*|"
+    r"strokes?|tias?|apoplex\w*|schlaganf\w*|hirnschlag|ictus|avc|acv|cva|accidente? (?:vasculaire|"
     r"cerebrovascular)\w*|"
     r"\w*infar[ck]t\w*|infartos?|isch(?:a?e|a)mi\w*|ischamisch\w*|isquemi\w*|ha?emorrh?ag\w*|hamorrhag\w*|emorragi\w*|"
     r"\w*blutung\w*|ha?ematom\w*|hamatom\w*|ematom\w*|\w*tum(?:o|ou|eu)r\w*|\w*glioblastom\w*|\w*gliom\w*|"
@@ -119,7 +124,8 @@ ILL_TEXT = re.compile(
     r"resektion\w*|resezier\w*|leu[ck]o(?:dystroph|encephal|enzephal)\w*|encephalopath\w*|enzephalopath\w*|"
     r"encephalomala\w*|porencephal\w*|vas[ck]ulit\w*|palsy|hemipar\w*|hemipleg\w*|aphasi\w*|ataxi\w*|"
     r"dystroph\w*|dystoni\w*|necros\w*|gliosis|o?edema|heterotop\w*|\w*microgyri\w*|hamartom\w*|neurofibromatos\w*|"
-    r"tuberous|(?:neuro\w*|psychiatr\w*|cerebral|brain|vessel|degenerative|vascular) (?:disease|disorder|illness)s?|"
+    r"tuberous|(?:neuro\w*|psychiatr\w*|cerebral|brain|matter|vessel|degenerative|vascular) (?:disease|disorder|"
+    r"illness)s?|"
     r"abnormal\w*|illness|diseased|unhealthy|patient(?:s|in|en|innen)?|pacientes?|pazient[ei]|krank|malades?|"
     r"enferm[oa]s?|malat[oi]|(?:ms|pd|ad|hd|als|tle|cis|sep|em|mdd|asd|scz) (?:groups?|grp|gruppe|groupe|grupo|"
     r"subjects?|"
@@ -138,11 +144,13 @@ AFTER_WHAT_ENDS_A_DENIAL = re.compile(
     r"\b(?:after|with|post|due|because|despite|following|since|nach|mit|wegen|apres|avec|tras|con|dopo|now|jetzt)\b"
 )
 WITH_OF_ITS_OWN = re.compile(
-    r"\b(?:diagnosed|associated|consistent|compatible|presented|affected|history|contact|anyone|person|people) with\b"
+    r"\b(?:diagnosed|associated|matched|consistent|compatible|presented|affected|history|contact|anyone|person|"
+    r"people) with\b"
 )
 DENIED_BEFORE = re.compile(
     r"\b(?:no|not|without|never|none|nil|den(?:y|ies|ied|ying)|negative|absence|absent|absence de|free (?:of|from)|"
-    r"exclusion of|ruled out|rule out|neither|nor|unlikely|risks? (?:factors? )?(?:of|for)|at risk|risk factors?|"
+    r"exclusion of|matched (?:to|with|for)|ruled out|rule out|neither|nor|unlikely|risks? (?:factors? )?(?:of|for)|"
+    r"at risk|risk factors?|"
     r"risiko\w*|risques? (?:de?|d)|"
     r"riesgo (?:de|del)|rischi[oi]? (?:di|de)|screen\w*|nein|kein\w*|nicht|nie|niemals|ohne|verneint|pas|sans|"
     r"aucun\w*|jamais|sin|ningun\w*|nunca|niega|ausencia|senza|"
@@ -190,14 +198,14 @@ SAYS_NONE = re.compile(
 """An entry that says that there is nothing."""
 
 HARMLESS_COLUMNS = _words(
-    "institution institute institut site sites centre center hospital project projekt study studie trial protocol "
-    "sequence scanner manufacturer vendor model device machine coil software version pipeline tool rater rated reader "
-    "annotator operator technician experimenter examiner investigator country state county province city nationality "
-    "ethnicity ethnic race language education degree qualification occupation job profession gender sex identity "
-    "handedness hand religion marital modality video audio dicom format file filename path url uid uuid id ids "
-    "license funding grant email name initials series station department lab address zip birthplace residence "
-    "reference doi bildung land staat beruf geschlecht pays sexe genre pais sexo ciudad paese sesso standort zentrum "
-    "klinik"
+    "title weighting contrast plane institution institute institut site sites centre center hospital project projekt "
+    "study studie trial protocol sequence scanner manufacturer vendor model device machine coil software version "
+    "pipeline tool rater rated reader annotator operator technician experimenter examiner investigator country state "
+    "county province city nationality ethnicity ethnic race language education degree qualification occupation job "
+    "profession gender sex identity handedness hand religion marital modality video audio dicom format file filename "
+    "path url uid uuid id ids license funding grant email name initials series station department lab address zip "
+    "birthplace residence reference doi bildung land staat beruf geschlecht pays sexe genre pais sexo ciudad paese "
+    "sesso standort zentrum"
 )
 """Words in the name of a column: it names places, studies, people, devices or files."""
 NOT_HARMLESS = re.compile(
@@ -231,7 +239,8 @@ SIGNS = re.compile(
     r"(?:age|years|time|days|date).*onset|onset.*(?:age|years|time|days|date)|krankheitsdauer|erkrankungs(?:alter|"
     r"dauer)|"
     r"affected(?:side|hemi|hand|arm|limb|leg)|(?:side|hemisphere|hand|arm|limb)affected|paretic|plegic|"
-    r"(?:overall)?survival|extentofresect|"
+    r"(?:overall)?survival|extentofresect|(?:since|post)injury|(?:head|brain)injury|^gcs|fuglmeyer|^fmaue|^fmale|"
+    r"^wab|aphasiaq|"
     r"plaque.*(?:vol|ml|mm3|cc|size|count|number|load|n$|side|site|loc)|"
     r"^(?:age|date|years?|time|days|months|since|edad|eta|fecha|data|annee|jahr|alter|delai).*diagnos|erstdiagnos|"
     r"diagnos\w*(?:age|dates?|years?|time|alter|jahr|datum)$|yearssincedx|(?:duree|duracion|durata).*(?:mal|enf)|"

@@ -57,7 +57,8 @@ def _names_illness(column: str, words: str, cell: str) -> bool:
     name = plain_word(column)
     if SAYS_NOTHING.search(words):
         return DENIES.search(words) is not None and number(cell) is not None and float(number(cell) or 0) > 1
-    if name.rstrip("0123456789") in ILLNESS_COLUMNS and truth(cell) is True:
+    asked = re.sub(r"^(?:has|had|is)|(?:status|present|presence|yn|flag|binary)$", "", name.rstrip("0123456789"))
+    if asked in ILLNESS_COLUMNS and truth(cell) is True:
         return True
     if SAYS_MASK.search(words) and not OF_TISSUE.search(words):
         return True

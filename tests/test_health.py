@@ -433,6 +433,7 @@ def test_an_illness_counts_that_its_own_clause_does_not_deny(text: str) -> None:
         "pas d'AVC",
         "sin ictus", "nessuna lesione", "aucune l\u00e9sion", "tumour ruled out", "never diagnosed with epilepsy",
         "Vater mit Schlaganfall", "risk factors for stroke", "screened for epilepsy", "motion in slices",
+        "matched to patient 12", "maternal aunt MS", "not a patient", "stroke denied", "history of stroke: no",
     ],
 )  # fmt: skip
 def test_what_is_denied_or_of_somebody_else_makes_nobody_unknown(text: str) -> None:

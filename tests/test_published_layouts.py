@@ -362,6 +362,7 @@ def written(root: Path, tables: dict[str, str]) -> Path:
         "derivatives/labels/sub-01/anat/sub-01_dseg.nii.gz", "derivatives/LST/sub-01/anat/sub-01_FLAIR_ples_lpa.nii",
         "derivatives/manual_segmentation/sub-01/anat/sub-01_space-orig_dseg.nii.gz", "derivatives/lesions/sub-01/a.nii",
         "derivatives/LST/sub-01/ples_lga_0.3_rmFLAIR.nii", "derivatives/LST/sub-01/ples_lpa_mrFLAIR.nii",
+        "masks/sub-01.nii.gz", "sub-01/masks/drawn.nii.gz", "sub-01/anat/sub-01_T1w_manualseg.nii.gz",
         "sourcedata/sub-01/sub-01_lesion_mask.nii.gz", "code/masks/sub-01_lesion.nii.gz",
         *(f"{DERIVED}lesion{end}" for end in (".voi", ".mnc", ".nii.bz2", ".npy", ".mat", ".nii.xz", ".nrrd")),
     ],
@@ -389,7 +390,8 @@ def test_masks_in_other_words_places_and_formats_are_named_and_speak_against_hea
         "derivatives/wmh-pipeline/sub-01/anat/sub-01_desc-preproc_T1w.nii.gz",
         "derivatives/wmh-pipeline/sub-01/anat/sub-01_from-T1w_to-MNI_mode-image_xfm.nii.gz",
         "derivatives/lesions/sub-01/anat/sub-01_desc-brain_mask.nii.gz", "sourcedata/sub-01/dicom/mask001.dcm",
-        "sub-stroke01/dwi/sub-stroke01_dwi.nii.gz",
+        "sub-stroke01/dwi/sub-stroke01_dwi.nii.gz", "derivatives/brain_masks/sub-01.nii.gz",
+        "derivatives/x/sub-01/anat/sub-01_label-leftHippocampus_mask.nii.gz", "derivatives/atlas/labels/AAL.nii.gz",
     ],
 )  # fmt: skip
 def test_masks_of_tissue_and_scans_in_folders_of_lesions_leave_everybody_healthy(tmp_path: Path, file: str) -> None:
