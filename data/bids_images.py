@@ -60,7 +60,8 @@ def _parse(root: Path, file: Path, choices: Choices, ids: Mapping[str, str]) -> 
         return None
     exact = owner == f"sub-{entities.get('sub', '')}"
     if "task" in entities or "freesurfer" in folders or any(part in ELSEWHERE for part in folders):
-        kind = "doubtful" if lesion_named(entities, rest) else None
+        named = lesion_named(entities, rest) or entities.get("label", "").casefold() == "core"
+        kind = "doubtful" if named else None
     elif exact and _is_scan(entities, rest):
         if not is_read(file) or not_data(root, file) or any(part.startswith("derivative") for part in folders):
             return None

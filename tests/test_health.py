@@ -415,6 +415,7 @@ def test_a_no_where_health_is_asked_speaks_against_it(column: str, no: str) -> N
         "tumeur c\u00e9r\u00e9brale",
         "scl\u00e9rose en plaques", "ictus isquemico", "Enfermo de Parkinson", "epilessia",
         "no hemorrhage, infarct left",
+        "known MS since 2010", "PD, tremor", "temporal lobectomy", "subarachnoid bleed", "mild cognitive impairment",
     ],
 )  # fmt: skip
 def test_an_illness_counts_that_its_own_clause_does_not_deny(text: str) -> None:
