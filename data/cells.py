@@ -3,6 +3,7 @@
 import math
 import re
 import unicodedata
+from functools import lru_cache
 
 _CODES = (
     "n/a na n.a. nan none null nil #n/a #na n/k <na> missing - -- --- . .. \u2013 \u2014 -9 -99 -999 -9999 -9.0 -99.0 "
@@ -55,11 +56,13 @@ def without_accents(text: str) -> str:
     return "".join(sign for sign in parts if not unicodedata.combining(sign))
 
 
+@lru_cache(maxsize=1 << 14)
 def plain_word(text: str) -> str:
     """Lower case without accents, blanks, hyphens and other separators."""
     return _SEPARATORS.sub("", without_accents(text))
 
 
+@lru_cache(maxsize=1 << 14)
 def spaced(text: str) -> str:
     """Lower case without accents, every word apart: left_MCA-infarct2019 is "left mca infarct 2019".
 

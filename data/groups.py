@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Collection, Mapping, Sequence
+from functools import lru_cache
 from typing import Literal
 
 from data.cells import number, plain_word, spaced
@@ -109,6 +110,7 @@ def group_columns(header: Sequence[str]) -> list[str]:
     return [column for column in header if _is_group(column)]
 
 
+@lru_cache(maxsize=1 << 12)
 def _is_group(column: str) -> bool:
     name, words = plain_word(column).rstrip("0123456789"), spaced(column)
     if name in GROUP_COLUMNS:

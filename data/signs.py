@@ -2,6 +2,8 @@
 
 import re
 from collections.abc import Collection, Mapping, Sequence
+from functools import lru_cache
+from typing import Literal
 
 from data.cells import clean, number, plain_word, spaced, truth
 from data.clauses import tells_of_illness
@@ -29,14 +31,34 @@ from data.health_words import (
 
 def is_sign(column: str, cell: str) -> bool:
     """Whether an entry of a column that is called otherwise means illness, or a mask that nobody uses."""
-    cell, words = clean(cell), spaced(column)
-    if not cell or _is_harmless(words):
+    cell, kind = clean(cell), _kind_of_column(column)
+    if not cell or kind == "harmless":
         return False
     if _tells(cell):
         return True
-    if DENIES.search(words) and truth(cell) is not None and ILL_IN_COLUMNS.search(plain_word(column)):
-        return _denied_is_false(words, cell)
-    return not _says_none(cell) and _names_illness(column, words, cell)
+    if kind == "denies":
+        return _denied_is_false(spaced(column), cell) if truth(cell) is not None else (number(cell) or 0) > 1
+    if kind == "asks":
+        return truth(cell) is True
+    return kind == "tells" and not _says_none(cell)
+
+
+@lru_cache(maxsize=1 << 12)
+def _kind_of_column(column: str) -> Literal["harmless", "denies", "asks", "tells", "nothing"]:
+    """What a column's name makes of an entry: it tells of an illness or a mask unless it says none, asks whether there
+    is one, denies one, says nothing, or is about what is never a sign."""
+    words, name = spaced(column), plain_word(column)
+    if _is_harmless(words):
+        return "harmless"
+    if DENIES.search(words) and ILL_IN_COLUMNS.search(name):
+        return "denies"
+    if SAYS_NOTHING.search(words):
+        return "nothing"
+    masks = SAYS_MASK.search(words) is not None and OF_TISSUE.search(words) is None
+    if masks or _is_figure(name, words) or ILL_IN_COLUMNS.search(name):
+        return "tells"
+    asked = re.sub(r"^(?:has|had|is)|(?:status|present|presence|yn|flag|binary)$", "", name.rstrip("0123456789"))
+    return "asks" if asked in ILLNESS_COLUMNS else "nothing"
 
 
 def _denied_is_false(words: str, cell: str) -> bool:
@@ -46,23 +68,13 @@ def _denied_is_false(words: str, cell: str) -> bool:
     return truth(cell) is False
 
 
+@lru_cache(maxsize=1 << 16)
 def _tells(cell: str) -> bool:
     """Whether an entry means illness whatever its column is called."""
+    if number(cell) is not None:
+        return False
     word = plain_word(cell)
     return (word in ILL_WORDS and word not in NO_SIGNS) or tells_of_illness(cell)
-
-
-def _names_illness(column: str, words: str, cell: str) -> bool:
-    """Whether the name of a column makes an entry, which does not deny it, mean illness."""
-    name = plain_word(column)
-    if SAYS_NOTHING.search(words):
-        return DENIES.search(words) is not None and number(cell) is not None and float(number(cell) or 0) > 1
-    asked = re.sub(r"^(?:has|had|is)|(?:status|present|presence|yn|flag|binary)$", "", name.rstrip("0123456789"))
-    if asked in ILLNESS_COLUMNS and truth(cell) is True:
-        return True
-    if SAYS_MASK.search(words) and not OF_TISSUE.search(words):
-        return True
-    return _is_figure(name, words) or ILL_IN_COLUMNS.search(name) is not None
 
 
 def _is_figure(name: str, words: str) -> bool:
@@ -81,7 +93,9 @@ def _is_harmless(words: str) -> bool:
 
 def _says_none(cell: str) -> bool:
     """Whether an entry says that there is nothing."""
-    return truth(cell) is False or number(cell) == 0 or SAYS_NONE.fullmatch(spaced(cell)) is not None or denies(cell)
+    if number(cell) is not None:
+        return number(cell) == 0
+    return truth(cell) is False or SAYS_NONE.fullmatch(spaced(cell)) is not None or denies(cell)
 
 
 def hidden_illness(row: Mapping[str, str], used: Collection[str]) -> list[str]:
