@@ -2,15 +2,18 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from data.cells import without_accents
 from data.choices import NOTHING, Choices
 from data.cohort import Cohort, Subject
-from data.folders import BadDataset, refuse_twins, scans_under, stem
+from data.folders import SCAN_SUFFIXES, BadDataset, look_under, refuse_twins, scans_under, stem
 from data.health import health_of, notes_on_health
+from data.health_words import LOOSE_MASK_WORDS
 
 IMAGES, LABELS = ("imagesTr", "imagesTs"), ("labelsTr", "labelsTs")
 CHANNEL = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
@@ -21,13 +24,16 @@ MS_CITATION = (
 _MSSEG = re.compile(
     r"(?:^|/)(?:(?P<site>Center_\d+)/)?(?P<who>Patient_\d+)/(?P<folder>Raw_Data|Preprocessed_Data|Masks)/[^/]+$", re.I
 )
+_PARTS = ("training", "test")
+"""Folders of the WMH challenge that belong to an id only where it stands in both."""
 _SHIFTS = re.compile(r"^(?P<who>\d+)_(?:[A-Za-z0-9]+_)?(?:isovox|isovox_fg_mask)\.nii(?:\.gz)?$")
 _DECATHLON_BRAINS = ("FLAIR", "T1", "T1C", "T2")
 """MSD Task01: the four volumes of a file, and its labels oedema 1, non-enhancing 2, enhancing 3."""
 _TISSUE = re.compile(
     r"(?:(?:left|right|deep|cortical|cerebral|normal|healthy|other)[ _-]?(?:appearing)?[ _-]?)*"
     r"(?:gm|wm|csf|gr[ae]y[ _-]?matter|white[ _-]?matter|brain|brain[ _-]?stem|ventricles?|cortex|cerebellum|skull|"
-    r"tissue)"
+    r"tissue|anterior|posterior|head|body|tail|hippocamp\w*|amygdala|thalamus|putamen|caudate|pallidum|accumbens|healthy|"
+    r"normal|background|air|spinal[ _-]?cord|eyes?|vessels?)(?:[ _-](?:left|right|hippocampus|matter))?"
 )
 """In the name of a label: no lesion."""
 _CONTRAST_WORDS = {
@@ -80,13 +86,16 @@ def read_cases(root: Path, choices: Choices = NOTHING) -> Cohort:
     Contrasts and labels have their names from dataset.json; without it channels are called channel0 and so on, and a
     label map must be declared. A case with labels is a patient; one without is of unknown health.
     """
-    files, left_out = scans_under(root, follow_symlinks=choices.follow_symlinks)
-    notes = list(left_out)
+    seen = look_under(root, follow_symlinks=choices.follow_symlinks)
+    files = tuple(f for f in seen.files if f.name.lower().endswith(SCAN_SUFFIXES))
+    notes = list(seen.notes)
     images = [f for f in files if f.parent.name in IMAGES]
     masks = {stem(f): f for f in files if f.parent.name in LABELS}
+    used = {*images, *masks.values()}
+    others = [f for f in (*seen.files, *seen.closed) if f not in used]
     notes += [f"{f.relative_to(root)} lies in no folder of images or labels and was left out."
-              for f in files if f.parent.name not in (*IMAGES, *LABELS)]  # fmt: skip
-    refuse_twins(files, {*images, *masks.values()})
+              for f in others if f in files]  # fmt: skip
+    refuse_twins(files, used)
     if not images:
         raise BadDataset("E-CASES-EMPTY", root, f"holds no scan in {' or '.join(IMAGES)}.", "Check the folder.")
     told = _dataset(root, images[0].parent.parent, notes)
@@ -118,11 +127,44 @@ def read_cases(root: Path, choices: Choices = NOTHING) -> Cohort:
     if told.lesion:
         notes.append(told.words)
     left = sorted(set(masks) - set(cases))
-    subjects = [_case(case, scans, volumes, masks.get(case), [n for n in left if n.startswith(case)], told, choices)
-                for case, (scans, volumes) in sorted(cases.items())]  # fmt: skip
     notes += [f"labels {name} have no image of that name and were left out." for name in left]
+    strange = [*(masks[name] for name in left), *(f for f in others if _looks_like_labels(root, f))]
+    doubts, orphans = _whose(root, strange, list(cases))
+    if orphans:
+        choices = replace(choices, healthy_unless_masked=False)
+        named = ", ".join(orphans[:3]) + (" ..." if len(orphans) > 3 else "")
+        notes.append(
+            f"{named} look like lesion masks, of which case is not clear, so nobody is healthy for want of labels. "
+            "Name them as the images are called, or take them away."
+        )
+    subjects = [_case(case, scans, volumes, masks.get(case), doubts.get(case, []), told, choices)
+                for case, (scans, volumes) in sorted(cases.items())]  # fmt: skip
+    if told.labels and not told.lesion and not choices.lesion_labels:
+        notes.append("dataset.json names no label of a lesion, so the labels are no lesion masks and are not used.")
     notes += notes_on_health([(s.subject_id, s.healthy, s.health_from) for s in subjects], "a table")
     return Cohort(root.resolve().name or "cases", tuple(subjects), notes=tuple(notes))
+
+
+def _looks_like_labels(root: Path, file: Path) -> bool:
+    """Whether a file that is neither image nor label by its place is called like a mask, or lies among such."""
+    if file.parent.name in IMAGES:
+        return False
+    names = (stem(file), file.parent.name if file.parent != root else "")
+    return any(LOOSE_MASK_WORDS.search(without_accents(name)) for name in names)
+
+
+def _whose(root: Path, files: Sequence[Path], cases: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
+    """Masks of another name or place by the case whose name stands in theirs, and those that are nobody's."""
+    doubts: dict[str, list[str]] = {}
+    orphans: list[str] = []
+    for file in files:
+        place, name = file.relative_to(root).as_posix(), stem(file)
+        fitting = [c for c in cases if re.search(rf"(?<![A-Za-z0-9]){re.escape(c)}(?![A-Za-z0-9])", name)]
+        if fitting:
+            doubts.setdefault(max(fitting, key=len), []).append(place)
+        else:
+            orphans.append(place)
+    return doubts, orphans
 
 
 def _case(
@@ -134,6 +176,8 @@ def _case(
     told: _DataSet,
     choices: Choices,
 ) -> Subject:
+    if told.labels and not told.lesion and not choices.lesion_labels:
+        mask = None
     health = health_of({}, "dataset.json", choices, mask="" if mask is None else mask.name, unused=unused)
     decathlon = not told.labels and name.upper().startswith("BRATS") and volumes
     lesion = told.lesion or ((1, 2, 3) if decathlon else None)
@@ -170,6 +214,7 @@ def _dataset(root: Path, beside: Path, notes: list[str]) -> _DataSet:
     try:
         told: Any = json.loads(path.read_text(encoding="utf-8-sig"))
         channels = told.get("channel_names") or told.get("modality") or {}
+        channels = dict(enumerate(channels)) if isinstance(channels, list) else channels
         return _DataSet({int(k): str(v) for k, v in channels.items()}, _labels(told.get("labels") or {}))
     except (OSError, ValueError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise BadDataset("E-CASES-JSON", path, f"cannot be read ({error}).", "Repair it or take it away.") from None
@@ -206,17 +251,17 @@ def read_wmh(root: Path, choices: Choices = NOTHING) -> Cohort:
     files, left_out = scans_under(root, follow_symlinks=choices.follow_symlinks)
     notes = list(left_out)
     used: list[Path] = []
-    subjects = []
-    for place in sorted({f.parent for f in files if f.parent.name == "pre"}):
+    subjects: list[Subject] = []
+    places = sorted({f.parent for f in files if f.parent.name == "pre"})
+    short = Counter(_wmh_name(_wmh_parts(root, place)) for place in places)
+    for place in places:
         scans = {stem(f).lower(): f for f in files if f.parent == place and stem(f) in ("FLAIR", "T1")}
         mask = next((f for f in files if f.parent == place.parent and stem(f).lower() == "wmh"), None)
         if not scans:
             continue
         used += [*scans.values(), *([mask] if mask else [])]
-        inside = place.parent.is_relative_to(root)
-        parts = place.parent.relative_to(root).parts if inside else ()
-        parts = parts or (place.parent.resolve().name,)
-        name = "_".join(p for p in parts if p not in ("training", "test")) or "case"
+        parts = _wmh_parts(root, place)
+        name = _wmh_name(parts) if short[_wmh_name(parts)] == 1 else "_".join(parts)
         subjects.append(
             Subject(
                 name,
@@ -235,6 +280,16 @@ def read_wmh(root: Path, choices: Choices = NOTHING) -> Cohort:
         raise BadDataset("E-WMH-EMPTY", root, "holds no pre/FLAIR.nii.gz.", "Check the folder.")
     notes.append("Label 2 (other pathology) is ignored: neither lesion nor healthy tissue.")
     return Cohort("wmh", tuple(subjects), WMH_CITATION, tuple(notes))
+
+
+def _wmh_parts(root: Path, place: Path) -> tuple[str, ...]:
+    """The folders between the data set and a case's folder pre."""
+    parts = place.parent.relative_to(root).parts if place.parent.is_relative_to(root) else ()
+    return parts or (place.parent.resolve().name,)
+
+
+def _wmh_name(parts: Sequence[str]) -> str:
+    return "_".join(part for part in parts if part not in _PARTS) or "case"
 
 
 def fits_ms(paths: Sequence[Path]) -> bool:

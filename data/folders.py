@@ -4,13 +4,35 @@ import os
 import unicodedata
 from collections import defaultdict
 from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from data.errors import BadInput
 
 SCAN_SUFFIXES = (".nii.gz", ".nii")
-OTHER_SUFFIXES = (".hdr", ".img", ".mgz", ".mgh", ".nii.zst", ".nrrd", ".mha", ".mhd", ".dcm", ".ima")
+OTHER_SUFFIXES = (
+    *(".hdr", ".img", ".mgz", ".mgh", ".nii.zst", ".nii.bz2", ".nii.xz", ".nii.zip", ".nrrd", ".nhdr", ".mha", ".mhd"),
+    *(".mnc", ".mif", ".mif.gz", ".gipl", ".gipl.gz", ".brik", ".brik.gz", ".dcm", ".ima"),
+)
 """Of scans in formats that are not read: refused where they are given, named where they lie."""
+MORE_SUFFIXES = (
+    ".voi",
+    ".roi",
+    ".npy",
+    ".npz",
+    ".mat",
+    ".h5",
+    ".hdf5",
+    ".pkl",
+    ".vtk",
+    ".stl",
+    ".tif",
+    ".tiff",
+    ".rtss",
+)
+"""Of formats that may hold a mask: named where the file is called like one."""
+EVERY_SUFFIX = (*SCAN_SUFFIXES, *OTHER_SUFFIXES, *MORE_SUFFIXES)
+_LONG_ONES_FIRST = sorted(EVERY_SUFFIX, key=len, reverse=True)
 
 
 class BadDataset(BadInput):
@@ -22,6 +44,15 @@ class BadDataset(BadInput):
         self.path = path
 
 
+@dataclass(frozen=True)
+class Found:
+    """The files of a data set, what was left out in words, and the links and folders that were not looked into."""
+
+    files: tuple[Path, ...]
+    notes: tuple[str, ...]
+    closed: tuple[Path, ...]
+
+
 def scans_under(
     root: Path, *, follow_symlinks: bool = False, suffixes: tuple[str, ...] = SCAN_SUFFIXES
 ) -> tuple[tuple[Path, ...], tuple[str, ...]]:
@@ -30,39 +61,53 @@ def scans_under(
     Links to places inside the folder count (datalad), links that leave it only with `follow_symlinks`. Whoever uses
     them asks `refuse_twins` of what it uses.
     """
+    found = look_under(root, follow_symlinks=follow_symlinks, suffixes=suffixes)
+    return found.files, found.notes
+
+
+def look_under(root: Path, *, follow_symlinks: bool = False, suffixes: tuple[str, ...] = EVERY_SUFFIX) -> Found:
+    """As `scans_under`, with the links and folders that were not looked into: what lies there is not known."""
     if not root.is_dir():
         raise BadDataset("E-DATA-ROOT", root, "is not a folder.", "Give the folder that holds the subjects.")
     home = root.resolve()
-    found: list[Path] = []
-    left_out: list[str] = []
-    visited: set[Path] = set()
-    for place, folders, names in os.walk(root, followlinks=True):
+    files: list[Path] = []
+    notes: list[str] = []
+    closed: list[Path] = []
+    visited: dict[Path, str] = {}
+
+    def unreadable(error: OSError) -> None:
+        place = Path(error.filename or root)
+        closed.append(place)
+        notes.append(f"{_below(root, place)} cannot be read ({error.strerror or error}); what lies there is not known.")
+
+    def taken(link: Path) -> bool:
+        why = _why_left_out(link, home, follow_symlinks)
+        if why:
+            notes.append(f"{link.relative_to(root)} {why}.")
+            closed.append(link)
+        return not why
+
+    for place, folders, names in os.walk(root, followlinks=True, onerror=unreadable):
         here = Path(place).resolve()
         if here in visited:
+            notes.append(f"{_below(root, Path(place))} is the folder {visited[here]} once more and was left out.")
             folders.clear()
             continue
-        visited.add(here)
-        kept = []
-        for name in sorted(folders):
-            link = Path(place, name)
-            if why := _why_left_out(link, home, follow_symlinks):
-                left_out.append(f"{link.relative_to(root)} {why}.")
-            elif not name.startswith("."):
-                kept.append(name)
-        folders[:] = kept
-        for name in sorted(n for n in names if n.lower().endswith(suffixes) and not n.startswith(".")):
-            link = Path(place, name)
-            if why := _why_left_out(link, home, follow_symlinks):
-                left_out.append(f"{link.relative_to(root)} {why}.")
-            else:
-                found.append(link)
-    return tuple(sorted(found)), tuple(left_out)
+        visited[here] = _below(root, Path(place))
+        folders[:] = [n for n in sorted(folders) if taken(Path(place, n)) and not n.startswith(".")]
+        wanted = sorted(n for n in names if n.lower().endswith(suffixes) and not n.startswith("."))
+        files += [Path(place, n) for n in wanted if taken(Path(place, n))]
+    return Found(tuple(sorted(files)), tuple(notes), tuple(closed))
+
+
+def _below(root: Path, place: Path) -> str:
+    return place.relative_to(root).as_posix() if place.is_relative_to(root) else place.as_posix()
 
 
 def stem(path: Path) -> str:
     """File name without .nii, .nii.gz or the suffix of another format."""
     name = path.name
-    for suffix in (*SCAN_SUFFIXES, *OTHER_SUFFIXES):
+    for suffix in _LONG_ONES_FIRST:
         if name.lower().endswith(suffix):
             return name[: -len(suffix)]
     return name

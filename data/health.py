@@ -8,88 +8,15 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from data.cells import number, plain_word, truth
+from data.cells import clean, plain_word, truth
 from data.choices import Choices
-
-
-def _words(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-GROUP_COLUMNS = _words(
-    "group groups diagnosis diagnoses diag dx dxgroup diagnosisgroup diagnosticgroup clinicaldiagnosis "
-    "participantgroup participanttype patientgroup subjectgroup subjecttype studygroup researchgroup clinicalgroup "
-    "casecontrol status clinicalstatus diseasestatus healthstatus condition disease pathology population"
-)
-"""Columns that say what a person has, in lower case and without separators."""
-_MORE_COLUMNS = re.compile(
-    r"diagnos|histolog|^icd|(?:tumou?r|lesion|stroke|disease)(?:type|class)|a?etiolog|disorder|syndrome"
-)
-"""In the name of a column: it says what a person has, too."""
-CONTROL_WORDS = _words(
-    "control controls ctrl ctrls ctl hc hcs cn nc hv healthy healthycontrol healthycontrols controlhealthy normal "
-    "normals normalcontrol normalcontrols cognitivelynormal cognitivelyunimpaired unimpaired nondemented "
-    "typicallydeveloping neurotypical nodisease unaffected volunteer volunteers"
-)
-"""Values that mean a healthy person, in lower case and without separators."""
-_AMBIGUOUS = _words(
-    "td tdc nl con cont contr no none negative nil normalmri nolesion nopathology unclear unknown other missing na "
-    "nan notavailable notapplicable pending excluded"
-)
-"""Values that mean different things to different people."""
-_NEUTRAL = _words(
-    "control controls healthy normal matched group subject subjects participant participants volunteer volunteers "
-    "individual individuals person persons people adult adults child children age aged sex gender and the young older "
-    "old elderly cohort sample comparison cognitively unimpaired typically developing"
-)
-"""Words that may stand beside "healthy" and "control" without changing what they say."""
-ILL_WORDS = _words(
-    "patient patients case cases pat pt ad mci emci lmci smc ftd ms rrms ppms spms cis pd als stroke ischemic "
-    "ischaemic infarct hemorrhage haemorrhage tumor tumour glioma gbm hgg lgg glioblastoma meningioma metastasis "
-    "epilepsy tle fcd tbi scz schizophrenia schz bipolar bd depression mdd adhd asd autism dementia demented "
-    "converted alzheimer alzheimers parkinson huntington hd lesion ill sick diseased affected multiplesclerosis "
-    "alzheimersdisease parkinsonsdisease"
-)
-"""Values that mean an ill person; in a column that is called otherwise they say what the column holds."""
-ILLNESS_COLUMNS = _words(
-    "stroke tumor tumour lesion lesions haslesion ms ad epilepsy patient ispatient case iscase ill disease dementia "
-    "infarct glioma"
-)
-"""Columns of yes and no that say of a person that it is ill."""
-SIGNS = re.compile(
-    r"(?:lesion|tumou?r|infarct|stroke|wmh|plaque|h?a?emorrhage).*(?:vol|ml|mm3|cc|size|count|number|load|n$|side|site|loc)|"
-    r"^(?:edss|nihss|mrs|updrs|whograde|tumou?rgrade|idh|mgmt)|diseaseduration|(?:age|years|time|days).*onset|"
-    r"onset.*(?:age|years|time|days)|lesionload|^cdr"
-)
-"""In the name of a column, without separators: only who is ill has an entry other than 0 there."""
-MASK_WORDS = re.compile(
-    r"(?:^|[^a-z])(?:mask|masks|seg|segm|segs|segmentation|lesion|lesions|label|labels|ground_?truth|gt|roi|rois|"
-    r"annotation|annotations|tumou?r|infarct|stroke|wmh|msk|abnormality|pathology|manual|truth|delineation)"
-    r"(?:$|[^a-z])", re.IGNORECASE,
-)  # fmt: skip
-"""In the name of a column or a file: this holds where something is, not what it looks like."""
-LOOSE_MASK_WORDS = re.compile(
-    r"mask(?!ed)|seg|lesion|label|(?:^|[^a-z])les(?:$|[^a-z])|gtv|ctv|(?:^|[^a-z])rois?(?:$|[^a-z0-9])|truth|annot|rater|"
-    r"expert|tumou?r|infarct|wmh|(?:^|[^a-z])gt(?:$|[^a-z])|delineat|manual", re.IGNORECASE,
-)  # fmt: skip
-"""In the name of a column: it holds masks, or says that there is one."""
-_SAYS_MASK = re.compile(
-    r"(?:^|[^a-z])(?:mask|lesions?|seg|segmentation|roi|gt|tumou?r|infarct)(?:$|[^a-z])", re.IGNORECASE
-)
-"""In the name of a column without scans: an entry says that there is one."""
-
-_ILL_TEXT = re.compile(
-    r"\b(?:strokes?|tia|infarct\w*|isch(?:a?e)mi\w*|ha?emorrhag\w*|ha?ematoma\w*|tumou?rs?|gliom\w*|glioblastom\w*|"
-    r"meningiom\w*|metasta\w*|lesions?|sclerosis|epilep\w*|seizures?|dement\w*|alzheimer\w*|parkinson\w*|"
-    r"schizophren\w*|encephalitis|hydrocephal\w*|aneurysms?|cavernom\w*|dysplasia|abscess\w*)\b", re.IGNORECASE,
-)  # fmt: skip
-_DENIED = re.compile(
-    r"\b(?:no|not|non|nil|without|den(?:y|ies|ied)|negative|exclud\w*|free|family|familial|mother|father|parents?|"
-    r"risk|screen\w*|normal)\b|:\s*(?:0|no)\b", re.IGNORECASE,
-)  # fmt: skip
-"""In free text that names an illness: the person need not have it."""
+from data.groups import group_columns, health_columns, is_control, meaning, read_entry
+from data.health_words import ILL_WORDS
+from data.signs import hidden_illness, is_sign
 
 _UNKNOWN = "unknown: "
+FITS_NOBODY = "fits the id of nobody"
+"""In a doubt: the row of a table may be that of this person."""
 
 
 @dataclass(frozen=True)
@@ -112,77 +39,12 @@ def is_unknown(subject: Mapping[str, Any]) -> bool:
     return str(subject.get("health") or "").startswith(_UNKNOWN)
 
 
-def meaning(cell: str, levels: Mapping[str, str], controls: Collection[str], column: str = "") -> bool | None:
-    """Whether an entry of a group or diagnosis column means a healthy person; None when it does not say.
-
-    `levels`: what a sidecar declares of the column's values, which then decides alone. A number or a short ambiguous
-    word says nothing by itself. `controls`: words of the user, as they are written.
-    """
-    if any(_same(cell, word) for word in controls if word.strip()):
-        return True
-    told = levels.get(cell) or cell
-    words = plain_word(told)
-    parts = set(re.findall(r"[a-z]+", told.casefold()))
-    if not words or words.isdecimal() or "?" in told or words in _AMBIGUOUS:
-        return None
-    if told == cell and len(words) == 1:
-        return None
-    if words in CONTROL_WORDS or (parts <= _NEUTRAL and parts & {"control", "controls", "healthy"}):
-        return None if plain_word(column) == "pathology" and words in ("normal", "normals") else True
-    if parts & {"healthy"} and not parts & (ILL_WORDS | {"non", "not", "un", "converted"}):
-        return None
-    return False
-
-
-def _same(cell: str, word: str) -> bool:
-    """Equal as written, but for case and blanks; numbers by their value."""
-    first, second = number(cell), number(word)
-    if first is not None and second is not None:
-        return first == second
-    return cell.strip().casefold() == word.strip().casefold()
-
-
-def group_columns(header: Sequence[str]) -> list[str]:
-    """The columns of a table that say what a person has; a number behind the name is one more of the kind."""
-    return [column for column in header if _is_group(plain_word(column).rstrip("0123456789"))]
-
-
-def _is_group(name: str) -> bool:
-    return name in GROUP_COLUMNS or (_MORE_COLUMNS.search(name) is not None and SIGNS.search(name) is None)
-
-
-def is_sign(column: str, cell: str) -> bool:
-    """Whether an entry of a column that is called otherwise means illness, or a mask that nobody uses."""
-    word, name = plain_word(cell), plain_word(column)
-    if not cell or truth(cell) is False or number(cell) == 0:
-        return False
-    return (
-        word in ILL_WORDS
-        or SIGNS.search(name) is not None
-        or _SAYS_MASK.search(column) is not None
-        or (name in ILLNESS_COLUMNS and truth(cell) is True)
-        or (" " in cell.strip() and _ILL_TEXT.search(cell) is not None and _DENIED.search(cell) is None)
-    )
-
-
-def hidden_illness(row: Mapping[str, str], used: Collection[str]) -> list[str]:
-    """Columns that are called otherwise, and whose entry for this person means illness."""
-    return [column for column, cell in row.items() if column not in used and is_sign(column, cell)]
-
-
-def note_on_column(column: str, cells: Sequence[str], where: str) -> str:
-    """What is said of a column of another name that seems to hold groups, diagnoses or signs; nothing of others."""
-    words = {plain_word(cell) for cell in cells if cell}
-    telling = words & (CONTROL_WORDS | ILL_WORDS) - {"normal", "pt", "pd", "case", "ms"}
-    signs = any(is_sign(column, cell) for cell in cells) or (words and SIGNS.search(plain_word(column)))
-    answers = plain_word(column) in ILLNESS_COLUMNS and words and all(truth(cell) is not None for cell in cells if cell)
-    if not (telling or signs or answers):
-        return ""
-    shown = ", ".join(sorted({cell for cell in cells if cell})[:4])
-    return (
-        f"Column {column!r} of {where} seems to say who is ill ({shown}) and was not used: call it group or diagnosis, "
-        "or say it in a column healthy."
-    )
+def hear(known: dict[str, str], column: str, cell: str) -> None:
+    """Add an entry of another visit or table to a person's row; one that differs stands beside the first one."""
+    free = column
+    while known.get(free) not in (None, "", cell):
+        free += " 2"
+    known[free] = cell
 
 
 def health_of(
@@ -195,45 +57,105 @@ def health_of(
     role: str | None = None,
     used: Collection[str] = (),
     levels: Mapping[str, Mapping[str, str]] | None = None,
+    doubt: str = "",
 ) -> Health:
     """A person's health from a row of a table, its lesion mask, and files that look like one (`unused`).
 
-    An explicit `healthy` outweighs all but a diagnosis; a diagnosis outweighs a missing mask; a role train or
-    calibration is the user's word for those of whom nothing else is known. `used`: columns that mean something else.
+    An explicit `healthy` outweighs all but a diagnosis and a plain no elsewhere; a diagnosis outweighs a missing mask;
+    a role train or calibration is the user's word for those of whom nothing else is known. `used`: columns that mean
+    something else. `doubt`: why a row may be that of somebody else.
     """
-    groups = [(c, row[c], meaning(row[c], (levels or {}).get(c, {}), choices.controls, c))
-              for c in group_columns(list(row)) if row[c] and c not in ("healthy", *used)]  # fmt: skip
-    ill = next((f"{c} {cell!r} in {source}" for c, cell, healthy in groups if healthy is False), "")
-    control = next((f"{c} {cell!r} in {source}" for c, cell, healthy in groups if healthy), "")
-    unclear = next((f"{c} {cell!r} in {source} means nothing by itself" for c, cell, h in groups if h is None), "")
-    numbers = [c for c, cell, healthy in groups if healthy and plain_word(cell).isdecimal()]
-    stated = truth(row.get("healthy", "")) if row.get("healthy") else None
-    sign = next(iter(hidden_illness(row, {"healthy", *used, *group_columns(list(row))})), "")
-    other = f"column {sign!r} ({row[sign]!r}) of {source}" if sign else ""
+    row = {column: clean(cell) for column, cell in row.items() if column not in used or column == "healthy"}
+    told = _told(row, source, choices, levels or {})
+    stated = truth(row["healthy"]) if row.get("healthy") else None
     if stated is not None:
-        if stated and ill:
-            return Health(None, f"healthy {row['healthy']!r} and {ill} contradict one another")
+        if stated and (told.ill or told.denied):
+            return Health(None, f"healthy {row['healthy']!r} and {told.ill or told.denied} contradict one another")
         return Health(stated, f"healthy {row['healthy']!r} in {source}")
-    if ill:
-        return Health(False, ill)
-    if control:
-        against = mask or next(iter(unused), "") or other
+    if told.ill:
+        return Health(False, told.ill)
+    against = mask or next(iter(unused), "") or told.sign or told.denied or told.other
+    if told.control:
         if against:
-            return Health(None, f"{control}, but {against} speaks of a lesion or an illness")
-        return Health(None, unclear) if unclear and numbers else Health(True, control)
+            return Health(None, f"{told.control}, but {against} speaks of a lesion or an illness")
+        if doubt:
+            return Health(None, f"{told.control}, but {doubt}")
+        return Health(None, told.unclear) if told.unclear and told.number else Health(True, told.control)
     if mask:
         return Health(False, "its lesion mask")
     if unused:
         return Health(None, f"{unused[0]} looks like a lesion mask and is not used")
-    if sign:
-        return Health(None, f"{other} is not known as one of diagnoses")
-    if role in ("train", "calibration"):
-        return Health(True, f"role {role} in {source}")
+    if told.sign:
+        known = "is not known as one of diagnoses" if told.sign_is_word else "speaks of an illness"
+        return Health(None, f"{told.sign} {known}")
+    unclear = told.denied or told.unclear or doubt
     if unclear:
         return Health(None, unclear)
+    if role in ("train", "calibration"):
+        return Health(True, f"role {role} in {source}")
     if choices.healthy_unless_masked:
         return Health(True, "--healthy-unless-masked")
     return Health(None, "nobody says")
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What the columns of a row say of a person, each in words; empty for nothing."""
+
+    ill: str = ""
+    control: str = ""
+    number: bool = False
+    """Whether the control is one by a number that the user declared."""
+    other: str = ""
+    """An entry of a group or diagnosis whose word is not known."""
+    unclear: str = ""
+    """An entry of a group or diagnosis that says nothing by itself."""
+    denied: str = ""
+    """A no where it is asked whether the person is healthy."""
+    sign: str = ""
+    sign_is_word: bool = False
+    """Whether the sign is the name of an illness alone."""
+
+
+def _told(row: Mapping[str, str], source: str, choices: Choices, levels: Mapping[str, Mapping[str, str]]) -> _Told:
+    groups, asked = group_columns(list(row)), health_columns(list(row))
+    found: dict[str, str] = {}
+    number = False
+    for column in (c for c in groups if row[c]):
+        told = f"{column} {row[column]!r} in {source}"
+        declared = levels.get(re.sub(r"(?: 2)+$", "", column), {})
+        read = read_entry(row[column], declared, choices.controls, column)
+        if read == "other" and meaning(row[column], declared, choices.controls, column) is False:
+            found.setdefault("named", told)
+        found.setdefault(read, told)
+        number = number or (read == "healthy" and plain_word(row[column]).isdecimal())
+    for column in (c for c in asked if row[c]):
+        found.setdefault(_answer(column, row[column]), f"{column} {row[column]!r} in {source}")
+    sign = next(iter(hidden_illness(row, {"healthy", *groups, *asked})), "")
+    ill, healthy = found.get("ill", ""), found.get("healthy", "")
+    unsaid = found.get("unsaid") or found.get("other", "")
+    return _Told(
+        ill=ill or ("" if healthy else found.get("named", "")),
+        control=healthy,
+        number=number,
+        other=found.get("other", ""),
+        unclear=f"{unsaid} means nothing by itself" if unsaid else "",
+        denied=f"{found['denied']} says no" if "denied" in found else "",
+        sign=f"column {sign!r} ({row[sign]!r}) of {source}" if sign else found.get("sign", ""),
+        sign_is_word=bool(sign) and plain_word(row[sign]) in ILL_WORDS,
+    )
+
+
+def _answer(column: str, cell: str) -> str:
+    """What an entry of a column says that asks whether a person is healthy."""
+    answer = truth(cell)
+    if answer is not None:
+        return "healthy" if answer else "denied"
+    if is_sign(column, cell):
+        return "sign"
+    if is_control(plain_word(cell)):
+        return "healthy"
+    return "nothing" if plain_word(column) == "health" else "unsaid"
 
 
 def notes_on_health(people: Sequence[tuple[str, bool | None, str]], where: str) -> list[str]:
@@ -255,13 +177,13 @@ def notes_on_health(people: Sequence[tuple[str, bool | None, str]], where: str) 
 def _remedy(word: str, where: str) -> str:
     """What makes a person's health known, by the reason for which it is not."""
     column = f"write true or false in a column healthy of {where}"
+    if FITS_NOBODY in word:
+        return "Write the ids in participants.tsv as the folders are called, or take the row away."
     if "contradict" in word or "but " in word:
         return f"Correct what is wrong, or {column} (a mask must then be empty)."
     if "means nothing by itself" in word:
-        return (
-            "Say what the entry means: Levels in participants.json, --controls WORD for a word that means healthy, or "
-            f"{column}."
-        )
+        levels = "Levels in participants.json, " if where == "participants.tsv" else ""
+        return f"Say what the entry means: {levels}--controls WORD for a word that means healthy, or {column}."
     if "looks like a lesion mask" in word:
         return (
             "Use the mask (as NIfTI; --label, --session, --space; in a table, call its column lesion_mask), take it "
@@ -269,6 +191,8 @@ def _remedy(word: str, where: str) -> str:
         )
     if "not known as one of diagnoses" in word:
         return f"If the entry means no illness, {column}; if it is a diagnosis, call the column diagnosis."
+    if "speaks of an illness" in word or "says no" in word:
+        return f"{column[0].upper()}{column[1:]}."
     return (
         f"Say who is healthy: {column}, or a group such as control or patient, or --controls WORD for a word that "
         "means healthy, or --healthy-unless-masked for all of whom nothing else is known."

@@ -105,6 +105,7 @@ def _one(path: Path, number: int, source: Mapping[str, Any], choices: Choices, r
     cohort = read(path.parent / str(source["path"]), source.get("layout", "auto"), asked)
     word = f"healthy = {str(healthy).lower()} in the cohort.toml"
     subjects = []
+    overruled = [s.subject_id for s in cohort.subjects if healthy is False and s.healthy]
     for subject in cohort.subjects:
         said: dict[str, Any] = {"subject_id": f"{source.get('prefix', '')}{subject.subject_id}"}
         if healthy is False:
@@ -116,6 +117,10 @@ def _one(path: Path, number: int, source: Mapping[str, Any], choices: Choices, r
         subjects.append(replace(subject, **said))
     if "role" in source:
         subjects = _with_roles(subjects, source["role"], int(source.get("seed", 0)), wrong)
+    if overruled:
+        told = ", ".join(overruled[:3]) + (" ..." if len(overruled) > 3 else "")
+        note = f"{told} {'is' if len(overruled) == 1 else 'are'} called healthy by the data set and ill by {word}."
+        cohort = replace(cohort, notes=(*cohort.notes, note))
     return replace(cohort, subjects=tuple(subjects))
 
 

@@ -75,7 +75,7 @@ def read_cohort(path: Path, layout: str = "auto", choices: Choices = NOTHING) ->
             "E-DATA-KEEP", path, f"has no subject {', '.join(map(repr, strange[:3]))}, which --keep names.",
             "Name subjects as check does.",
         )  # fmt: skip
-    return _with_note_on_ids(cohort)
+    return _with_note_on_roles(_with_note_on_ids(cohort))
 
 
 def _with_choices(subject: Subject, choices: Choices) -> Subject:
@@ -147,3 +147,14 @@ def _with_note_on_ids(cohort: Cohort) -> Cohort:
             notes.append(f"Ids {seen[key]!r} and {subject.subject_id!r} nearly agree: perhaps one person twice.")
         seen.setdefault(key, subject.subject_id)
     return replace(cohort, notes=tuple(notes))
+
+
+def _with_note_on_roles(cohort: Cohort) -> Cohort:
+    """The cohort, with a note on the ill whom their table wants to learn from: that will be refused."""
+    notes = [
+        f"{s.subject_id} has role {s.role} and is ill ({s.health_from or 'called ill'}): only the healthy may train "
+        "and calibrate. Give it the role validation or test."
+        for s in cohort.subjects
+        if s.healthy is False and s.role in ("train", "calibration")
+    ]
+    return replace(cohort, notes=(*cohort.notes, *(note for note in notes if note not in cohort.notes)))

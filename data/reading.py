@@ -6,7 +6,7 @@ A scan that cannot be used sets its subject aside with a reason; it never stops 
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +47,8 @@ class Reading:
     voxel_sha256: str
     axes: str = "RAS"
     """Axis codes in which the first contrast's file stores its voxels."""
+    scan_sha256: Mapping[str, str] = field(default_factory=dict)
+    """As `voxel_sha256`, of every contrast."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,8 @@ class SubjectFacts:
     """Lesions that touch by a face, an edge or a corner count as one."""
     notes: tuple[str, ...]
     voxel_sha256: str
+    scan_sha256: Mapping[str, str] = field(default_factory=dict)
+    """Of every contrast, the hash of its voxels."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +127,9 @@ def read_subject(subject: Subject, contrasts: tuple[str, ...], *, resample_masks
     stack = [_on_grid(scan, grid, name, notes) for name, scan in zip(contrasts, scans, strict=True)]
     voxels = np.stack([_clean(subject, name, one, brain) for name, one in zip(contrasts, stack, strict=True)])
     volume = Volume(voxels, grid, brain.voxels, subject.subject_id, contrasts)
-    return Reading(volume, lesion, tuple(notes), hashes, _voxel_sha256(scans[0].voxels), scans[0].axes)
+    own = {name: _voxel_sha256(scan.voxels) for name, scan in zip(contrasts, scans, strict=True)}
+    notes += [f"{a} and {b} hold the same voxels; one of the two is filed wrongly." for a, b in find_duplicates(own)]
+    return Reading(volume, lesion, tuple(notes), hashes, own[contrasts[0]], scans[0].axes, own)
 
 
 def check_cohort(
@@ -143,7 +149,7 @@ def check_cohort(
             facts.append(facts_of(subject, read_subject(subject, contrasts, resample_masks=resample_masks)))
         except (BadInput, OSError, MemoryError) as error:
             aside.append(set_aside(subject, error))
-    return CohortCheck(tuple(facts), tuple(aside), find_duplicates({f.subject_id: f.voxel_sha256 for f in facts}))
+    return CohortCheck(tuple(facts), tuple(aside), _copies(facts))
 
 
 def set_aside(subject: Subject, error: Exception) -> SetAside:
@@ -169,6 +175,7 @@ def facts_of(subject: Subject, reading: Reading) -> SubjectFacts:
         grid.shape, grid.spacing_mm, grid.orientation,
         brain.volume_ml, None if reading.lesion is None else reading.lesion.volume_ml,
         None if reading.lesion is None else _count_lesions(reading.lesion.voxels), reading.notes, reading.voxel_sha256,
+        reading.scan_sha256,
     )  # fmt: skip
 
 
@@ -178,6 +185,17 @@ def find_duplicates(hashes: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     for subject_id in sorted(hashes):
         owners[hashes[subject_id]].append(subject_id)
     return tuple((ids[0], other) for ids in owners.values() for other in ids[1:])
+
+
+def _copies(facts: Sequence[SubjectFacts]) -> tuple[tuple[str, str], ...]:
+    """Pairs of ids with the same voxels in any contrast."""
+    contrasts = dict.fromkeys(name for one in facts for name in one.scan_sha256)
+    pairs = [
+        pair
+        for name in contrasts
+        for pair in find_duplicates({f.subject_id: f.scan_sha256[name] for f in facts if name in f.scan_sha256})
+    ]
+    return tuple(dict.fromkeys(pairs))
 
 
 def refuse_leakage(split: Split, hashes: Mapping[str, str]) -> None:

@@ -7,12 +7,15 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from data.cells import clean, number, plain_word, truth
+from data.cells import age, clean, is_age, plain_word, truth, without_accents
 from data.choices import NOTHING, Choices
 from data.cohort import ROLES, Cohort, Subject, contrast_name
 from data.files import write_whole
-from data.folders import OTHER_SUFFIXES, SCAN_SUFFIXES, BadDataset
-from data.health import LOOSE_MASK_WORDS, group_columns, health_of, note_on_column, notes_on_health
+from data.folders import MORE_SUFFIXES, OTHER_SUFFIXES, SCAN_SUFFIXES, BadDataset, stem
+from data.groups import group_columns
+from data.health import health_of, notes_on_health
+from data.health_words import LOOSE_MASK_WORDS
+from data.signs import note_on_column
 
 RESERVED = (
     *("subject_id", "brain_mask", "lesion_mask", "role", "healthy", "site", "age", "sex", "lesion_labels"),
@@ -21,10 +24,14 @@ RESERVED = (
 _HEALTHY = {True: "true", False: "false", None: ""}
 _ID_WORDS = ("id", "subject", "subjectid", "participantid", "participant", "patient", "patientid", "case", "caseid")
 """Names, without separators, under which tables keep what is called subject_id here."""
-"""Of scans that are named, so that whoever reads them says what to do."""
 _SAME_CONTRAST = {"t1w": "t1", "t2w": "t2", "pdw": "pd", "t1gd": "t1c", "t1ce": "t1c"}
 """Other names of a contrast, in lower case: T1w and T1 are one."""
 _CONTRASTS = ("t1", "t2", "pd", "flair", "t1c", "dwi", "adc", "swi", "t2star")
+_MORE_CONTRASTS = re.compile(
+    r"t[12](?:\*|map|n|f|post|pre|.?gd|.?flair|.?space|.?tse)?|fl(?:air)?|mprage|spgr|pd|mr[ai]|tof|swi|swan|gre|dwi|dti|"
+    r"b\d+|adc|fa|md|rd|ad|asl|cb[fv]|mtr|mtt|tmax|qsm|r2s?|bold|epi|scan|image|img|nifti|channel\d+|pet|ct|stir|dir|mp2rage|uni"
+)
+"""Other names of contrasts, in lower case: what else is taken as one is said."""
 
 
 def read_table(path: Path, choices: Choices = NOTHING) -> Cohort:
@@ -47,25 +54,32 @@ def read_table(path: Path, choices: Choices = NOTHING) -> Cohort:
         )  # fmt: skip
     if not rows:
         raise BadDataset("E-TABLE-EMPTY", path, "has no rows.", "Add one row per subject.")
-    with_paths = [c for c in header if c not in RESERVED and any(_looks_like_path(row[c]) for _, row in rows)]
-    masks = [c for c in with_paths if _holds_masks(c, [row[c] for _, row in rows])]
-    contrasts = [c for c in with_paths if c not in masks]
+    cells = {c: [row[c] for _, row in rows] for c in header}
+    free = [c for c in header if c not in RESERVED]
+    masks = [c for c in free if any(map(_looks_like_file, cells[c])) and _holds_masks(c, cells[c])]
+    contrasts = [c for c in free if c not in masks and any(map(_looks_like_path, cells[c]))]
     if not contrasts:
         raise BadDataset(
             "E-TABLE-COLUMNS", path, f"has no column with scans. It has: {', '.join(header)}.",
             "Add a column named by its contrast, for example t1, with paths to .nii.gz files.",
         )  # fmt: skip
+    notes += [_note_on_masks(c, header) for c in masks]
     notes += [
-        f"Column {c!r} looks like masks and was not used: call it "
-        f"{'brain_mask' if 'brain' in c.casefold() else 'lesion_mask'}, or brain_mask if it is the brain."
-        for c in masks
+        f"Column {c!r} is taken as scans of a contrast. If it holds masks, call it lesion_mask or brain_mask."
+        for c in contrasts
+        if _MORE_CONTRASTS.fullmatch(contrast_name(c).casefold()) is None and c.casefold() not in _CONTRASTS
     ]
-    used = {*RESERVED, *with_paths}
+    used = {*RESERVED, *contrasts, *masks}
     for column in (c for c in header if c not in used and c not in group_columns(header)):
-        said = note_on_column(column, [row[column] for _, row in rows], "the table")
+        said = note_on_column(column, cells[column], "the table")
         notes.append(said or f"Column {column!r} holds no scans and was left out.")
     _refuse_repeats(path, rows)
     subjects = [_subject(path, line, row, contrasts, masks, choices) for line, row in rows]
+    notes += [
+        f"Subject {row['subject_id']!r}: age {row['age']!r} is no one number and was left out."
+        for _, row in rows
+        if row.get("age") and age(row["age"]) is None
+    ]
     notes += [
         f"Subject {s.subject_id!r}: {file} does not exist{_why_not(row, table=path)}."
         for s, (_, row) in zip(subjects, rows, strict=True) for file in _files(s) if not _there(file)
@@ -82,15 +96,16 @@ def _own_names(
     lower = {c.casefold() for c in header}
     for column in header:
         own = column.casefold()
-        if own in RESERVED and own not in header:
+        if own in RESERVED and column != own:
             names[column] = own
         elif own in _SAME_CONTRAST and _SAME_CONTRAST[own] not in lower:
             names[column] = _SAME_CONTRAST[own].upper()
     if not names:
         return header, rows, []
-    twice = [new for new in names.values() if list(names.values()).count(new) > 1]
+    called = [names.get(column, column) for column in header]
+    twice = [new for new in names.values() if called.count(new) > 1]
     if twice:
-        both = ", ".join(old for old, new in names.items() if new == twice[0])
+        both = ", ".join(column for column in header if names.get(column, column) == twice[0])
         raise BadDataset("E-TABLE-COLUMNS", path, f"has {both}, which are one: {twice[0]}.", "Keep one of them.")
     notes = [f"Column {old!r} is taken as {new}." for old, new in names.items() if old.casefold() != new.casefold()
              or new == "subject_id"]  # fmt: skip
@@ -102,14 +117,30 @@ def _holds_masks(column: str, cells: Sequence[str]) -> bool:
     """Whether a column with paths holds masks, by its name or by the names of its files."""
     if contrast_name(column).casefold() in _CONTRASTS:
         return False
-    return LOOSE_MASK_WORDS.search(column) is not None or any(map(_is_mask_file, cells))
+    return LOOSE_MASK_WORDS.search(without_accents(column)) is not None or any(map(_is_mask_file, cells))
 
 
 def _is_mask_file(cell: str) -> bool:
     """Whether a path is called like a mask: ...lesion_mask.nii.gz, ..._seg.nii, gtv.nii.gz."""
-    name = re.sub(r"\.nii(\.gz)?$", "", Path(cell.replace("\\", "/")).name, flags=re.IGNORECASE)
-    ends = r"(?:mask|seg|segm|segmentation|lesions?|labels?|rois?|gtv|tumou?r|_gt|truth)$"
-    return re.search(ends, name, re.IGNORECASE) is not None
+    name = stem(Path(cell.replace("\\", "/")))
+    ends = (
+        r"(?:mask[es]?|maschera|mascara|masque|seg|segm|segmentation|lesions?|lasion(?:en)?|lesione|labels?|[rv]ois?|"
+        r"gtv|tumou?r|tumeur|infar[ck]t|wmh|stroke|_gt|_les|truth|delineation|contours?|plaques?|hyperintensit(?:y|ies))$"
+    )
+    return re.search(ends, without_accents(name)) is not None
+
+
+def _note_on_masks(column: str, header: Sequence[str]) -> str:
+    """What is said of a column of masks under another name, and what to do: a free name, or one mask of both."""
+    told = f"Column {column!r} looks like masks and was not used: "
+    if "brain" in column.casefold():
+        return told + "call it brain_mask, or take it away."
+    if "lesion_mask" in header:
+        return (
+            f"{told}there is a column lesion_mask already. If these are lesions too, put both into one mask; if they "
+            "are none, take the column away."
+        )
+    return told + "call it lesion_mask, or brain_mask if it is the brain."
 
 
 def write_table(path: Path, subjects: Sequence[Subject]) -> None:
@@ -148,7 +179,7 @@ def read_rows(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
         text, first = rest, rest.partition("\n")[0]
     delimiter = asked[1] if asked else "\t" if "\t" in first else ";" if first.count(";") > first.count(",") else ","
     try:
-        lines = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))
+        lines = _lines(text, delimiter)
     except csv.Error as error:
         raise BadDataset("E-TABLE-TEXT", path, f"is not a valid table ({error}).", "Save it again as CSV.") from None
     header = [cell.strip() for cell in lines[0]] if lines else []
@@ -178,6 +209,16 @@ def read_rows(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
     return header, rows
 
 
+def _lines(text: str, delimiter: str) -> list[list[str]]:
+    """The cells of each line. Quotation marks of a TSV that quote no cell are signs like others, as in BIDS."""
+    try:
+        return list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))
+    except csv.Error:
+        if delimiter != "\t":
+            raise
+    return list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=csv.QUOTE_NONE))
+
+
 def _not_text(path: Path) -> str:
     """What to do with a table that is none."""
     start = path.read_bytes()[:4]
@@ -200,11 +241,13 @@ def _subject(
     role = row.get("role", "").lower() or None
     if role is not None and role not in ROLES:
         raise wrong("role", ", ".join(ROLES) + " or nothing")
-    lesion_mask = _path(table, row.get("lesion_mask", ""))
+    if truth(row.get("lesion_mask", "")) is True:
+        raise wrong("lesion_mask", "a path, or nothing where there is no mask")
+    lesion_mask = None if truth(row.get("lesion_mask", "")) is False else _path(table, row.get("lesion_mask", ""))
     if row.get("healthy") and truth(row["healthy"]) is None:
         raise wrong("healthy", "true or false")
-    if row.get("age") and number(row["age"]) is None:
-        raise wrong("age", "a number or n/a")
+    if row.get("age") and not is_age(row["age"]):
+        raise wrong("age", "a number, a range such as 45-50, unknown or n/a")
     labels = []
     for column in ("lesion_labels", "ignore_labels"):
         try:
@@ -226,7 +269,7 @@ def _subject(
     )
     return Subject(
         subject_id, scans, _path(table, row.get("brain_mask", "")), lesion_mask, health.healthy, role,
-        row.get("site") or None, number(row.get("age", "")), row.get("sex") or None, labels[0] or None, labels[1],
+        row.get("site") or None, age(row.get("age", "")), row.get("sex") or None, labels[0] or None, labels[1],
         health_from=health.word,
     )  # fmt: skip
 
@@ -254,6 +297,11 @@ def _refuse_repeats(path: Path, rows: list[tuple[int, dict[str, str]]]) -> None:
 
 def _looks_like_path(cell: str) -> bool:
     return cell.lower().endswith((*SCAN_SUFFIXES, *OTHER_SUFFIXES))
+
+
+def _looks_like_file(cell: str) -> bool:
+    """A path, also of a format that holds no scans but perhaps a mask."""
+    return _looks_like_path(cell) or cell.lower().endswith(MORE_SUFFIXES)
 
 
 def _path(table: Path, cell: str) -> Path | None:

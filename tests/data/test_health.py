@@ -12,6 +12,7 @@ from data.cohort import Cohort, Split, Subject, check_healthy
 from data.errors import BadInput
 from data.health import grouped, health_of, health_summary, meaning
 from data.layout import read_cohort
+from data.signs import note_on_column
 from data.table import read_table
 
 HEALTHY = (
@@ -383,3 +384,216 @@ def test_a_column_of_diagnoses_under_another_name_is_named(tmp_path: Path) -> No
     cohort = read_cohort(tmp_path / "t.csv", choices=Choices(healthy_unless_masked=True))
     assert [s.healthy for s in cohort.subjects] == [True, None, True]
     assert any("'arm'" in note and "group" in note for note in cohort.notes)
+
+
+FLAG = Choices(healthy_unless_masked=True)
+CONTROL = {"group": "control"}
+
+
+@pytest.mark.parametrize(
+    "column", ["control", "healthy_control", "is_healthy", "HC", "Healthy?", "gesund", "sain", "sano"]
+)
+@pytest.mark.parametrize("no", ["0", "no", "FALSE", "nein", "non", "0.0"])
+def test_a_no_where_health_is_asked_speaks_against_it(column: str, no: str) -> None:
+    assert said({column: no}, FLAG) is None
+    assert said({column: no}, role="train") is None
+    assert said({column: no, **CONTROL}) is None
+    assert said({column: no, "healthy": "yes"}) is None
+    assert said({column: "yes"}) is True
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Left MCA infarct, no hemorrhage", "glioblastoma WHO IV, patient denies headache", "infarct left no hemorrhage",
+        "acute stroke; risk factors: hypertension", "glioblastoma, normal pressure", "no aphasia after left infarct",
+        "no fever but stroke", "non-smoker with stroke", "Tumor not operated", "mother reports seizures", "MS patients",
+        "stroke patient accompanied by wife", "stroke patient negative for HIV", "TBI group", "stroke_2019",
+        "MCA-infarct",
+        "left_MCA_infarct", "LeftInfarct", "astrocytoma WHO II", "ICH left", "s/p craniotomy", "demyelinating disease",
+        "Hirninfarkt links", "Schlaganfall 2019", "L\u00e4sion links", "AVC isch\u00e9mique",
+        "tumeur c\u00e9r\u00e9brale",
+        "scl\u00e9rose en plaques", "ictus isquemico", "Enfermo de Parkinson", "epilessia",
+        "no hemorrhage, infarct left",
+        "known MS since 2010", "PD, tremor", "temporal lobectomy", "subarachnoid bleed", "mild cognitive impairment",
+    ],
+)  # fmt: skip
+def test_an_illness_counts_that_its_own_clause_does_not_deny(text: str) -> None:
+    for column in ("remarks", "cohort"):
+        assert said({column: text}, FLAG) is None
+        assert said({column: text, **CONTROL}) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "never had a stroke", "stroke: none", "lesions: none", "absence of lesions", "brother with epilepsy",
+        "stroke-free",
+        "grandmother had Alzheimer", "spouse of dementia patient", "control for stroke study", "epilepsy in brother",
+        "no stroke, tumour or epilepsy", "no evidence of tumor, infarct or hemorrhage", "kein Schlaganfall",
+        "pas d'AVC",
+        "sin ictus", "nessuna lesione", "aucune l\u00e9sion", "tumour ruled out", "never diagnosed with epilepsy",
+        "Vater mit Schlaganfall", "risk factors for stroke", "screened for epilepsy", "motion in slices",
+        "matched to patient 12", "maternal aunt MS", "not a patient", "stroke denied", "history of stroke: no",
+    ],
+)  # fmt: skip
+def test_what_is_denied_or_of_somebody_else_makes_nobody_unknown(text: str) -> None:
+    assert said({"remarks": text}, FLAG) is True
+    assert said({"remarks": text, **CONTROL}) is True
+
+
+@pytest.mark.parametrize(
+    ("column", "cell"),
+    [
+        ("days_post_stroke", "12"), ("time_since_stroke_days", "3"), ("lesioned_hemisphere", "L"), ("KPS", "90"),
+        ("stroke_hemisphere", "R"), ("affected_side", "left"), ("HoehnYahr", "2"), ("seizure_frequency", "3/month"),
+        ("EDSS", "3.5"), ("stroke", "1"), ("stroke", "left"), ("patient", "ja"), ("patient", "oui"), ("no_lesion", "0"),
+        ("lesion_free", "no"), ("age_at_diagnosis", "34"), ("date_of_diagnosis", "2015-03-01"), ("no_lesions", "3"),
+        ("years_since_diagnosis", "4"), ("Erkrankungsalter", "34"), ("duree_maladie", "4"), ("brain_tumor", "yes"),
+        ("edad_diagnostico", "33"), ("survival_days", "300"), ("mRS_90", "3"), ("stroke_date", "2019-02-02"),
+    ],
+)  # fmt: skip
+def test_figures_and_dates_of_an_illness_outweigh_a_role_and_are_not_to_be_renamed(column: str, cell: str) -> None:
+    assert said({column: cell}, FLAG) is None
+    assert said({column: cell, **CONTROL}) is None
+    assert said({column: cell}, role="train") is None
+    assert "call" not in note_on_column(column, [cell], "the table")
+
+
+def test_an_entry_that_says_nothing_by_itself_outweighs_a_role() -> None:
+    assert said({"diagnosis": "1"}, role="train") is None
+    assert said({"group": "2"}, role="calibration") is None
+
+
+@pytest.mark.parametrize(
+    ("column", "cell"),
+    [
+        ("Gruppe", "Schlaganfall"), ("Krankheit", "Schlaganfall"), ("maladie", "SEP"), ("diagn\u00f3stico", "ictus"),
+        ("maladie", "tumeur c\u00e9r\u00e9brale"), ("DX_bl", "AD"), ("diagnosis", "Cavernoma"), ("diagnosis", "G35"),
+        ("group", "stroke_patient"), ("dx", "Left infarct, no hemorrhage"), ("status", "stroke"), ("condition",
+        "epilepsy"),
+    ],
+)  # fmt: skip
+def test_groups_and_diagnoses_of_other_languages_and_shapes_are_ill(column: str, cell: str) -> None:
+    assert said({column: cell}, FLAG) is False
+
+
+@pytest.mark.parametrize(
+    ("column", "cell"),
+    [
+        ("status", "complete"), ("population", "Hispanic"), ("condition", "eyes open"), ("diagnostic_quality", "good"),
+        ("diagnosis", "No Diagnosis Given"), ("diagnosis", "none known"), ("diagnosis", "unremarkable"),
+        ("icd10", "Z00.0"), ("family_history_disorder", "yes"), ("sleep_disorder", "never"), ("mother_stroke", "yes"),
+        ("diagnosis_source", "self-report"), *(("EDSS", code) for code in ("-", ".", "-9", "NULL", "#N/A", "nan")),
+        ("lesion", "absent"), ("lesion_volume", "-"), ("gender_identity", "cis"), ("education", "MS"), ("us_state",
+        "MS"),
+        ("country", "PT"), ("rater", "AD"), ("modality", "PD"), ("video", "HD"), ("dicom", "converted"),
+        ("wmh_volume_ml", "0.4"), ("mrs_available", "yes"), ("cdr_date", "2019"), ("sleep_onset_time", "23:10"),
+        ("stroke_exclusion", "passed"), ("lesion_free", "yes"), ("no_lesion", "1"), ("mask_qc", "pass"),
+        ("seg_software", "FreeSurfer 7.1"), ("face_mask", "yes"), ("study", "MS study"), ("autism_quotient", "12"),
+        ("institution", "Institute for Stroke and Dementia Research"), ("project", "Stroke X"), ("mmse", "30"),
+    ],
+)  # fmt: skip
+def test_columns_about_other_things_leave_a_control_healthy(column: str, cell: str) -> None:
+    assert said({column: cell, **CONTROL}) is True
+    if column not in ("diagnosis", "icd10", "sleep_disorder"):
+        assert said({column: cell}, FLAG) is True
+
+
+@pytest.mark.parametrize(
+    "word", ["Kontrolle", "gesund", "t\u00e9moin", "sain", "sano", "HC1", "HealthyVolunteer", "normal volunteer",
+             "gesunde Kontrolle", "sujet sain", "voluntarios sanos", "healthy (no lesion)",
+             "control subject without stroke"],
+)  # fmt: skip
+def test_healthy_people_of_other_languages_and_spellings(word: str) -> None:
+    assert said({"group": word}) is True
+
+
+@pytest.mark.parametrize("word", ["KG", "CO", "G1", "Group 1", "young", "Non-patient", "blue"])
+def test_the_name_of_a_group_that_is_not_known_says_nothing(word: str) -> None:
+    assert said({"group": word}) is None
+    assert said({"group": word}, FLAG) is None
+
+
+def test_a_word_that_is_not_known_beside_a_control_is_a_doubt() -> None:
+    found = health_of({**CONTROL, "diagnosis": "Foobaritis"}, "t.csv", Choices())
+    assert found.healthy is None
+    assert "Foobaritis" in found.word
+
+
+@pytest.mark.parametrize(
+    ("cell", "declared", "healthy"),
+    [
+        ("control", "Participants without neurological disease", True), ("3", "stroke patient", False),
+        ("1", "Healthy control, no history of stroke", True), ("4", "blue cohort", None),
+        ("2", "Age-matched control participants recruited locally", True),
+    ],
+)  # fmt: skip
+def test_sentences_of_a_sidecar_are_read_clause_by_clause(cell: str, declared: str, healthy: bool | None) -> None:
+    levels = {"group": {cell: declared}}
+    assert health_of({"group": cell}, "t.tsv", Choices(), levels=levels).healthy is healthy
+
+
+def test_the_advice_for_a_table_names_no_sidecar(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("subject_id,T1,group\na,a.nii,1\n")
+    assert not any("participants.json" in note for note in read_table(tmp_path / "t.csv").notes)
+
+
+@pytest.mark.parametrize(
+    "column", ["stroke", "VOI", "target", "core", "contour", "hyperintensities", "L\u00e4sion", "l\u00e9sion", "Tumeur"]
+)
+def test_columns_of_masks_in_other_words_are_no_contrasts(tmp_path: Path, column: str) -> None:
+    (tmp_path / "t.csv").write_text(f"subject_id,T1,{column},role\na,a.nii,,train\nb,b.nii,x.nii.gz,train\n")
+    cohort = read_table(tmp_path / "t.csv")
+    assert [s.healthy for s in cohort.subjects] == [True, None]
+    assert set(cohort["b"].scans) == {"T1"}
+
+
+@pytest.mark.parametrize("suffix", [".voi", ".mnc", ".nii.bz2", ".npy", ".mat", ".nii.xz", ".nrrd"])
+def test_masks_of_a_table_in_other_formats_speak_against_health(tmp_path: Path, suffix: str) -> None:
+    (tmp_path / "t.csv").write_text(f"subject_id,T1,drawn,group\na,a.nii,a_lesion{suffix},HC\nb,b.nii,,HC\n")
+    assert [s.healthy for s in read_table(tmp_path / "t.csv").subjects] == [None, True]
+
+
+def test_a_scan_under_an_unknown_name_is_said(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("subject_id,T1,extra\na,a.nii,x.nii\n")
+    assert any("'extra' is taken as scans" in note for note in read_table(tmp_path / "t.csv").notes)
+
+
+def test_cells_of_a_lesion_mask_that_are_no_paths(tmp_path: Path) -> None:
+    for cell in ("no", "0", "-", "false", "n/a"):
+        (tmp_path / "t.csv").write_text(f"subject_id,T1,lesion_mask\na,a.nii,{cell}\n")
+        (one,) = read_table(tmp_path / "t.csv").subjects
+        assert (one.lesion_mask, one.healthy) == (None, None)
+    (tmp_path / "t.csv").write_text("subject_id,T1,lesion_mask\na,a.nii,yes\n")
+    with pytest.raises(BadInput, match="E-TABLE-VALUE"):
+        read_table(tmp_path / "t.csv")
+
+
+def test_a_second_column_of_masks_is_not_to_be_called_as_the_first(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("subject_id,T1,lesion_mask,edema_mask\na,a.nii,x.nii,y.nii\n")
+    assert any("one mask" in note and "call it" not in note for note in read_table(tmp_path / "t.csv").notes)
+
+
+@pytest.mark.parametrize(("cell", "age"), [(">89", 89.0), ("45-50", None), ("unknown", None), ("61 y", 61.0)])
+def test_ages_that_are_no_one_number_refuse_no_table(tmp_path: Path, cell: str, age: float | None) -> None:
+    (tmp_path / "t.csv").write_text(f"subject_id,T1,age\na,a.nii,{cell}\n")
+    cohort = read_table(tmp_path / "t.csv")
+    assert cohort["a"].age == age
+    assert any("no one number" in note for note in cohort.notes) == (age is None)
+
+
+def test_two_columns_of_one_meaning_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("subject_id,T1,Healthy,healthy\na,a.nii,no,yes\n")
+    with pytest.raises(BadInput, match="Healthy, healthy, which are one"):
+        read_table(tmp_path / "t.csv")
+
+
+def test_who_is_ill_and_shall_train_is_named(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("subject_id,T1,lesion_mask,role\na,a.nii,m.nii,train\n")
+    assert any("a has role train and is ill" in note for note in read_cohort(tmp_path / "t.csv").notes)
+
+
+def test_quotation_marks_of_a_tsv_quote_nothing_when_they_stand_apart(tmp_path: Path) -> None:
+    (tmp_path / "t.tsv").write_text('subject_id\tT1\tnote\na\ta.nii\t"left" hand\n')
+    assert len(read_table(tmp_path / "t.tsv").subjects) == 1

@@ -130,3 +130,12 @@ def test_the_choice_of_a_source_outweighs_that_of_the_command(tmp_path: Path) ->
     text = '[[source]]\npath = "brats"\nlesion_labels = [1, 2, 4]\n'
     cohort = joined(data_sets(tmp_path), text, Choices(lesion_labels=(1,)))
     assert {s.lesion_labels for s in cohort.subjects} == {(1, 2, 4)}
+
+
+def test_a_word_of_the_file_against_that_of_the_data_is_said(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("subject_id,T1,healthy\na,a.nii,true\nb,b.nii,\n")
+    cohort = joined(tmp_path, '[[source]]\npath = "t.csv"\nhealthy = false\n')
+    assert [s.healthy for s in cohort.subjects] == [False, False]
+    assert any("a is called healthy by the data set and ill by healthy = false" in note for note in cohort.notes)
+    (tmp_path / "t.csv").write_text("subject_id,T1,is_healthy\na,a.nii,no\n")
+    assert joined(tmp_path, '[[source]]\npath = "t.csv"\nhealthy = true\n')["a"].healthy is None

@@ -1,6 +1,7 @@
 """Data sets as they are published: ATLAS, ISLES, ivadomed, nnU-Net, the Decathlon, WMH, BraTS, UPENN-GBM; by names."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -333,3 +334,226 @@ def test_links_out_of_the_data_set_are_followed_when_asked(tmp_path: Path) -> No
     with pytest.raises(BadDataset, match="--follow-symlinks"):
         read_cohort(tmp_path / "bids")
     assert len(read_cohort(tmp_path / "bids", choices=Choices(follow_symlinks=True)).subjects) == 1
+
+
+HM = Choices(healthy_unless_masked=True)
+TWO = ("sub-01/anat/sub-01_T1w.nii.gz", "sub-02/anat/sub-02_T1w.nii.gz")
+CONTROLS = "participant_id\tgroup\nsub-01\tcontrol\nsub-02\tcontrol\n"
+ANAT, DERIVED = "sub-01/anat/sub-01_", "derivatives/x/sub-01/anat/sub-01_"
+
+
+def written(root: Path, tables: dict[str, str]) -> Path:
+    """Two people of one scan each, and tables by their path."""
+    touch(root, *TWO)
+    for name, text in tables.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        *(f"{ANAT}{name}.nii.gz" for name in ("label-lesion", "desc-lesion", "T1w-lesion", "dseg", "space-orig_dseg")),
+        *(f"{ANAT}T1w_{name}.nii.gz" for name in ("les", "laesion", "infarkt", "maschera", "plaque", "cmb", "lacune")),
+        *(f"{ANAT}T1w_{name}.nii.gz" for name in ("AVM", "voi", "L\u00e4sion", "tumeur")),
+        *(f"{DERIVED}{name}.nii.gz" for name in ("label-wml", "desc-contusion_mask", "desc-tuber", "desc-cyst_mask")),
+        "derivatives/labels/sub-01/anat/sub-01_dseg.nii.gz", "derivatives/LST/sub-01/anat/sub-01_FLAIR_ples_lpa.nii",
+        "derivatives/manual_segmentation/sub-01/anat/sub-01_space-orig_dseg.nii.gz", "derivatives/lesions/sub-01/a.nii",
+        "derivatives/LST/sub-01/ples_lga_0.3_rmFLAIR.nii", "derivatives/LST/sub-01/ples_lpa_mrFLAIR.nii",
+        "masks/sub-01.nii.gz", "sub-01/masks/drawn.nii.gz", "sub-01/anat/sub-01_T1w_manualseg.nii.gz",
+        "sourcedata/sub-01/sub-01_lesion_mask.nii.gz", "code/masks/sub-01_lesion.nii.gz",
+        *(f"{DERIVED}lesion{end}" for end in (".voi", ".mnc", ".nii.bz2", ".npy", ".mat", ".nii.xz", ".nrrd")),
+    ],
+)  # fmt: skip
+def test_masks_in_other_words_places_and_formats_are_named_and_speak_against_health(tmp_path: Path, mask: str) -> None:
+    touch(tmp_path, *TWO, mask)
+    for choices in (HM, Choices()):
+        cohort = read_bids(tmp_path, choices)
+        one = cohort["sub-01"]
+        assert one.healthy is not True
+        assert one.lesion_mask is not None or any(Path(mask).name in note for note in cohort.notes)
+        assert cohort["sub-02"].healthy is True
+        (tmp_path / "participants.tsv").write_text(CONTROLS)
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "sub-01/dwi/sub-01_desc-nodif_mask.nii.gz", "derivatives/q/sub-01/dwi/sub-01_dwi_mask.nii.gz",
+        *(f"{DERIVED}{name}.nii.gz" for name in (
+            "T1w_pve_seg", "label-hipp_mask", "label-amygdala_mask", "label-putamen_mask", "desc-fov_mask",
+            "T1w_ss_mask",
+            "desc-deface_mask", "T1w_foreground_mask", "label-dGM_probseg", "label-NAWM_mask", "desc-mgdm_seg",
+            "desc-wmhfree_T1w", "desc-lesionfilled_T1w", "T1w_lesionfilled")),
+        "derivatives/wmh-pipeline/sub-01/anat/sub-01_desc-preproc_T1w.nii.gz",
+        "derivatives/wmh-pipeline/sub-01/anat/sub-01_from-T1w_to-MNI_mode-image_xfm.nii.gz",
+        "derivatives/lesions/sub-01/anat/sub-01_desc-brain_mask.nii.gz", "sourcedata/sub-01/dicom/mask001.dcm",
+        "sub-stroke01/dwi/sub-stroke01_dwi.nii.gz", "derivatives/brain_masks/sub-01.nii.gz",
+        "derivatives/x/sub-01/anat/sub-01_label-leftHippocampus_mask.nii.gz", "derivatives/atlas/labels/AAL.nii.gz",
+    ],
+)  # fmt: skip
+def test_masks_of_tissue_and_scans_in_folders_of_lesions_leave_everybody_healthy(tmp_path: Path, file: str) -> None:
+    touch(tmp_path, *TWO, "sub-stroke01/anat/sub-stroke01_T1w.nii.gz", file)
+    assert [(s.healthy, s.lesion_mask) for s in read_bids(tmp_path, HM).subjects] == [(True, None)] * 3
+    (tmp_path / "participants.tsv").write_text(CONTROLS)
+    assert [s.healthy for s in read_bids(tmp_path).subjects] == [True, True, None]
+
+
+@pytest.mark.parametrize(
+    ("link", "healthy"),
+    [("derivatives/lesions", [None, None]), ("derivatives/sub-01/lesions", [None, True]), ("derivatives", [None, None]),
+     ("sub-01/anat/sub-01_label-lesion_mask.nii.gz", [None, True]), ("derivatives/fmriprep", [True, True])],
+)  # fmt: skip
+def test_links_out_of_the_data_set_that_may_lead_to_masks_speak_against_health(
+    tmp_path: Path, link: str, healthy: list[bool | None]
+) -> None:
+    touch(tmp_path / "in", *TWO)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "in" / link).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "in" / link).symlink_to(tmp_path / "out")
+    cohort = read_bids(tmp_path / "in", HM)
+    assert [s.healthy for s in cohort.subjects] == healthy
+    assert any(link in note for note in cohort.notes)
+
+
+@pytest.mark.parametrize(("folder", "healthy"), [("derivatives/x", [None, None]), ("sub-01/extra", [None, True])])
+def test_what_a_folder_holds_that_cannot_be_read_is_not_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str, healthy: list[bool | None]
+) -> None:
+    touch(tmp_path, *TWO)
+    (tmp_path / folder).mkdir(parents=True)
+    scan = os.scandir
+
+    def locked(place: object) -> object:
+        if str(place).endswith(folder):
+            raise PermissionError(13, "Permission denied", str(place))
+        return scan(place)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(os, "scandir", locked)
+    cohort = read_bids(tmp_path, HM)
+    assert [s.healthy for s in cohort.subjects] == healthy
+    assert any(f"{folder} cannot be read" in note for note in cohort.notes)
+
+
+def test_a_folder_that_is_a_link_to_another_is_said(tmp_path: Path) -> None:
+    touch(tmp_path, *TWO)
+    (tmp_path / "sub-03").symlink_to("sub-01")
+    assert "sub-03 is the folder sub-01 once more and was left out." in read_bids(tmp_path).notes
+
+
+@pytest.mark.parametrize(
+    ("table", "healthy"),
+    [
+        ("1\tstroke patient\n2\tcontrol\n", [False, True]), ("sub-1\tMS\nSUB-02\tcontrol\n", [False, True]),
+        ("1\tpatient\nsub-01\tcontrol\nsub-02\tcontrol\n", [None, True]),
+        ("sub-01\tcontrol\nsub-9\tpatient\n", [True, None]),
+    ],
+)  # fmt: skip
+def test_rows_are_found_under_other_spellings_and_those_of_nobody_are_a_doubt(
+    tmp_path: Path, table: str, healthy: list[bool | None]
+) -> None:
+    cohort = read_bids(written(tmp_path, {"participants.tsv": f"participant_id\tgroup\n{table}"}), HM)
+    assert [s.healthy for s in cohort.subjects] == healthy
+    touch(tmp_path / "P", "sub-P001/anat/sub-P001_T1w.nii.gz")
+    (tmp_path / "P" / "participants.tsv").write_text("participant_id\tgroup\nP_001\tstroke\n")
+    assert read_bids(tmp_path / "P", HM)["sub-P001"].healthy is False
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("phenotype/h.tsv", "participant_id\thealthy\nsub-01\tno\n"),
+        ("phenotype/h.tsv", "participant_id\tis_healthy\nsub-01\tno\n"),
+        ("phenotype/h.tsv", "Participant_ID\tdiagnosis\nsub-01\tMS\n"),
+        ("phenotype/h.csv", "participant_id,diagnosis\nsub-01,MS\n"),
+        ("phenotype/deep/h.tsv", "participant_id\tdx\n1\tMS\n"),
+        ("phenotype/h.tsv", "participant_id\tremarks\nsub-01\tleft stroke\n"),
+        ("sub-01/sub-01_sessions.tsv", "session_id\thealthy\nses-1\tyes\nses-2\tfalse\n"),
+        ("sub-01/ses-1/sub-01_ses-1_scans.tsv", "filename\tdiagnosis\nanat/x\tstroke\n"),
+        ("participants.csv", "participant_id,group\nsub-01,patient\n"),
+        ("raw/participants.tsv", "participant_id\tgroup\nsub-01\tpatient\nsub-02\t\n"),
+    ],
+)  # fmt: skip
+def test_every_table_of_a_bids_folder_is_heard(tmp_path: Path, name: str, text: str) -> None:
+    cohort = read_bids(written(tmp_path, {name: text}), HM)
+    assert [s.healthy is True for s in cohort.subjects] == [False, True]
+    assert not any("There is no participants.tsv" in note for note in cohort.notes) or "participants" not in name
+
+
+def test_tables_of_participants_that_are_no_data_or_tell_of_visits(tmp_path: Path) -> None:
+    visits = "participant_id\tsession_id\tgroup\tage\n01\t1\tcontrol\t30\n01\t2\tAD\t31\n02\t1\tcontrol\t>89\n"
+    tables = {"participants.tsv": visits, "sourcedata/participants.tsv": CONTROLS}
+    cohort = read_bids(written(tmp_path, tables))
+    assert [(s.healthy, s.age) for s in cohort.subjects] == [(False, 30.0), (True, 89.0)]
+
+
+def test_the_sidecar_of_a_sites_table_is_read(tmp_path: Path) -> None:
+    tables = {"raw/participants.tsv": CONTROLS.replace("control", "1"),
+              "raw/participants.json": '{"group": {"Levels": {"1": "stroke patient"}}}'}  # fmt: skip
+    assert [s.healthy for s in read_bids(written(tmp_path, tables)).subjects] == [False, False]
+
+
+def test_a_mask_in_a_space_without_scans_has_another_way(tmp_path: Path) -> None:
+    touch(tmp_path, *TWO, f"{DERIVED}space-MNI_label-lesion_mask.nii.gz")
+    (note,) = (note for note in read_bids(tmp_path).notes if "another space" in note)
+    assert "--space" not in note
+    assert "resample" in note
+
+
+def test_labels_are_chosen_as_they_are_written_and_one_of_nothing_is_named(tmp_path: Path) -> None:
+    touch(tmp_path, *TWO, f"{DERIVED}desc-core_mask.nii.gz", "derivatives/x/sub-02/anat/sub-02_T1w_mask.nii.gz")
+    for label, found in (("desc-core", [True, False]), ("core", [True, False]), ("T1w_mask", [False, True])):
+        assert [s.lesion_mask is not None for s in read_bids(tmp_path, Choices(label=label)).subjects] == found
+    notes = read_bids(tmp_path, Choices(label="nothing")).notes
+    assert any("No mask has the label 'nothing'" in note and "desc-core" in note for note in notes)
+
+
+def test_contrast_agents_in_the_name_of_an_acquisition_and_parts_of_an_image(tmp_path: Path) -> None:
+    names = ("1_acq-postcontrast", "2_acq-gad", "3_acq-preGd", "3_inv-1", "4_part-phase")
+    touch(tmp_path, *[f"sub-{n[0]}/anat/sub-{n}_T1w.nii.gz" for n in names], "sub-4/anat/sub-4_T2w.nii.gz")
+    cohort = read_bids(tmp_path)
+    assert [set(s.scans) for s in cohort.subjects] == [{"T1C"}, {"T1C"}, {"T1"}, {"T2"}]
+    assert cohort["sub-3"].scans["T1"].name == "sub-3_acq-preGd_T1w.nii.gz"
+    assert sum("is taken as T1C" in note or "phases" in note for note in cohort.notes) == 3
+
+
+IXI = [f"IXI0{n}-HH-12{n}-T1.nii.gz" for n in range(12, 17)]
+
+
+def test_masks_and_remarks_in_the_ixi_folder_are_heard_in_every_form(tmp_path: Path) -> None:
+    touch(tmp_path, *IXI, "IXI012-HH-1212-T1_lesion.nrrd", "IXI013-HH-1213_tumor.mgz", "lesions/014.nii.gz",
+          "lesions/of_whom.nii.gz")  # fmt: skip
+    (tmp_path / "IXI.csv").write_text("IXI_ID,SEX_ID,AGE,remarks\n15,1,30,\n15,1,30,left stroke\n16,2,40,none\n")
+    cohort = read_cohort(tmp_path)
+    assert [s.healthy for s in cohort.subjects] == [None, None, None, None, True]
+    assert any("lesions/of_whom.nii.gz looks like a lesion mask" in note for note in cohort.notes)
+
+
+CASES = ("imagesTr/c1_0000.nii.gz", "imagesTr/c1_0001.nii.gz", "imagesTr/c2_0000.nii.gz", "imagesTr/c2_0001.nii.gz",
+         "labelsTr/c1.nii.gz")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "mask", ["labelsTr/c2.nrrd", "labelsTr/seg_c2.nii.gz", "labelsTr_expert2/c2.nii.gz", "masks/whose.nii.gz"]
+)
+def test_labels_of_other_names_places_and_formats_speak_against_health(tmp_path: Path, mask: str) -> None:
+    touch(tmp_path, *CASES, mask)
+    cohort = read_cohort(tmp_path, choices=HM)
+    assert [s.healthy for s in cohort.subjects] == [False, None]
+    assert any(Path(mask).name in note for note in cohort.notes)
+
+
+def test_labels_of_tissue_alone_are_no_lesions_and_channels_may_be_a_list(tmp_path: Path) -> None:
+    touch(tmp_path, *CASES)
+    told = {"channel_names": ["T1", "FLAIR"], "labels": {"background": 0, "Anterior": 1, "Posterior": 2, "healthy": 3}}
+    (tmp_path / "dataset.json").write_text(json.dumps(told))
+    cohort = read_cohort(tmp_path, choices=HM)
+    assert [(s.healthy, s.lesion_mask, set(s.scans)) for s in cohort.subjects] == [(True, None, {"T1", "FLAIR"})] * 2
+    assert any("no label of a lesion" in note for note in cohort.notes)
+
+
+def test_cases_of_training_and_test_that_share_a_number_are_two(tmp_path: Path) -> None:
+    touch(tmp_path, "training/Utrecht/0/pre/FLAIR.nii.gz", "test/Utrecht/0/pre/FLAIR.nii.gz")
+    assert {s.subject_id for s in read_wmh(tmp_path).subjects} == {"training_Utrecht_0", "test_Utrecht_0"}

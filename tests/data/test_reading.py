@@ -248,3 +248,15 @@ def test_real_lesions_are_read_with_their_masks() -> None:
     head = Subject("wm", {"FLAIR": nichart / "flair.nii.gz"})
     assert refusal(head, "FLAIR") == "E-BRAIN-MISSING"
     assert refusal(replace(head, brain_mask=nichart / "t1_dlmuse.nii.gz"), "FLAIR") == "E-MASK-GRID"
+
+
+def test_copies_are_sought_in_every_contrast(tmp_path: Path) -> None:
+    people = []
+    for name, t1, flair in (("a", 1, 5), ("b", 2, 5), ("c", 3, 3)):
+        one = subject(tmp_path, name, t1)
+        two = subject(tmp_path, f"{name}-flair", flair)
+        people.append(replace(one, scans={"T1": one.scans["T1"], "FLAIR": two.scans["T1"]}))
+    check = check_cohort(Cohort("c", tuple(people)), ("T1", "FLAIR"))
+    assert check.duplicates == (("a", "b"),)
+    own = ["FLAIR and T1 hold the same voxels" in " ".join(one.notes) for one in check.facts]
+    assert own == [False, False, True]
