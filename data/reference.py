@@ -58,7 +58,7 @@ class Doubt:
 
 @dataclass(frozen=True, eq=False)
 class Impression:
-    """What is kept of a scan for the comparison: block means of the first contrast within its brain."""
+    """What is kept of a scan for the comparison: block means of one contrast within its brain."""
 
     subject_id: str
     blocks: Float64[np.ndarray, "i j k"]
@@ -67,9 +67,9 @@ class Impression:
     """The same of the mirror image, left and right exchanged."""
 
 
-def impression(volume: Volume) -> Impression:
-    """The block means of a volume on the working grid, whose middle plane is that of MNI152."""
-    values, spacing_mm = volume.voxels[0].astype(np.float64), volume.grid.spacing_mm[0]
+def impression(volume: Volume, contrast: int = 0) -> Impression:
+    """The block means of one contrast of a volume on the working grid, whose middle plane is that of MNI152."""
+    values, spacing_mm = volume.voxels[contrast].astype(np.float64), volume.grid.spacing_mm[0]
     plain = _blocks(values, volume.brain_mask, spacing_mm)
     return Impression(volume.subject_id, plain, _blocks(_mirror(values, volume), _mirror(volume.brain_mask, volume),
                                                         spacing_mm))  # fmt: skip
@@ -145,8 +145,7 @@ def doubts_of_contrast(volume: Volume) -> list[tuple[str, str]]:
     """Scans whose tissues are not in the order of the contrast that they are filed as: code and cause."""
     spacing_mm = volume.grid.spacing_mm[0]
     for n, contrast in enumerate(volume.contrasts):
-        alone = Volume(volume.voxels[n : n + 1], volume.grid, volume.brain_mask, volume.subject_id, (contrast,))
-        fit = correlation(impression(alone).blocks, template_impression(spacing_mm).blocks)
+        fit = correlation(impression(volume, n).blocks, template_impression(spacing_mm).blocks)
         if contrast == "T1" and fit < LEAST_CORRELATION:
             return [
                 ("E-REF-CONTRAST", "does not look like a T1 scan of a brain: its tissues agree with the T1 template "

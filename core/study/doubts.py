@@ -7,7 +7,7 @@ from data.cohort import ROLES, Cohort, Split
 from data.errors import BadInput
 from data.preprocessing import PreparedCohort, load_prepared
 from data.reading import SetAside
-from data.reference import Doubt, doubts_of_cohort, doubts_of_scan, impression, in_words
+from data.reference import FLUID, Doubt, Impression, doubts_of_cohort, doubts_of_scan, impression, in_words
 
 
 def set_doubted_aside(cohort: Cohort, split: Split, prepared: PreparedCohort, progress: Progress) -> PreparedCohort:
@@ -17,39 +17,55 @@ def set_doubted_aside(cohort: Cohort, split: Split, prepared: PreparedCohort, pr
     """
     registered = prepared.settings.registration == "affine"
     kept = {s.subject_id for s in cohort.subjects if s.kept}
-    seen, single = [], list[Doubt]()
+    contrasts = prepared.settings.contrasts
+    seen: list[list[Impression]] = [[] for _ in contrasts]
+    single: list[Doubt] = []
     for subject_id, key in prepared.keys.items():
         one = load_prepared(prepared.cache, key, subject_id)
-        seen.append(impression(one.volume))
+        for n, impressions in enumerate(seen):
+            impressions.append(impression(one.volume, n))
         single += doubts_of_scan(one, registered)
     wrong = {doubt.subject_id for doubt in single} - kept
-    others = [one for one in seen if one.subject_id not in wrong]
     learnt = [i for i in (*split.train, *split.calibration) if i in prepared.keys]
-    strange, twins = doubts_of_cohort(others, learnt, registered)
-    _refuse_twins_across(twins, split, prepared, kept, progress)
-    return prepared.without(_aside((*single, *strange), cohort, prepared.settings.contrasts[0], progress))
+    strange: dict[str, Doubt] = {}
+    for name, impressions in zip(contrasts, seen, strict=True):
+        others = [one for one in impressions if one.subject_id not in wrong]
+        unlike, twins = doubts_of_cohort(others, learnt, registered)
+        strange |= {doubt.subject_id: doubt for doubt in unlike if doubt.subject_id not in strange}
+        _refuse_twins_across(twins, name, split, prepared, kept, progress)
+    if unjudged := [name for name in contrasts if name not in FLUID]:
+        progress.say(
+            f"note: how {', '.join(unjudged)} should look is not known here (known are {', '.join(FLUID)}): size, place "
+            "and copies of its scans were looked at, and not whether they are of this contrast."
+        )
+    return prepared.without(_aside((*single, *strange.values()), cohort, contrasts[0], progress))
 
 
 def _refuse_twins_across(
     twins: Sequence[tuple[str, str, float]],
+    contrast: str,
     split: Split,
     prepared: PreparedCohort,
     kept: set[str],
     progress: Progress,
 ) -> None:
-    """BadInput for near copies in two splits; those in one are told. What has the same voxels is leakage anyway."""
+    """BadInput for near copies in two splits; those in one are told. The same voxels in the first contrast are leakage
+    anyway."""
     roles = {i: role for role in ROLES for i in getattr(split, role)}
     hashes = prepared.voxel_hashes
-    twins = [t for t in twins if hashes[t[0]] != hashes[t[1]]]
+    first = contrast == prepared.settings.contrasts[0]
+    twins = [t for t in twins if not (first and hashes[t[0]] == hashes[t[1]])]
     across = [t for t in twins if len({roles.get(i) for i in t[:2]} - {None}) == 2 and not {*t[:2]} <= kept]
     if across:
         raise BadInput(
-            f"E-LEAKAGE: {len(across)} pair(s) of scans are one scan with other noise, brightness or mirrored, in two "
-            f"splits: {in_words(across, roles)}. Numbers on them would be too good. Remove one of each pair, or say "
+            f"E-LEAKAGE: {len(across)} pair(s) of {contrast} scans are one scan, or one with other noise, brightness or "
+            f"mirrored, in two splits: {in_words(across, roles)}. Numbers on them would be too good. Remove one of each pair, or say "
             f"--keep {across[0][0]} {across[0][1]} if they are two people."
         )
     if twins:
-        progress.say(f"note: nearly the same scan under two ids: {in_words(twins, roles)}. Remove one of each pair.")
+        progress.say(
+            f"note: nearly the same {contrast} scan under two ids: {in_words(twins, roles)}. Remove one of each pair."
+        )
 
 
 def _aside(doubts: Sequence[Doubt], cohort: Cohort, contrast: str, progress: Progress) -> Mapping[str, SetAside]:

@@ -216,6 +216,31 @@ def test_one_scan_with_other_noise_in_two_splits_is_leakage(tmp_path: Path) -> N
     assert len(prepared(table, [], keep=("test7", "train2")).prepared.keys) == 9
 
 
+@pytest.mark.usefixtures("_no_registration")
+def test_one_scan_as_the_second_contrast_of_two_people_is_leakage_and_an_unknown_contrast_is_told(
+    tmp_path: Path,
+) -> None:
+    subjects = []
+    for n in range(9):
+        name = f"{'train' if n < 5 else 'calibration' if n < 7 else 'test'}{n}"
+        for contrast, seed in (("T1", n), ("SWI", 40 + (2 if n == 7 else n))):
+            write_nifti(tmp_path / f"{name}-{contrast}.nii.gz", head(seed), working_grid(SPACING))
+        scans = {contrast: tmp_path / f"{name}-{contrast}.nii.gz" for contrast in ("T1", "SWI")}
+        subjects.append(Subject(name, scans, healthy=True, role=name.rstrip("0123456789")))
+    write_table(tmp_path / "cohort.csv", subjects)
+    settings = Preprocessing(("T1", "SWI"), spacing_mm=SPACING, intensity="minmax")
+    with pytest.raises(BadInput, match=r"E-LEAKAGE.*SWI scans.*'test7' \(test\) and 'train2' \(train\)"):
+        preparing.prepare(
+            tmp_path / "runs",
+            DataSource(tmp_path / "cohort.csv", preprocessing=settings),
+            Progress(False, io.StringIO()),
+        )
+    text = io.StringIO()
+    source = DataSource(tmp_path / "cohort.csv", preprocessing=settings, choices=Choices(keep=("test7", "train2")))
+    preparing.prepare(tmp_path / "runs", source, Progress(False, text))
+    assert "how SWI should look is not known here (known are T1, T1C, FLAIR, T2)" in text.getvalue()
+
+
 def test_a_ct_is_named_when_it_is_read(tmp_path: Path) -> None:
     values = head(1)
     units = np.where(values != 0, 30 + 10 * values / values.max(), -1024).astype(np.float32)

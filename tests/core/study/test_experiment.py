@@ -158,7 +158,7 @@ def test_other_scans_under_the_same_run_id_are_refused(own_study: TinyStudy) -> 
     scan = read_table(own_study.table)["train02"].scans["FLAIR"]
     image = nib.load(scan)
     write_nifti(scan, np.asarray(image.dataobj, dtype=np.float32) * 2 + 1 * (np.asarray(image.dataobj) > 0), SCAN_GRID)
-    with pytest.raises(BadInput, match=r"scans of run mine have changed.*--run-id"):
+    with pytest.raises(BadInput, match=r"scans of run mine have changed.*another id or name"):
         fit(own_study, make("intensity-bright"), "mine")
 
 
