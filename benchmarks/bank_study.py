@@ -43,7 +43,8 @@ from core.study.gating import make_gated
 from core.study.stored_scores import open_scores, set_id
 from core.study.subject_level import subject_level
 from core.types import LayerSet, ScoreMap
-from data.files import is_committed, read_json, write_json
+from data.files import is_committed
+from data.json_files import read_json, write_json
 from data.volume import Volume
 from models.tensor_files import load_tensors, save_tensors
 

@@ -30,7 +30,7 @@ from core.study import data_source, evaluation, fitting, scoring
 from core.study.stored_scores import open_scores
 from data.files import is_committed
 from data.nifti import read_labels
-from data.preprocessing import Preprocessing
+from data.prepared import Preprocessing
 from data.volume import Mask
 
 

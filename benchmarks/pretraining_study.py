@@ -22,7 +22,7 @@ from core.progress import open_progress
 from core.study.data_source import DataSource
 from core.study.pretraining_comparison import VARIANTS, ComparisonPlan, compare_pretraining
 from data.cohort import ROLES
-from data.files import write_json
+from data.json_files import write_json
 from data.table import read_table
 from models.settings import EncoderSettings
 

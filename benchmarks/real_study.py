@@ -29,7 +29,7 @@ from data.cohort import Cohort, Subject
 from data.files import is_committed
 from data.ixi import read_ixi
 from data.planting import plant_cohort, read_shapes
-from data.preprocessing import Preprocessing
+from data.prepared import Preprocessing
 from data.table import read_table, write_table
 from models.settings import EncoderSettings
 

@@ -127,10 +127,12 @@ def is_orphan(root: Path, file: Path, seen: Found) -> bool:
 
 
 def is_read(file: Path) -> bool:
+    """Whether a file is of a format that is read."""
     return file.name.lower().endswith(SCAN_SUFFIXES)
 
 
 def where(root: Path, path: Path) -> str:
+    """A path below the root of a data set, as it is told."""
     return path.relative_to(root).as_posix()
 
 

@@ -15,7 +15,7 @@ from data.folders import BadDataset
 from data.groups import group_columns, health_columns
 from data.health import FITS_NOBODY, hear
 from data.signs import is_sign, note_on_column
-from data.table import read_rows
+from data.table_rows import read_rows
 
 RESERVED = ("participant_id", "session_id", "age", "sex", "gender", "site", "role", "healthy", "handedness")
 """Columns that the specification or this reader names."""

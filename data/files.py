@@ -1,90 +1,35 @@
 """Files that are there whole or not at all: a commit is a directory rename, and a manifest says what is in it."""
 
 import contextlib
-import errno
-import hashlib
 import json
 import os
 import re
 import shutil
-import signal
 import time
-import uuid
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from data import trouble
 from data.errors import BadInput, EnvironmentProblem, IntegrityError
-from data.processes import host_tag, process_tag
+from data.hashed import CLOCK_STEP_NS, Identity, file_identity, known_sha256, sha256_file
+from data.json_files import SEAL, read_json, readable_json, sealed, without_seal
+from data.whole_files import check_fences, faultpoint, scratch_name, sync_folder
 
 if TYPE_CHECKING:
     import numpy as np
 
-Identity = tuple[int, int, int, int, int]
 
 MANIFEST = "manifest.json"
 SCHEMA = 2
 """Of manifests: 2 says what it is about and carries a digest of itself; 1 named files only, and can still be read."""
 _SINCE_2 = ("run",)
 """What only manifests of schema 2 can belong to: a manifest of schema 1 is not taken for one of theirs."""
-SEAL = "sha256"
-"""Under this key a JSON file holds the digest of the rest of it."""
-_UNFINISHED = ".tmp-"
-_ASIDE = _UNFINISHED + "old-"
-_OWNED = re.compile(r"\.tmp-(?:new-|old-)?(?P<tag>(?P<host>[0-9a-f]{8})-(?P<pid>[0-9]+)-[0-9a-f]{8})-[0-9a-f]{32}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_READ_AT_ONCE = 1 << 20
-"""Bytes up to which a file is hashed in one piece."""
-_quoted = json.encoder.encode_basestring_ascii
-_COMPACT = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
 _ONE_LINE = json.JSONEncoder(sort_keys=True, separators=(",", ": "), allow_nan=False)
 _ANYONES = re.compile(r"\.DS_Store|\._.*|Thumbs\.db|\.nfs.*")
 """What file browsers and network file systems leave beside files."""
-_CLOCK_STEP_NS = 100_000_000
-"""Files changed less long ago are hashed again: two changes within one step of a file system's clock look like one."""
-_FAULTS = {name.lower(): getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EROFS", "EACCES", "EIO", "ESTALE")}
-_fault_hits: Counter[str] = Counter()
-_hashed: dict[str, tuple[Identity, str]] = {}
 _manifests: dict[str, tuple[Identity, dict[str, Any]]] = {}
-_fences: dict[Path, Callable[[], None]] = {}
-
-
-def sha256_file(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's bytes."""
-    with path.open("rb", buffering=0) as file:
-        if os.fstat(file.fileno()).st_size <= _READ_AT_ONCE:  # thousands of small files are hashed for one list
-            return hashlib.sha256(file.read()).hexdigest()
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def file_identity(path: str | Path) -> Identity:
-    """What changes when a file is written or replaced: device, number, size, time of writing, time of any change."""
-    state = os.stat(path)
-    return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns
-
-
-def known_sha256(path: Path) -> str:
-    """`sha256_file`, computed once per process as long as the file stays the same one."""
-    before = file_identity(path)
-    known = _hashed.get(str(path))
-    if known is not None and known[0] == before:
-        return known[1]
-    digest = sha256_file(path)
-    if time.time_ns() - before[-1] > _CLOCK_STEP_NS:
-        _hashed[str(path)] = (before, digest)
-    return digest
-
-
-def hashed_files() -> dict[str, tuple[Identity, str]]:
-    """What this process has hashed so far, to be told to a process that it starts: see `tell_hashed`."""
-    return dict(_hashed)
-
-
-def tell_hashed(known: Mapping[str, tuple[Identity, str]]) -> None:
-    """Take over what the starting process has hashed; a file that was changed since has another identity."""
-    _hashed.update(known)
 
 
 @contextlib.contextmanager
@@ -111,7 +56,7 @@ def committed_directory(
         _write_manifest(scratch, about or {})
         faultpoint("commit.after_manifest")
         _refuse_foreign(target, in_our_tree=within is not None, scratch=scratch)
-        _check_fences(target)
+        check_fences(target)
         _swap(scratch, target)
     except OSError as error:
         needed = _bytes_in(scratch) + getattr(error, "needed_bytes", 0)  # tensors say what they take
@@ -208,7 +153,7 @@ def read_manifest(directory: Path, about: Mapping[str, Any] | None = None) -> di
             manifest = known[1]
         else:
             manifest = _parsed_manifest(Path(path))
-            if time.time_ns() - identity[-1] > _CLOCK_STEP_NS:
+            if time.time_ns() - identity[-1] > CLOCK_STEP_NS:
                 _manifests[path] = (identity, manifest)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise IntegrityError(
@@ -240,230 +185,22 @@ def is_committed(directory: Path) -> bool:
     return os.path.isfile(os.path.join(directory, MANIFEST))
 
 
-def scratch_name(kind: str = "") -> str:
-    """A name for something unfinished that tells whose it is, so that `clear_litter` takes only what the dead left."""
-    return f"{_UNFINISHED}{kind}{process_tag(os.getpid())}-{uuid.uuid4().hex}"
-
-
-def clear_litter(parent: Path) -> None:
-    """Remove what processes of this machine that are gone left unfinished in `parent`; the living keep theirs.
-
-    What cannot be told (another machine's, an older version's) stays. Never raises: litter does no harm.
-    """
-    with contextlib.suppress(OSError):
-        for entry in list(parent.iterdir()):
-            if _owner(entry.name) == "dead":
-                _clear(entry)
-
-
-def remove_unfinished(parent: Path) -> None:
-    """Clear scratch that killed processes left in `parent`; put back what a kill between renames hid.
-
-    Only for the one who may write in `parent`: whatever is not a living process's of this machine goes.
-    """
-    if not parent.is_dir():
-        return
-    for entry in list(parent.iterdir()):
-        if entry.name.startswith(_UNFINISHED) and _owner(entry.name) != "alive":
-            _clear(entry)
-
-
-def _owner(name: str) -> str:
-    """Whose scratch it is: alive, dead, or unknown."""
-    found = _OWNED.fullmatch(name)
-    if found is None or found["host"] != host_tag():
-        return "unknown"
-    return "alive" if process_tag(int(found["pid"])) == found["tag"] else "dead"
-
-
-def _clear(entry: Path) -> None:
-    if entry.is_symlink() or not entry.is_dir():  # what a link leads to is not ours
-        entry.unlink(missing_ok=True)
-        return
-    if entry.name.startswith(_ASIDE):
-        for hidden in list(entry.iterdir()):
-            if not (entry.parent / hidden.name).exists():
-                hidden.rename(entry.parent / hidden.name)
-    shutil.rmtree(entry, ignore_errors=True)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Replace a JSON file atomically; keys sorted, so equal values give equal bytes."""
-    write_whole(path, _readable_json(value).encode())
-
-
-def _readable_json(value: Any) -> str:
-    return json.dumps(value, indent=1, sort_keys=True, allow_nan=False)
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Replace a file atomically. EnvironmentProblem when it cannot be written; what was there before is then intact."""
-    try:
-        replace_whole(path, content)
-    except OSError as error:
-        raise EnvironmentProblem(
-            f"Could not write {path}: {error.strerror or error}. "
-            f"{trouble.remedy(error, path.parent, f'{len(content)} bytes')} "
-            "The file that was there before is intact."
-        ) from error
-
-
-def replace_whole(path: Path, content: bytes) -> None:
-    """`write_whole` for those who tell of an OSError themselves."""
-    scratch = path.with_name(scratch_name())
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with scratch.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        faultpoint("file.before_rename")
-        _check_fences(path)
-        scratch.replace(path)
-        _sync(path.parent)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            scratch.unlink()
-        raise
-
-
-def read_json(path: Path) -> Any:
-    """The value in a JSON file. IntegrityError when it does not parse."""
-    return parsed_json(read_text(path), path)
-
-
-def read_text(path: Path) -> str:
-    """The text of a JSON file. IntegrityError when its bytes are none."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except ValueError as error:
-        raise _no_json(path, error) from error
-
-
-def parsed_json(text: str, path: Path) -> Any:
-    """The value that the text of a file stands for. IntegrityError when it does not parse."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise _no_json(path, error) from error
-
-
-def _no_json(path: Path, error: Exception) -> IntegrityError:
-    return IntegrityError(f"{path} is not valid JSON: {error}. It was damaged or edited.")
-
-
-def write_sealed_json(path: Path, value: Mapping[str, Any]) -> None:
-    """`write_json` of a mapping with a digest of itself, for results that stand outside a committed directory."""
-    write_json(path, sealed(value))
-
-
-def read_sealed_json(path: Path) -> dict[str, Any]:
-    """What `write_sealed_json` wrote. IntegrityError unless it is what was written."""
-    value = read_json(path)
-    if not isinstance(value, dict) or not keeps_seal(value):
-        raise IntegrityError(f"{path} is not what was written: it was damaged or edited. Delete it.")
-    return without_seal(value)
-
-
-def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
-    """A mapping with the digest of its content under `SEAL`."""
-    return {**value, SEAL: content_digest(value)}
-
-
-def without_seal(value: Mapping[str, Any]) -> dict[str, Any]:
-    """A sealed mapping as it was before."""
-    return {key: item for key, item in value.items() if key != SEAL}
-
-
-def keeps_seal(value: Mapping[str, Any]) -> bool:
-    """Whether a mapping that was read carries the digest of the rest of it; what could not be written never does."""
-    try:
-        return bool(value.get(SEAL) == content_digest(without_seal(value)))
-    except (ValueError, RecursionError):  # NaN, infinity, or deeper than can be written
-        return False
-
-
-def content_digest(value: Any) -> str:
-    """SHA-256 of a JSON value, whatever the order of its keys. ValueError for NaN and infinity."""
-    return hashlib.sha256(compact_json(value).encode()).hexdigest()
-
-
-def compact_json(value: Any) -> str:
-    """A JSON value on one line, keys sorted: what digests are made of. ValueError for NaN and infinity."""
-    return _COMPACT.encode(value)
-
-
-def digest_with_known(value: Mapping[str, Any], known: Mapping[str, str]) -> str:
-    """`content_digest` of a mapping, given the `compact_json` of some of its values: many records share a cohort."""
-    parts: list[str] = []
-    others: dict[str, Any] = {}
-    for key in sorted(value):
-        if key not in known:
-            others[key] = value[key]
-            continue
-        parts += [compact_json(others)[1:-1], f"{_quoted(key)}:{known[key]}"]
-        others = {}
-    text = ",".join(filter(None, (*parts, compact_json(others)[1:-1])))
-    return hashlib.sha256(f"{{{text}}}".encode()).hexdigest()
-
-
-@contextlib.contextmanager
-def fenced(directory: Path, check: Callable[[], None]) -> Iterator[None]:
-    """For the length of the block, this process commits below `directory` only while `check` raises nothing."""
-    place = directory.resolve()
-    before = _fences.get(place)
-    _fences[place] = check
-    try:
-        yield
-    finally:
-        if before is None:
-            del _fences[place]
-        else:
-            _fences[place] = before
-
-
-def faultpoint(site: str) -> None:
-    """A place where a test can make this process fail; does nothing unless the environment asks for it.
-
-    DICESCOPE_FAULT="site:n:kill" kills the process at the n-th visit of the site, "site:n:enospc" fills its disk; so
-    do the other errors of `_FAULTS`. "*" for n means every visit.
-    """
-    wanted = os.environ.get("DICESCOPE_FAULT")
-    if not wanted:
-        return
-    name, visit, action = wanted.split(":")
-    _fault_hits[site] += 1
-    if site != name or visit not in ("*", str(_fault_hits[site])):
-        return
-    if action == "kill":
-        os.kill(os.getpid(), signal.SIGKILL)
-    number = _FAULTS[action]
-    raise OSError(number, os.strerror(number))
-
-
-def _check_fences(target: Path) -> None:
-    place = target.parent.resolve()
-    for fence, check in list(_fences.items()):
-        if place == fence or fence in place.parents:
-            check()
-
-
 def _write_manifest(scratch: Path, about: Mapping[str, Any]) -> None:
     files = {}
     for path in sorted(p for p in scratch.rglob("*") if p.is_file()):
         files[path.relative_to(scratch).as_posix()] = sha256_file(path)
-        _sync(path)
+        sync_folder(path)
     (scratch / MANIFEST).write_text(_manifest_text({"schema": SCHEMA, "about": dict(about), "files": files}))
-    _sync(scratch / MANIFEST)
-    _sync(scratch)
+    sync_folder(scratch / MANIFEST)
+    sync_folder(scratch)
 
 
 def _manifest_text(content: Mapping[str, Any]) -> str:
-    return _readable_json(sealed(content))
+    return readable_json(sealed(content))
 
 
 def _in_one_line(text: str) -> str:
-    """`_readable_json` without its line breaks and indents, as `_ONE_LINE` writes it, which is ten times as fast."""
+    """`readable_json` without its line breaks and indents, as `_ONE_LINE` writes it, which is ten times as fast."""
     return "".join(line.lstrip(" ") for line in text.split("\n"))
 
 
@@ -564,7 +301,7 @@ def _swap(scratch: Path, target: Path) -> None:
     if not target.exists():
         scratch.rename(target)
         faultpoint("commit.after_rename")
-        _sync(target.parent)
+        sync_folder(target.parent)
         return
     aside = target.parent / scratch_name("old-")
     aside.mkdir()
@@ -577,16 +314,8 @@ def _swap(scratch: Path, target: Path) -> None:
         aside.rmdir()
         raise
     faultpoint("commit.after_rename")
-    _sync(target.parent)
+    sync_folder(target.parent)
     shutil.rmtree(aside, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _bytes_in(directory: Path) -> int:

@@ -11,7 +11,7 @@ from data.cohort import Cohort, Subject
 from data.folders import SCAN_SUFFIXES, BadDataset, look_under, refuse_twins, stem
 from data.health import Health, health_of, hear, notes_on_health
 from data.health_words import LOOSE_MASK_WORDS
-from data.table import read_rows
+from data.table_rows import read_rows
 
 NAME = re.compile(r"^(?P<id>IXI\d{3}-(HH|Guys|IOP)-\d+)[-_](?P<rest>.+)$")
 CITATION = "IXI dataset, https://brain-development.org/ixi-dataset, CC BY-SA 3.0."

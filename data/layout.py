@@ -8,13 +8,14 @@ from pathlib import Path
 from data import brats, ixi
 from data.bids import read_bids
 from data.brats import read_brats
-from data.challenges import fits_cases, fits_ms, fits_wmh, read_cases, read_ms, read_wmh
+from data.challenges import fits_cases, read_cases
 from data.choices import NOTHING, Choices
 from data.cohort import Cohort, Subject
 from data.folders import OTHER_SUFFIXES, BadDataset, scans_under, stem
 from data.ixi import read_ixi
 from data.joined import read_joined
 from data.table import read_table
+from data.wmh_ms import fits_ms, fits_wmh, read_ms, read_wmh
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".txt")
 

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Float64
 from scipy.ndimage import binary_erosion
 
-from data.preprocessing import Prepared
+from data.prepared import Prepared
 from data.registration import overlap
 from data.template import working_template
 from data.volume import Mask, Volume

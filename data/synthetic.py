@@ -13,11 +13,12 @@ import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 
 from data.errors import BadInput, IntegrityError
-from data.files import clear_litter, read_json, write_json, write_whole
+from data.json_files import read_json, write_json
 from data.nifti import write_nifti
 from data.synthetic_anatomy import SCANNERS, draw_anatomy, scan, template
 from data.synthetic_lesions import SyntheticLesion, add_lesions
 from data.volume import Grid
+from data.whole_files import clear_litter, write_whole
 
 RECIPE = 3
 """Raised whenever the same seed would give other voxels."""

@@ -2,20 +2,29 @@
 
 import csv
 import io
-import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from data.cells import age, clean, is_age, plain_word, truth, without_accents
+from data.cells import age, is_age, plain_word, truth, without_accents
 from data.choices import NOTHING, Choices
 from data.cohort import ROLES, Cohort, Subject, contrast_name
-from data.files import write_whole
-from data.folders import MORE_SUFFIXES, OTHER_SUFFIXES, SCAN_SUFFIXES, BadDataset, stem
+from data.folders import BadDataset, stem
 from data.groups import group_columns
 from data.health import health_of, notes_on_health
 from data.health_words import LOOSE_MASK_WORDS
 from data.signs import note_on_column
+from data.table_rows import (
+    files_of_subject,
+    is_there,
+    looks_like_file,
+    looks_like_path,
+    path_in_cell,
+    read_rows,
+    relative_path,
+    why_not_there,
+)
+from data.whole_files import write_whole
 
 RESERVED = (
     *("subject_id", "brain_mask", "lesion_mask", "role", "healthy", "site", "age", "sex", "lesion_labels"),
@@ -56,8 +65,8 @@ def read_table(path: Path, choices: Choices = NOTHING) -> Cohort:
         raise BadDataset("E-TABLE-EMPTY", path, "has no rows.", "Add one row per subject.")
     cells = {c: [row[c] for _, row in rows] for c in header}
     free = [c for c in header if c not in RESERVED]
-    masks = [c for c in free if any(map(_looks_like_file, cells[c])) and _holds_masks(c, cells[c])]
-    contrasts = [c for c in free if c not in masks and any(map(_looks_like_path, cells[c]))]
+    masks = [c for c in free if any(map(looks_like_file, cells[c])) and _holds_masks(c, cells[c])]
+    contrasts = [c for c in free if c not in masks and any(map(looks_like_path, cells[c]))]
     if not contrasts:
         raise BadDataset(
             "E-TABLE-COLUMNS", path, f"has no column with scans. It has: {', '.join(header)}.",
@@ -81,8 +90,8 @@ def read_table(path: Path, choices: Choices = NOTHING) -> Cohort:
         if row.get("age") and age(row["age"]) is None
     ]
     notes += [
-        f"Subject {s.subject_id!r}: {file} does not exist{_why_not(row, table=path)}."
-        for s, (_, row) in zip(subjects, rows, strict=True) for file in _files(s) if not _there(file)
+        f"Subject {s.subject_id!r}: {file} does not exist{why_not_there(row, table=path)}."
+        for s, (_, row) in zip(subjects, rows, strict=True) for file in files_of_subject(s) if not is_there(file)
     ]  # fmt: skip
     notes += notes_on_health([(s.subject_id, s.healthy, s.health_from) for s in subjects], "the table")
     return Cohort(path.stem, tuple(subjects), notes=tuple(notes))
@@ -154,77 +163,13 @@ def write_table(path: Path, subjects: Sequence[Subject]) -> None:
     writer = csv.writer(text, delimiter="\t" if path.suffix == ".tsv" else ",", lineterminator="\n")
     writer.writerow(["subject_id", *contrasts, *RESERVED[1:]])
     for s in subjects:
-        scans = [_relative(path, s.scans.get(name)) for name in contrasts]
+        scans = [relative_path(path, s.scans.get(name)) for name in contrasts]
         known = [s.role or "", _HEALTHY[s.healthy], s.site or "", "" if s.age is None else f"{s.age:g}"]
         labels = "" if s.lesion_labels is None else ";".join(map(str, s.lesion_labels))
         ignored = ";".join(map(str, s.ignore_labels))
-        masks = [_relative(path, s.brain_mask), _relative(path, s.lesion_mask)]
+        masks = [relative_path(path, s.brain_mask), relative_path(path, s.lesion_mask)]
         writer.writerow([s.subject_id, *scans, *masks, *known, s.sex or "", labels, ignored])
     write_whole(path, text.getvalue().encode())
-
-
-def read_rows(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
-    """Header and rows (line number, cells) of a CSV or TSV file; BOM, CRLF and blank lines do no harm."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise BadDataset("E-TABLE-TEXT", path, "is not UTF-8 text.", _not_text(path)) from None
-    except OSError as error:
-        raise BadDataset(
-            "E-TABLE-READ", path, f"cannot be read ({error.strerror or error}).", "Check the path."
-        ) from None
-    first, _, rest = text.partition("\n")
-    asked = re.fullmatch(r"sep=(.)\r?", first.strip("\ufeff"), re.IGNORECASE)  # as Excel writes it for itself
-    if asked:
-        text, first = rest, rest.partition("\n")[0]
-    delimiter = asked[1] if asked else "\t" if "\t" in first else ";" if first.count(";") > first.count(",") else ","
-    try:
-        lines = _lines(text, delimiter)
-    except csv.Error as error:
-        raise BadDataset("E-TABLE-TEXT", path, f"is not a valid table ({error}).", "Save it again as CSV.") from None
-    header = [cell.strip() for cell in lines[0]] if lines else []
-    while (
-        header
-        and header[-1] == ""
-        and not any(cells[len(header) - 1 :] != [""] * len(cells[len(header) - 1 :]) for cells in lines[1:])
-    ):  # a spreadsheet's empty columns
-        header.pop()
-    doubled = sorted({c for c in header if header.count(c) > 1})
-    if doubled or "" in header:
-        named = repr(doubled[0]) + " twice" if doubled and doubled[0] else "without a name"
-        raise BadDataset("E-TABLE-COLUMNS", path, f"has a column {named}.", "Give every column its own name.")
-    rows = []
-    for line, cells in enumerate(lines[1:], start=3 if asked else 2):
-        while len(cells) > len(header) and not cells[-1].strip():
-            cells.pop()
-        if not any(cell.strip() for cell in cells):
-            continue
-        if len(cells) != len(header):
-            raise BadDataset(
-                "E-TABLE-ROW", path, f"row {line} has {len(cells)} cells, the header {len(header)}.",
-                "Quote cells that hold the separator.",
-            )  # fmt: skip
-        row = zip(header, cells, strict=True)
-        rows.append((line, {c: cell.strip() if c == "subject_id" else clean(cell) for c, cell in row}))
-    return header, rows
-
-
-def _lines(text: str, delimiter: str) -> list[list[str]]:
-    """The cells of each line. Quotation marks of a TSV that quote no cell are signs like others, as in BIDS."""
-    try:
-        return list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))
-    except csv.Error:
-        if delimiter != "\t":
-            raise
-    return list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=csv.QUOTE_NONE))
-
-
-def _not_text(path: Path) -> str:
-    """What to do with a table that is none."""
-    start = path.read_bytes()[:4]
-    if start.startswith(b"PK"):
-        return "It is an Excel workbook under another name: save it as CSV UTF-8."
-    return "Save it as CSV UTF-8." + (" (It is UTF-16.)" if start[:2] in (b"\xff\xfe", b"\xfe\xff") else "")
 
 
 def _subject(
@@ -243,7 +188,9 @@ def _subject(
         raise wrong("role", ", ".join(ROLES) + " or nothing")
     if truth(row.get("lesion_mask", "")) is True:
         raise wrong("lesion_mask", "a path, or nothing where there is no mask")
-    lesion_mask = None if truth(row.get("lesion_mask", "")) is False else _path(table, row.get("lesion_mask", ""))
+    lesion_mask = (
+        None if truth(row.get("lesion_mask", "")) is False else path_in_cell(table, row.get("lesion_mask", ""))
+    )
     if row.get("healthy") and truth(row["healthy"]) is None:
         raise wrong("healthy", "true or false")
     if row.get("age") and not is_age(row["age"]):
@@ -254,7 +201,7 @@ def _subject(
             labels.append(tuple(_label(x) for x in re.split(r"[;,\s]+", row.get(column, "")) if x))
         except (ValueError, OverflowError):
             raise wrong(column, 'whole numbers above 0 like "1;2;4"') from None
-    scans = {c: file for c in contrasts if (file := _path(table, row[c])) is not None}
+    scans = {c: file for c in contrasts if (file := path_in_cell(table, row[c])) is not None}
     health = health_of(
         row,
         "the table",
@@ -268,7 +215,7 @@ def _subject(
         used=(*RESERVED, *contrasts, *masks),
     )
     return Subject(
-        subject_id, scans, _path(table, row.get("brain_mask", "")), lesion_mask, health.healthy, role,
+        subject_id, scans, path_in_cell(table, row.get("brain_mask", "")), lesion_mask, health.healthy, role,
         row.get("site") or None, age(row.get("age", "")), row.get("sex") or None, labels[0] or None, labels[1],
         health_from=health.word,
     )  # fmt: skip
@@ -293,53 +240,3 @@ def _refuse_repeats(path: Path, rows: list[tuple[int, dict[str, str]]]) -> None:
                 "One row per subject; give the second its own id or remove it.",
             )  # fmt: skip
         seen[key] = (line, row["subject_id"])
-
-
-def _looks_like_path(cell: str) -> bool:
-    return cell.lower().endswith((*SCAN_SUFFIXES, *OTHER_SUFFIXES))
-
-
-def _looks_like_file(cell: str) -> bool:
-    """A path, also of a format that holds no scans but perhaps a mask."""
-    return _looks_like_path(cell) or cell.lower().endswith(MORE_SUFFIXES)
-
-
-def _path(table: Path, cell: str) -> Path | None:
-    if not cell:
-        return None
-    if "\0" in cell:
-        raise BadDataset("E-TABLE-VALUE", table, f"a path holds a zero byte: {cell!r}.", "Correct the cell.")
-    if re.match(r"[A-Za-z]:[\\/]", cell) is None and "\\" in cell and not (table.parent / cell).exists():
-        cell = cell.replace("\\", "/")  # as Windows writes it
-    return Path(os.path.normpath(table.parent / cell))
-
-
-def _why_not(row: Mapping[str, str], table: Path) -> str:
-    """What in the cells of a row cannot be a path here, in words."""
-    for cell in row.values():
-        if _looks_like_path(cell):
-            if cell.startswith("~"):
-                return " (~ is not replaced by a home folder: write the whole path)"
-            if "$" in cell or re.search(r"%\w+%", cell):
-                return " (variables such as $DATA are not replaced: write the whole path)"
-            if "://" in cell:
-                return " (an address such as file:// is no path: write the path alone)"
-            if re.match(r"[A-Za-z]:[\\/]", cell):
-                return " (a path of Windows: write it relative to the table)"
-    return ""
-
-
-def _files(subject: Subject) -> list[Path]:
-    masks = [p for p in (subject.brain_mask, subject.lesion_mask) if p is not None]
-    return [*subject.scans.values(), *masks]
-
-
-def _there(file: Path) -> bool:
-    try:
-        return file.is_file()
-    except OSError:
-        return False
-
-
-def _relative(table: Path, file: Path | None) -> str:
-    return "" if file is None else Path(os.path.relpath(file.absolute(), table.parent.absolute())).as_posix()

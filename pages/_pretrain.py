@@ -14,7 +14,7 @@ from core.runs.listing import open_run
 from core.runs.run_record import Run
 from data.errors import BadInput
 from data.layout import LAYOUTS
-from data.preprocessing import Preprocessing
+from data.prepared import Preprocessing
 from pages._choices import ask_choices, choices_from
 from pages._monitor import start
 from pages._negatives import ask_negatives

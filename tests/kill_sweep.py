@@ -33,8 +33,8 @@ from core.runs.listing import list_runs
 from core.runs.run_record import Run
 from core.runs.store import lock
 from core.study import pretraining_comparison
-from data.files import SEAL
-from data.preprocessing import Preprocessing
+from data.json_files import SEAL
+from data.prepared import Preprocessing
 from data.synthetic import DemoSettings
 from data.synthetic_anatomy import template
 from data.table import read_table, write_table

@@ -18,7 +18,7 @@ from core.study.data_source import DataSource
 from core.types import Detector
 from data.cohort import Subject
 from data.nifti import write_nifti
-from data.preprocessing import Preprocessing
+from data.prepared import Preprocessing
 from data.table import write_table
 from data.template import working_template
 from data.volume import Grid

@@ -14,9 +14,11 @@ from scipy.ndimage import gaussian_filter
 import cli
 from core.runs.run_record import identity_of_record
 from data.cohort import Subject
-from data.files import MANIFEST, SCHEMA, SEAL, content_digest, read_manifest, sealed, sha256_file, write_sealed_json
+from data.files import MANIFEST, SCHEMA, read_manifest
+from data.hashed import sha256_file
+from data.json_files import SEAL, content_digest, sealed, write_sealed_json
 from data.nifti import write_nifti
-from data.preprocessing import Preprocessing
+from data.prepared import Preprocessing
 from data.table import write_table
 from data.template import working_template
 from data.volume import Grid, Volume, resample

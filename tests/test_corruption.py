@@ -12,7 +12,7 @@ from core.presentation.browser_volumes import packed_path, volume_content
 from core.runs.listing import open_run
 from core.runs.run_record import identity_of_record
 from core.study.stored_scores import open_scores
-from data.files import sealed
+from data.json_files import sealed
 from tests.study import FIT_FLAGS, SCAN_FLAGS, TinyStudy
 
 SET = "input+stage1+stage2"

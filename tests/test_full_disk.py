@@ -14,7 +14,8 @@ import torch
 import cli
 from core.runs.journal import append_line, read_lines, steps_of
 from data.errors import EnvironmentProblem
-from data.files import committed_directory, write_json
+from data.files import committed_directory
+from data.json_files import write_json
 from data.nifti import write_nifti
 from data.volume import Grid
 from models.tensor_files import save_tensors

@@ -12,8 +12,9 @@ from core.features.layout import feature_stride
 from core.presentation.browser_volumes import packed_path
 from core.runs.listing import open_run
 from data.errors import BadInput
-from data.files import committed_directory, remove_unfinished
+from data.files import committed_directory
 from data.template import working_grid
+from data.whole_files import remove_unfinished
 from models.encoder import make_encoder
 from models.settings import EncoderSettings
 from tests.study import TinyStudy

@@ -24,7 +24,7 @@ from core.runs.remembered import identity_of
 from core.runs.store import create_run, update_run
 from core.study.run_summary import run_rows
 from data.errors import BadInput
-from data.files import SEAL, sealed, write_sealed_json
+from data.json_files import SEAL, sealed, write_sealed_json
 from data.nifti import read_labels, write_nifti
 from tests.study import TinyStudy
 from verbs.runs import NEWEST

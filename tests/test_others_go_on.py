@@ -30,7 +30,8 @@ from core.study.evaluation import evaluate_run
 from core.study.stored_scores import open_scores
 from data import trouble
 from data.errors import BadInput, EnvironmentProblem, IntegrityError, together
-from data.files import committed_directory, read_json, write_json
+from data.files import committed_directory
+from data.json_files import read_json, write_json
 from data.nifti import read_labels, write_nifti
 from data.planting import LesionShape, plant_cohort, read_records
 from data.table import read_table

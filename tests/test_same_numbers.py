@@ -31,7 +31,8 @@ from core.randomness import number_of
 from core.runs.listing import open_run
 from core.runs.store import update_run
 from core.types import FeatureLayout
-from data.files import MANIFEST, read_json
+from data.files import MANIFEST
+from data.json_files import read_json
 from data.preprocessing import prepare_reading
 from data.table import read_table
 from data.volume import Grid

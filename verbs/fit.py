@@ -22,7 +22,7 @@ from core.runs.run_record import Run
 from core.study.again import FROM_ELSEWHERE, SHORT_FLAGS, long_flag, setting_flag
 from core.types import Detector
 from data.errors import BadInput
-from data.preprocessing import Preprocessing
+from data.prepared import Preprocessing
 from verbs.scans import Scans, source_of
 from verbs.shared import TakeOver, Verbs, report
 

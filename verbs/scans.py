@@ -15,7 +15,7 @@ from data.choices import Choices, choices_of
 from data.cohort import SAY_HEALTH
 from data.errors import BadInput
 from data.health import grouped, health_summary
-from data.preprocessing import Preprocessing
+from data.prepared import Preprocessing
 from verbs.shared import EXIT_BAD_INPUT, EXIT_OK, RUNS, Verbs, print_json
 
 if TYPE_CHECKING:

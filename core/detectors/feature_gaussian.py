@@ -17,7 +17,7 @@ from core.memory_plan import GaussianSettings, plan_memory, subjects_together
 from core.recipes import as_json, from_json
 from core.types import FeatureLayout, LayerSet, Monitor, ScoreMap, silent
 from data.errors import BadInput
-from data.files import read_json, write_json
+from data.json_files import read_json, write_json
 from data.room import size
 from data.volume import Volume
 from models.settings import EncoderSettings

@@ -15,7 +15,7 @@ from core.detectors.capabilities import LayerSets, can, refit
 from core.recipes import as_json, from_json
 from core.types import Detector, LayerSet, Monitor, ScoreMap, silent
 from data.errors import BadInput
-from data.files import read_json, write_json
+from data.json_files import read_json, write_json
 from data.volume import Volume
 
 GATE, SECOND = "gate", "second"

@@ -14,7 +14,7 @@ from core.features.score_maps import masked_score_map
 from core.recipes import as_json, from_json
 from core.types import Monitor, ScoreMap, silent
 from data.errors import BadInput
-from data.files import read_json, write_json
+from data.json_files import read_json, write_json
 from data.volume import Volume
 
 _LEAST_FLOOR = 1e-6

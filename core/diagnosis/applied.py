@@ -17,7 +17,7 @@ from core.types import LayerSet
 from data.errors import BadInput
 from data.names import folder_name
 from data.nifti import in_stored_order, write_nifti
-from data.preprocessing import to_native
+from data.prepared import to_native
 from data.room import require_room
 
 

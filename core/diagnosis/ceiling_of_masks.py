@@ -12,7 +12,7 @@ from core.metrics.lesions import MIN_VOLUME_MM3, SIZE_BINS_ML, components
 from core.randomness import stream
 from data.cohort import Cohort
 from data.errors import BadInput
-from data.reading import lesion_labels, lesion_voxels
+from data.lesion_labels import lesion_labels, lesion_voxels
 from data.volume import Grid, Mask
 
 DRAWS = 20

@@ -34,7 +34,8 @@ from core.study.run_summary import run_rows
 from core.study.stored_scores import RunScores, open_scores, set_id
 from core.types import LayerSet
 from data.errors import BadInput
-from data.files import manifest_sha256, write_json
+from data.files import manifest_sha256
+from data.json_files import write_json
 
 VERSION = 4
 """Counts up whenever the same run would give another result."""

@@ -11,7 +11,7 @@ from core.metrics.lesions import components
 from core.runs.run_record import Run
 from core.study.places import centre_of, refuse_outside
 from data.errors import BadInput
-from data.preprocessing import Prepared
+from data.prepared import Prepared
 from data.volume import Volume
 
 

@@ -41,7 +41,8 @@ from core.runs.store import lock
 from core.study.map_filters import Box, Filters, PostProcessing, every_count, maps_of
 from core.study.stored_scores import RunScores, open_scores, set_id
 from data.errors import BadInput, EnvironmentProblem
-from data.files import manifest_sha256, write_json
+from data.files import manifest_sha256
+from data.json_files import write_json
 from data.ranges import check_range
 from data.room import require_room
 from data.workers import Died, shared_out

@@ -24,7 +24,7 @@ from core.features.layout import (
 from core.features.settings import FeatureSettings
 from core.types import FeatureLayout
 from data.errors import BadInput
-from data.files import write_json
+from data.json_files import write_json
 from data.volume import Grid, Volume
 from models.encoder import Encoder, load_encoder, load_weights, make_encoder, save_encoder
 from models.settings import EncoderSettings

@@ -11,7 +11,7 @@ from torch import Tensor
 from core.features.settings import FeatureSettings
 from core.types import FeatureLayout
 from data.errors import BadInput, IntegrityError
-from data.files import read_json
+from data.json_files import read_json
 from data.schemas import check_schema
 from data.volume import Grid
 from models.encoder import Encoder

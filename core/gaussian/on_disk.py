@@ -10,7 +10,7 @@ from torch import Tensor
 
 from core.memory_plan import Form, GaussianSettings
 from data.errors import IntegrityError
-from data.files import read_json, write_json
+from data.json_files import read_json, write_json
 from data.schemas import check_schema
 from models.tensor_files import load_tensors, save_tensors
 

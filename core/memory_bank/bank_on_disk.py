@@ -12,7 +12,8 @@ from torch import Tensor
 
 from core.memory_bank.settings import BankSettings
 from data.errors import IntegrityError
-from data.files import read_json, sha256_file, write_json
+from data.hashed import sha256_file
+from data.json_files import read_json, write_json
 from data.schemas import check_schema
 from models.tensor_files import load_tensors, save_tensors
 

@@ -28,7 +28,8 @@ from core.memory_bank.settings import BankSettings
 from core.randomness import stream
 from core.types import LayerSet, Monitor, silent
 from data.errors import IntegrityError
-from data.files import committed_directory, read_json, verify_directory, write_json
+from data.files import committed_directory, verify_directory
+from data.json_files import read_json, write_json
 
 AUDITED = 256
 """Patches of one subject that are looked for among all others."""

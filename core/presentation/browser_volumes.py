@@ -27,9 +27,12 @@ from core.runs.stages import stage_directory, stage_done, stage_json, stage_name
 from core.study.cases import case_of
 from core.study.stored_scores import RunScores, open_scores, set_id
 from data.errors import BadInput, EnvironmentProblem
-from data.files import content_digest, known_sha256, manifest_sha256, refuse_outside, replace_whole
+from data.files import manifest_sha256, refuse_outside
+from data.hashed import known_sha256
+from data.json_files import content_digest
 from data.names import folder_name
-from data.preprocessing import Prepared
+from data.prepared import Prepared
+from data.whole_files import replace_whole
 
 VERSION = 1
 """Counts up whenever the same scores would give other bytes."""

@@ -13,7 +13,7 @@ from core.study.run_scans import prepared_of
 from data.cohort import ROLES
 from data.errors import IntegrityError
 from data.health import is_unknown
-from data.preprocessing import load_voxel_hash
+from data.prepared_cache import load_voxel_hash
 from data.reading import find_duplicates
 
 

@@ -22,9 +22,9 @@ from core.study.run_summary import run_rows
 from data.choices import NOTHING, Choices
 from data.cohort import ROLES
 from data.errors import BadInput
-from data.files import write_json
+from data.json_files import write_json
 from data.names import folder_name
-from data.preprocessing import Preprocessing
+from data.prepared import Preprocessing
 
 TAKE_OVER = "--take-over"
 

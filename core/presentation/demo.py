@@ -22,8 +22,9 @@ from core.study import data_source, evaluation, fitting, scoring, training
 from core.study.run_summary import leading, run_summary
 from core.types import Detector
 from data.errors import FORESEEN, BadInput, EnvironmentProblem, IntegrityError, together
-from data.files import is_committed, read_json, write_json
-from data.preprocessing import Preprocessing
+from data.files import is_committed
+from data.json_files import read_json, write_json
+from data.prepared import Preprocessing
 from data.synthetic import RECIPE, DemoSettings, write_demo_cohort
 from models.settings import EncoderSettings
 

@@ -14,7 +14,7 @@ from core.presentation.patch_pictures import Convention, labelled_sheet, patch_p
 from core.runs.run_record import Run
 from core.study.run_scans import prepared_of
 from data.errors import BadInput
-from data.files import clear_litter, write_whole
+from data.whole_files import clear_litter, write_whole
 
 
 def pictures_of(

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Float32, UInt8
 from PIL import Image
 
 from core.study.places import centre_of
-from data.preprocessing import Prepared
+from data.prepared import Prepared
 
 ENLARGE = 2
 """Screen pixels per voxel edge: the outline is drawn in between the voxels."""

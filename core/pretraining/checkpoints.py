@@ -16,17 +16,9 @@ from torch import Tensor, nn
 
 from core.disk_plan import checkpoint_bytes, training_bytes
 from data.errors import BadInput, IntegrityError
-from data.files import (
-    committed_directory,
-    content_digest,
-    faultpoint,
-    read_committed_json,
-    read_json,
-    read_manifest,
-    remove_unfinished,
-    verify_directory,
-    write_json,
-)
+from data.files import committed_directory, read_committed_json, read_manifest, verify_directory
+from data.json_files import content_digest, read_json, write_json
+from data.whole_files import faultpoint, remove_unfinished
 from models.encoder import Encoder
 from models.tensor_files import load_tensors, save_tensors, tensor_shapes
 

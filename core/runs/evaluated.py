@@ -8,7 +8,8 @@ from core.runs.run_record import Run
 from core.runs.stages import refuse_lost_manifest, stage_directory, stage_done, stage_json
 from core.runs.store import read_events
 from data.errors import BadInput
-from data.files import MANIFEST, sha256_file
+from data.files import MANIFEST
+from data.hashed import sha256_file
 
 EVALUATED = "evaluated"
 """Kind of the event that counts a look at the test set."""

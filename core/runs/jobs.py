@@ -25,8 +25,9 @@ from core.runs.lock import is_alive, this_process
 from core.runs.store import claim_sequence
 from core.runs.supervisor import group_files, supervise
 from data.errors import BadInput, EnvironmentProblem, IntegrityError
-from data.files import clear_litter, read_json, scratch_name, write_json
+from data.json_files import read_json, write_json
 from data.processes import process_started
+from data.whole_files import clear_litter, scratch_name
 
 PROJECT = Path(__file__).resolve().parents[2]
 CLI = PROJECT / "cli.py"

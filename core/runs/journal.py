@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from core.runs.provenance import plain
-from data.files import replace_whole
+from data.whole_files import replace_whole
 
 JOURNAL = "events.jsonl"
 _WARN_EVERY_SECONDS = 60.0

@@ -22,8 +22,9 @@ import psutil
 
 from data import trouble
 from data.errors import BadInput, EnvironmentProblem, IntegrityError, Interrupted
-from data.files import clear_litter, fenced, read_json, scratch_name, write_json
+from data.json_files import read_json, write_json
 from data.processes import boot, pid_namespace, process_started
+from data.whole_files import clear_litter, fenced, scratch_name
 
 HEARTBEAT_SECONDS = 5.0
 SILENT_BEATS = 3

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.files import clear_litter, replace_whole
+from data.whole_files import clear_litter, replace_whole
 
 TICK_NS = 20_000_000
 """Two changes within one tick of the file system's clock look alike: a file is read only when it is older than that."""

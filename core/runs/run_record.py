@@ -12,15 +12,7 @@ from typing import Any
 from core.runs.record_shape import wrong_fields, wrong_leaves
 from data.cohort import ROLES, Split
 from data.errors import BadInput, IntegrityError
-from data.files import (
-    SEAL,
-    compact_json,
-    content_digest,
-    digest_with_known,
-    parsed_json,
-    read_text,
-    without_seal,
-)
+from data.json_files import SEAL, compact_json, content_digest, digest_with_known, parsed_json, read_text, without_seal
 
 RUNS_DEFAULT = Path("runs")
 SCHEMA = 2

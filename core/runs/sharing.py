@@ -16,8 +16,8 @@ from typing import Any
 
 from core.runs.run_record import Run
 from data.errors import EnvironmentProblem, IntegrityError
-from data.files import scratch_name
 from data.names import folder_name
+from data.whole_files import scratch_name
 
 KEY_FILE = ".share-key"
 """In the runs directory: without it nobody can tell whose pseudonym it is, even by trying every id of a data set."""

@@ -17,20 +17,18 @@ from core.runs.store import check_writer, update_run
 from data.errors import BadInput, EnvironmentProblem, IntegrityError
 from data.files import (
     MANIFEST,
-    clear_litter,
     committed_directory,
     committed_file,
     is_committed,
     load_committed_array,
     read_committed_json,
-    read_sealed_json,
     refuse_links,
     refuse_outside,
-    remove_unfinished,
     verify_directory,
-    write_sealed_json,
 )
+from data.json_files import read_sealed_json, write_sealed_json
 from data.names import folder_name
+from data.whole_files import clear_litter, remove_unfinished
 
 if TYPE_CHECKING:  # lists of runs come without it
     import numpy as np

@@ -30,14 +30,9 @@ from core.runs.provenance import (
 from core.runs.run_record import SCHEMA, Run, check_run_id, identity_of_record, read_record
 from data import trouble
 from data.errors import BadInput, EnvironmentProblem
-from data.files import (
-    clear_litter,
-    refuse_links,
-    remove_unfinished,
-    scratch_name,
-    write_json,
-    write_sealed_json,
-)
+from data.files import refuse_links
+from data.json_files import write_json, write_sealed_json
+from data.whole_files import clear_litter, remove_unfinished, scratch_name
 
 STATUSES = ("running", "finished", "failed", "interrupted")
 

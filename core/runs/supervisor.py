@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from core.runs.lock import this_process
-from data.files import write_json
+from data.json_files import write_json
 from data.processes import process_started
 
 NICENESS = 10

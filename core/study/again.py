@@ -14,7 +14,7 @@ from core.memory_bank.settings import BankSettings, idle_settings
 from core.recipes import as_json, from_json
 from core.runs.run_record import Run
 from data.errors import BadInput
-from data.preprocessing import Preprocessing
+from data.prepared import Preprocessing
 
 SHORT_FLAGS: Mapping[str, str] = {
     "features.layers": "--layers",

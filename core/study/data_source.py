@@ -7,7 +7,9 @@ from typing import overload
 
 from data.choices import NOTHING, Choices
 from data.cohort import Cohort, Split
-from data.preprocessing import PreparedCohort, Preprocessing, load_prepared
+from data.prepared import Preprocessing
+from data.prepared_cache import load_prepared
+from data.preprocessing import PreparedCohort
 from data.volume import Volume
 
 

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from core.progress import Progress
 from data.cohort import ROLES, Cohort, Split
 from data.errors import BadInput
-from data.preprocessing import PreparedCohort, load_prepared
+from data.prepared_cache import load_prepared
+from data.preprocessing import PreparedCohort
 from data.reading import SetAside
 from data.reference import FLUID, Doubt, Impression, doubts_of_cohort, doubts_of_scan, impression, in_words
 
@@ -35,8 +36,8 @@ def set_doubted_aside(cohort: Cohort, split: Split, prepared: PreparedCohort, pr
         _refuse_twins_across(twins, name, split, prepared, kept, progress)
     if unjudged := [name for name in contrasts if name not in FLUID]:
         progress.say(
-            f"note: how {', '.join(unjudged)} should look is not known here (known are {', '.join(FLUID)}): size, place "
-            "and copies of its scans were looked at, and not whether they are of this contrast."
+            f"note: how {', '.join(unjudged)} should look is not known here (known are {', '.join(FLUID)}): size, "
+            "place and copies of its scans were looked at, and not whether they are of this contrast."
         )
     return prepared.without(_aside((*single, *strange.values()), cohort, contrasts[0], progress))
 
@@ -58,14 +59,13 @@ def _refuse_twins_across(
     across = [t for t in twins if len({roles.get(i) for i in t[:2]} - {None}) == 2 and not {*t[:2]} <= kept]
     if across:
         raise BadInput(
-            f"E-LEAKAGE: {len(across)} pair(s) of {contrast} scans are one scan, or one with other noise, brightness or "
-            f"mirrored, in two splits: {in_words(across, roles)}. Numbers on them would be too good. Remove one of each pair, or say "
-            f"--keep {across[0][0]} {across[0][1]} if they are two people."
+            f"E-LEAKAGE: {len(across)} pair(s) of {contrast} scans are one scan, or one with other noise, brightness "
+            f"or mirrored, in two splits: {in_words(across, roles)}. Numbers on them would be too good. Remove one of "
+            f"each pair, or say --keep {across[0][0]} {across[0][1]} if they are two people."
         )
     if twins:
-        progress.say(
-            f"note: nearly the same {contrast} scan under two ids: {in_words(twins, roles)}. Remove one of each pair."
-        )
+        told = in_words(twins, roles)
+        progress.say(f"note: nearly the same {contrast} scan under two ids: {told}. Remove one of each pair.")
 
 
 def _aside(doubts: Sequence[Doubt], cohort: Cohort, contrast: str, progress: Progress) -> Mapping[str, SetAside]:

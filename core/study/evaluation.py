@@ -29,10 +29,11 @@ from core.study.stored_scores import RunScores, Space, open_scores, set_id
 from core.study.subject_level import subject_level
 from core.types import LayerSet, ScoreMap
 from data.errors import BadInput, EnvironmentProblem
-from data.files import clear_litter, faultpoint, hashed_files, tell_hashed
+from data.hashed import hashed_files, tell_hashed
 from data.ranges import check_range
 from data.room import require_room
 from data.volume import Mask
+from data.whole_files import clear_litter, faultpoint
 from data.workers import Died, shared_out
 
 N_BOOTSTRAP = 10_000
@@ -318,7 +319,7 @@ def _has_lesion(scores: RunScores, role: str) -> bool:
 
 
 def _write(path: Path, metrics: Mapping[str, Any]) -> None:
-    from data.files import write_json
+    from data.json_files import write_json
 
     write_json(path, metrics)
 

@@ -29,9 +29,10 @@ from core.study.preparing import prepare
 from core.types import Detector
 from data.cohort import ROLES
 from data.errors import BadInput, IntegrityError
-from data.files import sha256_file
+from data.hashed import sha256_file
 from data.health import grouped, health_summary
-from data.preprocessing import Preprocessing, load_voxel_hash
+from data.prepared import Preprocessing
+from data.prepared_cache import load_voxel_hash
 from data.ranges import refuse_out_of_range
 from data.room import require_room
 from data.template import working_grid

@@ -33,7 +33,8 @@ from core.study.scoring import SUBJECT_FILE
 from core.study.stored_scores import RunScores, open_scores, set_id
 from core.types import LayerSet
 from data.errors import BadInput, EnvironmentProblem, Interrupted
-from data.files import MANIFEST, committed_directory, write_json
+from data.files import MANIFEST, committed_directory
+from data.json_files import write_json
 from data.room import require_room
 from data.template import working_grid
 

@@ -15,7 +15,7 @@ from core.metrics.subject_scores import SubjectScores
 from core.study.cases import Case
 from core.study.stored_scores import RunScores
 from core.types import LayerSet
-from data.preprocessing import Prepared
+from data.prepared import Prepared
 from data.volume import Volume
 
 _MEDIAN_ROWS = 8192

@@ -14,10 +14,10 @@ from core.runs.stages import stage_done
 from core.study.stored_scores import RunScores, open_scores, set_id
 from core.types import LayerSet
 from data.errors import BadInput, EnvironmentProblem, IntegrityError, together
-from data.files import clear_litter
 from data.names import folder_name
 from data.nifti import in_stored_order, write_nifti
 from data.room import require_room
+from data.whole_files import clear_litter
 
 
 def export_maps(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from data.errors import BadInput
-from data.preprocessing import Prepared
+from data.prepared import Prepared
 from data.volume import Volume
 
 

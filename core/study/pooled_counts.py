@@ -17,7 +17,7 @@ from core.runs.store import lock
 from core.study.stored_scores import open_scores, set_id
 from core.types import LayerSet
 from data.errors import BadInput
-from data.files import write_json
+from data.json_files import write_json
 
 LESION_CUTS, NORMAL_CUTS = 400, 200
 _CHUNK = 500

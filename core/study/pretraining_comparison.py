@@ -27,8 +27,10 @@ from core.study.pretraining_table import Entry, build_table
 from core.study.visibility import stored_visibility, visibility_of_run
 from core.types import Detector
 from data.errors import FORESEEN, BadInput, IntegrityError
-from data.files import clear_litter, committed_directory, is_committed, read_committed_json, write_json
+from data.files import committed_directory, is_committed, read_committed_json
+from data.json_files import write_json
 from data.ranges import check_range, refuse_out_of_range
+from data.whole_files import clear_litter
 
 FOLDER = ".comparisons"
 FILE = "comparison.json"

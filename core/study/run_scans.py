@@ -8,7 +8,8 @@ from core.runs.run_record import Run
 from core.study.data_source import PreparedVolumes, cache_directory
 from data.cohort import ROLES
 from data.errors import BadInput, IntegrityError
-from data.preprocessing import Prepared, Preprocessing, load_prepared
+from data.prepared import Prepared, Preprocessing
+from data.prepared_cache import load_prepared
 
 
 def has_scan(run: Run, subject: Mapping[str, Any], problems: dict[str, Any]) -> bool:

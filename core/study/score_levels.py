@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float64
 
-from data.files import write_json
+from data.json_files import write_json
 
 N_LEVELS = 255
 

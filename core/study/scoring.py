@@ -22,7 +22,8 @@ from core.study.opening import (
 from core.study.run_scans import has_scan, prepared_of, preprocessing_of, scored_subjects
 from core.types import Detector
 from data.errors import BadInput, EnvironmentProblem, IntegrityError, together
-from data.files import committed_directory, write_json
+from data.files import committed_directory
+from data.json_files import write_json
 from data.ranges import check_range
 from data.room import require_room
 from data.template import working_grid

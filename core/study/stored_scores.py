@@ -29,7 +29,7 @@ from core.study.scoring import LEFT_OUT, SUBJECT_FILE
 from core.types import Detector, FeatureLayout, LayerSet, ScoreMap
 from data.errors import BadInput
 from data.files import manifest_sha256, read_manifest
-from data.preprocessing import Prepared, to_native
+from data.prepared import Prepared, to_native
 
 Space = Literal["native", "working"]
 

@@ -22,7 +22,8 @@ from core.runs.store import lock
 from core.study.data_source import PreparedVolumes
 from core.study.run_scans import prepared_volumes
 from data.errors import BadInput
-from data.files import known_sha256, write_json
+from data.hashed import known_sha256
+from data.json_files import write_json
 from data.ranges import refuse_out_of_range
 from data.room import require_room
 from data.volume import Volume

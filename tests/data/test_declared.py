@@ -11,7 +11,8 @@ from data.cohort import Subject
 from data.errors import BadInput
 from data.nifti import read_labels, read_scan, volumes_of, write_nifti
 from data.nifti_header import BadScan
-from data.preprocessing import Preprocessing, prepare_reading, prepare_subject
+from data.prepared import Preprocessing
+from data.preprocessing import prepare_reading, prepare_subject
 from data.reading import read_subject
 from data.volume import Grid
 

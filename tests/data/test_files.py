@@ -10,21 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from data import files
+from data import files, whole_files
 from data.errors import BadInput, EnvironmentProblem, IntegrityError
-from data.files import (
-    committed_directory,
-    committed_file,
-    is_committed,
-    read_committed_json,
-    read_json,
-    read_sealed_json,
-    remove_unfinished,
-    sealed,
-    verify_directory,
-    write_json,
-    write_sealed_json,
-)
+from data.files import committed_directory, committed_file, is_committed, read_committed_json, verify_directory
+from data.json_files import read_json, read_sealed_json, sealed, write_json, write_sealed_json
+from data.whole_files import remove_unfinished
 
 PROJECT = Path(__file__).resolve().parents[2]
 SITES = ("commit.before_manifest", "commit.after_manifest", "commit.between_renames", "commit.after_rename")
@@ -77,7 +67,7 @@ def test_a_kill_at_any_step_of_a_commit_leaves_the_old_or_the_new_whole(tmp_path
 def test_a_full_disk_keeps_the_old_commit_and_says_how_many_bytes(tmp_path, site, monkeypatch):
     target = tmp_path / "detector"
     commit(target, b"old")
-    monkeypatch.setattr("data.files._fault_hits", Counter())
+    monkeypatch.setattr("data.whole_files._fault_hits", Counter())
     monkeypatch.setenv("DICESCOPE_FAULT", f"{site}:1:enospc")
     with pytest.raises(EnvironmentProblem, match=r"No space left.*needs more than \d{4} bytes; free now: \d+ bytes"):
         commit(target, b"x" * 5000)
@@ -258,7 +248,7 @@ def test_a_file_is_hashed_once_and_again_when_it_was_touched(tmp_path, monkeypat
     commit(tmp_path / "d", b"x" * 1000)
     file, hashed = tmp_path / "d" / "weights.bin", []
     time.sleep(0.2)  # longer than a step of a file system's clock
-    real = files.sha256_file
+    real = hashed.sha256_file
     monkeypatch.setattr(files, "sha256_file", lambda path: hashed.append(path.name) or real(path))
     for _ in range(3):
         committed_file(tmp_path / "d", "weights.bin")
@@ -299,12 +289,12 @@ def test_litter_of_the_dead_is_cleared_and_that_of_the_living_is_kept(tmp_path):
     subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)], env=os.environ | {"PYTHONPATH": str(PROJECT)}, check=True
     )
-    mine = tmp_path / files.scratch_name("new-")
+    mine = tmp_path / whole_files.scratch_name("new-")
     mine.mkdir()
     unknown = tmp_path / ".tmp-new-abc"
     unknown.mkdir()
     (tmp_path / ".tmp-notes.txt").write_text("not of this program")
-    files.clear_litter(tmp_path)
+    whole_files.clear_litter(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([mine.name, unknown.name, ".tmp-notes.txt", "kept"])
     remove_unfinished(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([mine.name, "kept"])

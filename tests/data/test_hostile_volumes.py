@@ -16,7 +16,8 @@ from scipy.spatial.transform import Rotation
 from data.cohort import Cohort, Subject
 from data.nifti import read_labels, read_scan, write_nifti
 from data.nifti_header import BadScan
-from data.preprocessing import Prepared, Preprocessing, prepare_cohort, prepare_reading, to_native
+from data.prepared import Prepared, Preprocessing, to_native
+from data.preprocessing import prepare_cohort, prepare_reading
 from data.reading import check_cohort, read_subject
 from data.template import working_grid
 from data.volume import Grid
@@ -114,7 +115,7 @@ def test_a_scan_that_needs_more_memory_than_is_free_names_both_and_the_others_go
     small = stored(tmp_path / "small.nii.gz", ANISOTROPIC)
     large = stored(tmp_path / "large.nii.gz", FINE)
     free = 9 * int(np.prod(FINE.shape))
-    monkeypatch.setattr("data.nifti._free_memory", lambda: free)
+    monkeypatch.setattr("data.nifti_bytes._free_memory", lambda: free)
     with pytest.raises(BadScan, match=r"E-NII-MEMORY: .*large.* needs 0\.\d+ GiB .* free are 0\.\d+ GiB"):
         read_scan(large)
     cohort = Cohort("c", (Subject("large", {"T1": large}), Subject("small", {"T1": small})))

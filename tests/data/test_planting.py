@@ -7,9 +7,10 @@ import pytest
 
 from data.cohort import Cohort, Subject
 from data.errors import BadInput
-from data.files import sha256_file
+from data.hashed import sha256_file
 from data.nifti import write_nifti
-from data.planting import LesionShape, plant, plant_cohort, read_records, read_shapes
+from data.planted_texture import plant
+from data.planting import LesionShape, plant_cohort, read_records, read_shapes
 from data.reading import read_subject
 from data.table import read_table
 from data.volume import Grid, Mask, Volume

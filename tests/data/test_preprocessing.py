@@ -11,9 +11,11 @@ import pytest
 
 from data.cohort import Cohort, Subject
 from data.errors import BadInput, IntegrityError
-from data.files import sha256_file
+from data.hashed import sha256_file
 from data.intensity import equalise, normalise, rescale
-from data.preprocessing import Preprocessing, load_prepared, prepare_cohort, prepare_reading, prepare_subject, to_native
+from data.prepared import Preprocessing, to_native
+from data.prepared_cache import load_prepared
+from data.preprocessing import prepare_cohort, prepare_reading, prepare_subject
 from data.registration import _ras_matrix, overlap, register
 from data.template import mni_template, tissue_probability, working_grid, working_template
 from data.volume import Grid, Volume, resample

@@ -9,12 +9,13 @@ import pytest
 
 from data.bids import natural, read_bids
 from data.brats import GENERATIONS, read_brats
-from data.challenges import read_cases, read_wmh
+from data.challenges import read_cases
 from data.choices import Choices
 from data.folders import BadDataset
 from data.layout import read_cohort
 from data.nifti import write_nifti
 from data.volume import Grid
+from data.wmh_ms import read_wmh
 
 SHAPE = (6, 5, 4)
 

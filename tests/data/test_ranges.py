@@ -23,7 +23,7 @@ from core.study.evaluation import check_rule
 from core.study.fitting import fit
 from core.study.training import pretrain
 from data.errors import BadInput
-from data.preprocessing import Preprocessing
+from data.prepared import Preprocessing
 from data.ranges import RANGES, refuse_out_of_range
 
 NEEDED = {

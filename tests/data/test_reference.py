@@ -18,7 +18,8 @@ from data.errors import BadInput
 from data.layout import read_cohort
 from data.nifti import write_nifti
 from data.nifti_header import BadScan
-from data.preprocessing import Prepared, Preprocessing, prepare_subject
+from data.prepared import Prepared, Preprocessing
+from data.preprocessing import prepare_subject
 from data.reading import read_subject
 from data.reference import doubts_of_cohort, doubts_of_scan, impression
 from data.table import write_table

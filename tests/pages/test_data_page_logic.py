@@ -38,7 +38,7 @@ from core.study.run_scans import prepared_of
 from data.choices import Choices
 from data.errors import BadInput
 from data.layout import read_cohort
-from data.preprocessing import Prepared, Preprocessing
+from data.prepared import Prepared, Preprocessing
 from data.reading import check_cohort
 from data.volume import Grid, Mask, Volume
 from pages._choices import LABELS, choices_from

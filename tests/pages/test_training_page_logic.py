@@ -48,7 +48,7 @@ from core.runs.run_record import Run
 from core.runs.store import create_run, read_events, update_run
 from data.errors import BadInput
 from data.files import committed_directory
-from data.preprocessing import Preprocessing
+from data.prepared import Preprocessing
 from models.encoder import make_encoder
 from models.settings import EncoderSettings
 from pages._negatives import KINDS, layers_of

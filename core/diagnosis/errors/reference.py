@@ -15,7 +15,8 @@ from core.runs.run_record import Run
 from core.runs.stages import kept_if_possible, stage_beside, stage_directory, stage_done, undamaged, verify_stage
 from core.study.run_scans import prepared_volumes, subjects_of
 from data.errors import BadInput
-from data.files import committed_directory, load_committed_array, read_committed_json, verify_directory, write_json
+from data.files import committed_directory, load_committed_array, read_committed_json, verify_directory
+from data.json_files import write_json
 from data.volume import Grid, Volume, frozen
 
 DIRECTORY = "diagnosis-reference"

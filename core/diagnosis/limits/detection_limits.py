@@ -47,7 +47,8 @@ from core.study.run_scans import prepared_volumes
 from core.study.stored_scores import RunScores, open_scores, set_id
 from core.types import Detector, LayerSet, ScoreMap
 from data.errors import BadInput
-from data.files import read_manifest, write_json
+from data.files import read_manifest
+from data.json_files import write_json
 from data.ranges import refuse_out_of_range
 from data.room import require_room
 from data.volume import Volume

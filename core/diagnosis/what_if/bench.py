@@ -22,7 +22,7 @@ from core.study.scoring import CHUNK
 from core.study.stored_scores import RunScores
 from core.types import Detector, LayerSet
 from data.errors import IntegrityError
-from data.preprocessing import Prepared
+from data.prepared import Prepared
 from data.volume import Volume
 
 Scores = Float32[np.ndarray, "x y z"]

@@ -27,7 +27,8 @@ from core.study.run_scans import scored_subjects
 from core.study.stored_scores import RunScores, open_scores, set_id
 from core.types import LayerSet
 from data.errors import BadInput, IntegrityError
-from data.files import manifest_sha256, write_json
+from data.files import manifest_sha256
+from data.json_files import write_json
 from data.room import require_room
 
 _MAP_SECONDS = 0.15

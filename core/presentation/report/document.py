@@ -17,7 +17,7 @@ from core.presentation.report.source import Source, source_of
 from core.presentation.report.style import STYLE
 from core.runs.run_record import Run
 from data.errors import BadInput
-from data.files import clear_litter, write_whole
+from data.whole_files import clear_litter, write_whole
 
 GENERATOR = "Dicescope report"
 _NO_BASE = "; base-uri 'none'"

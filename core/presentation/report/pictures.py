@@ -15,7 +15,7 @@ from PIL import Image
 from scipy.ndimage import binary_erosion, label
 
 from core.study.places import centre_of
-from data.preprocessing import Prepared
+from data.prepared import Prepared
 
 LESION_RGB = (63, 216, 255)
 SEGMENTATION_RGB = (166, 242, 107)

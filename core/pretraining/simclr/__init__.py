@@ -25,7 +25,8 @@ from core.pretraining.simclr_settings import NegativesSettings, SimclrSettings
 from core.randomness import number_of, stream
 from core.types import Monitor, silent
 from data.errors import BadInput
-from data.files import committed_directory, read_json
+from data.files import committed_directory
+from data.json_files import read_json
 from data.ranges import refuse_out_of_range
 from data.volume import Volume
 from models.encoder import make_encoder, save_encoder

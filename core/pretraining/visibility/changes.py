@@ -15,7 +15,7 @@ from core.pretraining.views import ViewDraw, apply_view, draw_view, view_coordin
 from core.pretraining.visibility.settings import LesionKind, VisibilitySettings
 from core.randomness import stream
 from data.errors import BadInput
-from data.planting import plant
+from data.planted_texture import plant
 from data.volume import Grid, Mask, Volume
 
 FAMILIES: Mapping[str, tuple[str, ...]] = {

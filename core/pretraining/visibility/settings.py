@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from data.planting import Polarity
+from data.planted_texture import Polarity
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from core.detectors.capabilities import (
 from core.recipes import as_json, from_json
 from core.runs.listing import open_run
 from core.types import Monitor, ScoreMap, silent
-from data.files import read_json, write_json
+from data.json_files import read_json, write_json
 from data.volume import Volume
 from tests.study import SCAN_FLAGS, TinyStudy
 

@@ -39,7 +39,7 @@ from core.study.evaluation import evaluate_run
 from core.study.stored_scores import open_scores
 from core.types import ScoreMap
 from data.errors import BadInput, EnvironmentProblem, IntegrityError
-from data.files import read_json
+from data.json_files import read_json
 from data.table import read_table, write_table
 from data.template import working_template
 from data.volume import Grid, Mask, Volume
@@ -396,7 +396,7 @@ def test_a_stopped_measurement_leaves_the_result_that_was_there(
     run = open_run(own_study.runs, "tiny-intensity")
     first = run_detection_limits(run, quiet(), **TINY)
     monkeypatch.setenv("DICESCOPE_FAULT", "commit.before_manifest:1:enospc")
-    monkeypatch.setattr("data.files._fault_hits", Counter())
+    monkeypatch.setattr("data.whole_files._fault_hits", Counter())
     with pytest.raises(EnvironmentProblem):
         run_detection_limits(run, quiet(), **TINY, seed=1)
     assert stored_detection_limits(run, "intensity") == first

@@ -25,7 +25,7 @@ from core.study.evaluation import evaluate_run
 from core.study.map_filters import PostProcessing, apply, count, segmentation
 from core.study.stored_scores import open_scores
 from data.errors import BadInput, IntegrityError
-from data.files import read_json
+from data.json_files import read_json
 from data.volume import Grid, Volume
 from tests.study import recommit, write_record
 from verbs.fit import fit_verb

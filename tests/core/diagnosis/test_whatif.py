@@ -612,7 +612,7 @@ def test_a_stored_result_is_reused_until_the_evaluation_changes(own_study):
 def test_a_write_that_fails_or_a_damaged_result_is_made_good_by_the_same_call(own_study, monkeypatch):
     run = _run(own_study)
     headline = read_metrics(run)["headline"]
-    monkeypatch.setattr("data.files._fault_hits", Counter())
+    monkeypatch.setattr("data.whole_files._fault_hits", Counter())
     monkeypatch.setenv("DICESCOPE_FAULT", "commit.before_manifest:1:enospc")
     with pytest.raises(EnvironmentProblem):
         run_what_if(run, "dont-care", _quiet())

@@ -14,7 +14,7 @@ from core.runs.listing import open_run
 from core.study.score_levels import N_LEVELS, score_levels
 from core.study.stored_scores import open_scores, set_id
 from data.errors import BadInput
-from data.files import read_json
+from data.json_files import read_json
 from tests.study import ILL, TinyStudy
 
 

@@ -45,7 +45,7 @@ from core.runs.stages import stage_name
 from core.study.evaluation import evaluate_run
 from data.errors import BadInput, EnvironmentProblem
 from data.names import folder_name
-from data.preprocessing import Prepared
+from data.prepared import Prepared
 from data.volume import Grid, Mask, Volume
 from tests.browser import FLAGS, find_chromium
 from tests.diagnosis_example import example

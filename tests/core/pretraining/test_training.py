@@ -20,7 +20,8 @@ from core.pretraining.checkpoints import VOLATILE, Optimisation, checkpoint_hist
 from core.pretraining.minimise import learning_rate, minimise, read_events
 from core.randomness import stream
 from data.errors import BadInput, EnvironmentProblem, IntegrityError, Interrupted
-from data.files import committed_directory, write_json
+from data.files import committed_directory
+from data.json_files import write_json
 from models.tensor_files import load_tensors, save_tensors
 from tests.small_disk import small_disk
 

@@ -16,13 +16,13 @@ from core.runs import journal, listing, run_record, stages, store
 from core.runs.evaluated import read_metrics
 from core.runs.lock import hold_lock, this_process
 from data.errors import BadInput, EnvironmentProblem, IntegrityError, Interrupted
-from data.files import (
+from data.files import verify_directory
+from data.json_files import (
     compact_json,
     content_digest,
     digest_with_known,
     read_json,
     sealed,
-    verify_directory,
     without_seal,
     write_json,
     write_sealed_json,

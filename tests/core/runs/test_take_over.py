@@ -21,7 +21,8 @@ from core.runs.listing import open_run
 from core.runs.run_record import Run
 from core.runs.store import update_run
 from data.errors import BadInput, Interrupted
-from data.files import committed_directory, read_json, write_json
+from data.files import committed_directory
+from data.json_files import read_json, write_json
 from tests.study import TinyStudy
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -42,7 +42,7 @@ from core.study.again import (
 )
 from core.study.pretraining_comparison import VARIANTS, ComparisonPlan
 from data.errors import BadInput
-from data.preprocessing import Preprocessing
+from data.prepared import Preprocessing
 from data.ranges import RANGES, SEED_MOST
 from models.settings import Architecture, EncoderSettings
 from verbs.fit import detector_of

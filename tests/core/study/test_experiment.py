@@ -32,7 +32,7 @@ from core.study.stored_scores import RunScores, open_scores, set_id
 from core.types import Detector
 from data.cohort import ROLES, Cohort, Split, Subject
 from data.errors import BadInput, EnvironmentProblem, IntegrityError
-from data.files import write_json
+from data.json_files import write_json
 from data.nifti import write_nifti
 from data.table import read_table, write_table
 from models.settings import EncoderSettings

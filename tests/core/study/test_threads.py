@@ -46,7 +46,7 @@ def test_a_training_resumed_with_other_threads_no_longer_claims_equal_bits(
     argv = ["pretrain", str(own_study.table), "--runs", str(own_study.runs), *SCAN_FLAGS, *SIMCLR_FLAGS]
     argv += ["--run-id", "stopped"]
     monkeypatch.setenv("DICESCOPE_FAULT", "checkpoint.before_prune:1:enospc")
-    monkeypatch.setattr("data.files._fault_hits", Counter())
+    monkeypatch.setattr("data.whole_files._fault_hits", Counter())
     assert cli.main(argv) != 0
     monkeypatch.delenv("DICESCOPE_FAULT")
     assert checkpoint_history(own_study.runs / "stopped") == (computed_by(),)
