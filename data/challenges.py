@@ -88,26 +88,8 @@ def read_cases(root: Path, choices: Choices = NOTHING) -> Cohort:
     if not images:
         raise BadDataset("E-CASES-EMPTY", root, f"holds no scan in {' or '.join(IMAGES)}.", "Check the folder.")
     told = _dataset(root, images[0].parent.parent, notes)
-    cases: dict[str, tuple[dict[str, Path], dict[str, int]]] = {}
     _refuse_repeated_cases(root, files)
-    channelled = not any(stem(f) in masks for f in images) and any(
-        ((m := CHANNEL.match(stem(f))) and m["channel"] != "0000") or (m and m["case"] in masks) for f in images
-    )
-    for file in images:
-        match = CHANNEL.match(stem(file)) if channelled else None
-        case, channel = (match["case"], int(match["channel"])) if match else (stem(file), 0)
-        scans, volumes = cases.setdefault(case, ({}, {}))
-        if match:
-            scans[_contrast(told, channel)] = file
-            continue
-        n = _volumes_of(file)
-        names = [_contrast(told, i) for i in range(n)]
-        if not told.channels and n == len(_DECATHLON_BRAINS) and case.upper().startswith("BRATS"):
-            names = list(_DECATHLON_BRAINS)
-        for index, name in enumerate(names):
-            scans[name] = file
-            if n > 1:
-                volumes[name] = index
+    cases = _scans_of_cases(images, masks, told)
     if not told.channels and any(volumes for _, volumes in cases.values()):
         names = next(list(volumes) for _, volumes in cases.values() if volumes)
         notes.append(
@@ -132,6 +114,32 @@ def read_cases(root: Path, choices: Choices = NOTHING) -> Cohort:
         notes.append("dataset.json names no label of a lesion, so the labels are no lesion masks and are not used.")
     notes += notes_on_health([(s.subject_id, s.healthy, s.health_from) for s in subjects], "a table")
     return Cohort(root.resolve().name or "cases", tuple(subjects), notes=tuple(notes))
+
+
+def _scans_of_cases(
+    images: Sequence[Path], masks: Mapping[str, Path], told: _DataSet
+) -> dict[str, tuple[dict[str, Path], dict[str, int]]]:
+    """By case: the file of each contrast, and which of its volumes where a file holds several."""
+    cases: dict[str, tuple[dict[str, Path], dict[str, int]]] = {}
+    channelled = not any(stem(f) in masks for f in images) and any(
+        ((m := CHANNEL.match(stem(f))) and m["channel"] != "0000") or (m and m["case"] in masks) for f in images
+    )
+    for file in images:
+        match = CHANNEL.match(stem(file)) if channelled else None
+        case, channel = (match["case"], int(match["channel"])) if match else (stem(file), 0)
+        scans, volumes = cases.setdefault(case, ({}, {}))
+        if match:
+            scans[_contrast(told, channel)] = file
+            continue
+        n = _volumes_of(file)
+        names = [_contrast(told, i) for i in range(n)]
+        if not told.channels and n == len(_DECATHLON_BRAINS) and case.upper().startswith("BRATS"):
+            names = list(_DECATHLON_BRAINS)
+        for index, name in enumerate(names):
+            scans[name] = file
+            if n > 1:
+                volumes[name] = index
+    return cases
 
 
 def _looks_like_labels(root: Path, file: Path) -> bool:

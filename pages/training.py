@@ -10,6 +10,7 @@ from core.runs.listing import open_run
 from core.runs.stages import stage_done
 from core.study.run_summary import of_comparison
 from pages._comparison import show_comparison
+from pages._fit import fit_form
 from pages._monitor import show_next, show_settings, watch_jobs, watch_run
 from pages._pretrain import pretrain_form
 from pages._shared import every_row, in_words, pick_by_id, runs_directory
@@ -56,6 +57,7 @@ else:
         show_take_over(run, job)
         if stage_done(run, "encoder"):
             show_next(run)
+            fit_form(run)
             show_visibility(run)
         show_settings(run)
 

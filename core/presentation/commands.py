@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from core.detectors import recipe_json
+from core.detectors.capabilities import LayerSets, can
 from core.presentation.training_view import asked_run_id
 from core.pretraining.simclr import SimclrSettings
 from core.recipes import as_json, from_json
@@ -17,8 +19,9 @@ from core.runs.jobs import Job, list_jobs, start_job
 from core.runs.listing import open_run
 from core.runs.run_record import Run, read_run
 from core.runs.stages import kept_if_possible, stage_done, stage_name
-from core.study.again import Place, argv_of, choice_words, comparison_argv, scan_words, settings_words
+from core.study.again import Place, argv_of, choice_words, comparison_argv, detector_words, scan_words, settings_words
 from core.study.run_summary import run_rows
+from core.types import Detector
 from data.choices import NOTHING, Choices
 from data.cohort import ROLES
 from data.errors import BadInput
@@ -113,8 +116,38 @@ def pretrain_argv(
 def pretrain_id(scans: Scans, settings: SimclrSettings, name: str) -> str:
     """A run id of name, scans and settings: asking twice for the same training gives one run, not two."""
     described = json.dumps([as_json(scans), as_json(settings)], sort_keys=True).encode()
-    stem = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40] or "simclr"
+    stem = _slug(name) or "simclr"
     return f"{stem}-{hashlib.sha256(described).hexdigest()[:6]}"
+
+
+def fit_argv(runs: Path, encoder: Run, detector: Detector, name: str) -> list[str]:
+    """`fit` of a detector with every setting that is not the catalogue's, on the scans and split of an encoder's run.
+
+    One that models features does so with that encoder. The settings determine the run's id, as in `pretrain_id`.
+    """
+    scans = scans_of(runs, encoder)
+    words = detector_words(recipe_json(detector), encoder.run_id if can(detector, LayerSets) else "")
+    described = json.dumps([as_json(scans), words], sort_keys=True).encode()
+    run_id = f"{_slug(name) or words[1]}-{hashlib.sha256(described).hexdigest()[:6]}"
+    place = scan_words(_place(runs, scans), as_json(scans.preprocessing))
+    return ["fit", *place, *words, f"--name={name or words[1]}", "--run-id", run_id]
+
+
+def steps_that_wait(runs: Path, most: int = 4) -> list[Step]:
+    """What comes next for detector runs that are not evaluated yet, the newest first."""
+    found = []
+    for row in run_rows(runs)[0]:
+        if row["kind"] == "detector" and row["status"] not in ("running", "damaged") and not row["evaluated"]:
+            run = read_run(runs / row["run_id"])
+            step = _step_of_detector(runs, run, run) if stage_done(run, "detector") else None
+            found += [] if step is None else [step]
+        if len(found) == most:
+            break
+    return found
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40]
 
 
 def resume_argv(runs: Path, run: Run | None, job: Job | None) -> list[str]:
