@@ -9,7 +9,6 @@ import numpy as np
 from jaxtyping import Float32
 from scipy.ndimage import gaussian_filter
 
-from core.disk_plan import grid_bytes
 from core.features.score_maps import masked_score_map
 from core.recipes import as_json, from_json
 from core.types import Monitor, ScoreMap, silent
@@ -79,6 +78,8 @@ class VoxelZScore:
 
     def fitted_bytes(self, volume: Volume) -> int:
         """Disk that mean and deviation take."""
+        from core.disk_plan import grid_bytes
+
         return grid_bytes(volume.voxels.size, arrays=2)
 
     def save(self, directory: Path) -> None:
