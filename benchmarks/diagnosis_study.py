@@ -24,6 +24,7 @@ from core.diagnosis.what_if.catalogue import applicable, run_what_if
 from core.metrics.bootstrap import mean_interval
 from core.progress import Progress, open_progress
 from core.recipes import from_json
+from core.runs.evaluated import read_metrics
 from core.runs.listing import open_run
 from core.runs.run_record import Run
 from core.study import data_source, evaluation, fitting, scoring
@@ -103,8 +104,8 @@ def _by_refit(run: Run, found: Mapping[str, Any], progress: Progress) -> dict[st
     other = fitting.fit(runs, source, detector, progress, name=name, run_id=name, encoder_run=encoder)
     if not is_committed(other.directory / "evaluation"):
         evaluation.evaluate_run(scoring.score(other, progress), progress)
-    again = evaluation.read_metrics(open_run(runs, name))["sets"][layers]["working"]["protocols"][found["protocol"]]
-    before = evaluation.read_metrics(run)["sets"][layers]["working"]["protocols"][found["protocol"]]
+    again = read_metrics(open_run(runs, name))["sets"][layers]["working"]["protocols"][found["protocol"]]
+    before = read_metrics(run)["sets"][layers]["working"]["protocols"][found["protocol"]]
     return _outcome(
         f"another run (`{name}`) fitted, scored and evaluated with covariance {settings['covariance']}, "
         f"{settings['shrinkage']}, ridge {settings['ridge']:g}; working grid",

@@ -46,4 +46,5 @@ def each_on_one_thread(workers: int) -> Iterator[ThreadPoolExecutor]:
     finally:
         with _state:
             usual = _usual.pop()
-            torch.set_num_threads(usual)
+            if not _usual:
+                torch.set_num_threads(usual)

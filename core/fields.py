@@ -67,7 +67,7 @@ def _lazily(owner: type) -> dict[str, Any]:
 
 
 def _notes(owner: type) -> list[str]:
-    return [note for cls in owner.__mro__ for note in vars(cls).get("__annotations__", {}).values()
+    return [note for cls in owner.__mro__ for note in inspect.get_annotations(cls).values()
             if isinstance(note, str)]  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Layouts of challenges and tools: nnU-Net raw, the Medical Segmentation Decathlon (MSD), WMH, MSSEG, Shifts."""
+"""nnU-Net raw and the Medical Segmentation Decathlon, as published."""
 
 import json
 import re

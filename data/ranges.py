@@ -177,12 +177,12 @@ def _refuse(path: str, value: float, allowed: str, flags: bool) -> None:
 def _numbers(settings: Any, prefix: str = "") -> Iterator[tuple[str, str, float]]:
     """Class, dotted name and value of every number; those of a list one by one. Truth values are no numbers.
 
-    A field gaussian__ridge is the setting gaussian.ridge, as the command line flattens recipes.
+    A field setting__gaussian__ridge is the setting gaussian.ridge, as the command line flattens recipes.
     """
     for field in dataclasses.fields(settings):
         if not field.init:
             continue
-        value, path = getattr(settings, field.name), prefix + field.name.replace("__", ".")
+        value, path = getattr(settings, field.name), prefix + field.name.removeprefix("setting__").replace("__", ".")
         if dataclasses.is_dataclass(value):
             yield from _numbers(value, f"{path}.")
             continue

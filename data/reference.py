@@ -54,6 +54,8 @@ class Doubt:
     subject_id: str
     code: str
     cause: str
+    contrast: str = ""
+    """Of which scan it is told; of the first when not said."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,13 +90,13 @@ def doubts_of_scan(one: Prepared, registered: bool) -> list[Doubt]:
     """
     name, volume, brain = one.volume.subject_id, one.volume, one.volume.brain_mask
     template_brain = working_template(volume.grid.spacing_mm[0]).brain_mask
-    causes = doubts_of_brain(one.native_brain)
+    causes = [(*told, "") for told in doubts_of_brain(one.native_brain)]
     lies = [overlap(turned, template_brain) for turned in (brain, np.flip(brain, 2), np.flip(brain, 1))]
     if registered or max(lies) >= ALIGNED:
-        causes += doubts_of_place(volume, lies)
-        if not any(code == "E-REF-FLIP" for code, _ in causes):
+        causes += [(*told, "") for told in doubts_of_place(volume, lies)]
+        if not any(code == "E-REF-FLIP" for code, _, _ in causes):
             causes += doubts_of_contrast(volume)
-    return [Doubt(name, code, cause) for code, cause in causes[:1]]
+    return [Doubt(name, code, cause, contrast) for code, cause, contrast in causes[:1]]
 
 
 def doubts_of_brain(brain: Mask) -> list[tuple[str, str]]:
@@ -141,8 +143,8 @@ def doubts_of_place(volume: Volume, lies: Sequence[float]) -> list[tuple[str, st
     return []
 
 
-def doubts_of_contrast(volume: Volume) -> list[tuple[str, str]]:
-    """Scans whose tissues are not in the order of the contrast that they are filed as: code and cause."""
+def doubts_of_contrast(volume: Volume) -> list[tuple[str, str, str]]:
+    """Scans whose tissues are not in the order of the contrast that they are filed as: code, cause and contrast."""
     spacing_mm = volume.grid.spacing_mm[0]
     for n, contrast in enumerate(volume.contrasts):
         fit = correlation(impression(volume, n).blocks, template_impression(spacing_mm).blocks)
@@ -150,7 +152,7 @@ def doubts_of_contrast(volume: Volume) -> list[tuple[str, str]]:
             return [
                 ("E-REF-CONTRAST", "does not look like a T1 scan of a brain: its tissues agree with the T1 template "
                  f"by {fit:.2f}, T1 scans by more than {LEAST_CORRELATION} (T2 and inverted scans are negative; a CT, "
-                 "an angiogram or a map of statistics lies near 0).")
+                 "an angiogram or a map of statistics lies near 0).", contrast)
             ]  # fmt: skip
         low, high = FLUID.get(contrast, (-np.inf, np.inf))
         fluid = brightness_of_fluid(volume.voxels[n], volume.brain_mask, spacing_mm)
@@ -158,7 +160,7 @@ def doubts_of_contrast(volume: Volume) -> list[tuple[str, str]]:
             side, like = ("darker", "a T1 or FLAIR is") if fluid < low else ("brighter", "a T2 or inverted scan is")
             return [
                 ("E-REF-CONTRAST", f"does not look like a {contrast}: the fluid of its ventricles is {side} than its "
-                 f"tissue ({fluid:.1f} deviations), as {like}.")
+                 f"tissue ({fluid:.1f} deviations), as {like}.", contrast)
             ]  # fmt: skip
     return []
 

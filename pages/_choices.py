@@ -11,6 +11,7 @@ from core.fields import field_texts, field_types
 from data.cells import number
 from data.choices import Choices
 from data.errors import BadInput
+from pages._text import plain
 
 LABELS: Mapping[str, str] = {
     "controls": "Words for healthy",
@@ -45,7 +46,7 @@ def ask_choices(key: Callable[[str], str]) -> None:
     st.checkbox(
         "Healthy unless masked",
         key=key("healthy_unless_masked"),
-        help=f"On your word. {texts['healthy_unless_masked']}",
+        help=plain(f"On your word. {texts['healthy_unless_masked']}"),
     )
     with st.expander("More about these scans", icon=":material/tune:"):
         columns = st.columns(3)
@@ -53,11 +54,19 @@ def ask_choices(key: Callable[[str], str]) -> None:
             allowed = get_args(kinds[name])
             if get_origin(kinds[name]) is Literal:
                 columns[n % 3].selectbox(
-                    label, allowed, format_func=lambda one: one or "the header", key=key(name), help=texts[name]
+                    plain(label),
+                    allowed,
+                    format_func=lambda one: one or "the header",
+                    key=key(name),
+                    help=plain(texts[name]),
                 )
             else:
-                columns[n % 3].text_input(label, key=key(name), help=texts[name], placeholder=EXAMPLES.get(name, ""))
-        st.checkbox("Follow links out of the data set", key=key("follow_symlinks"), help=texts["follow_symlinks"])
+                columns[n % 3].text_input(
+                    plain(label), key=key(name), help=plain(texts[name]), placeholder=EXAMPLES.get(name, "")
+                )
+        st.checkbox(
+            "Follow links out of the data set", key=key("follow_symlinks"), help=plain(texts["follow_symlinks"])
+        )
 
 
 def choices_from(value: Callable[[str], Any]) -> Choices:

@@ -70,8 +70,8 @@ def _ask(name: str, recipe: Detector) -> dict[str, Any]:
 
 
 def _widget(setting: Setting, key: str) -> Any:
-    label = setting.place.replace("_", " ").replace(".", ": ")
-    shown: Mapping[str, Any] = {"key": key, "help": setting.text}
+    label = plain(setting.place.replace("_", " ").replace(".", ": "))
+    shown: Mapping[str, Any] = {"key": key, "help": plain(setting.text)}
     if get_origin(setting.kind) is Literal:
         options = get_args(setting.kind)
         return st.selectbox(label, options, options.index(setting.value), **shown)

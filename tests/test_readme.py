@@ -108,8 +108,8 @@ def tiny_stand_ins(study: TinyStudy, tmp_path: Path) -> Callable[[Any], Any]:
             changes |= {"layers": ("stage1",), "grid": "8mm"}
         if isinstance(arguments, VisibilityBeforeVerb):
             changes |= {"width": 4, "scans": 2}
-        if isinstance(arguments, FitVerb) and getattr(arguments, "features__grid", "").endswith("mm"):
-            changes["features__grid"] = "8mm"
+        if isinstance(arguments, FitVerb) and getattr(arguments, "setting__features__grid", "").endswith("mm"):
+            changes["setting__features__grid"] = "8mm"
         if "run" in names:
             changes["run"] = "tiny"
         if isinstance(arguments, VisibilityVerb):

@@ -1,4 +1,4 @@
-"""Verbs that explain a run: ceiling, diagnose, what-if, post-processing, detection-limits, report."""
+"""Why Dice is low, from the terminal: ceiling, diagnose, report."""
 
 import sys
 from collections.abc import Mapping, Sequence

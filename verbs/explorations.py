@@ -1,4 +1,4 @@
-"""What would raise Dice, and how small a lesion may be, from the terminal."""
+"""What would raise Dice, and how small a lesion may be: what-if, post-processing, detection-limits."""
 
 import sys
 from collections.abc import Mapping

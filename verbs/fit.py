@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import tyro
 
@@ -62,6 +62,9 @@ class FitVerb(Scans):
     """Take settings of a memory bank that nothing will read into the recipe, instead of refusing them."""
     take_over: TakeOver = False
 
+    said: ClassVar[frozenset[str]] = frozenset()
+    """Places of the settings that the command names, whatever it says of them."""
+
 
 def fit_verb(argv: Sequence[str] = ()) -> type[FitVerb]:
     """The arguments of `fit` for the detector that a command names: with every setting of that detector's recipe.
@@ -73,23 +76,35 @@ def fit_verb(argv: Sequence[str] = ()) -> type[FitVerb]:
     recipe = make(name)
     given = [word.partition("=")[0] for word in argv if word.startswith("--")]
     _refuse_strange(name, recipe, given)
+    settings = [setting for setting in settings_of(recipe) if setting.place not in FROM_ELSEWHERE]
+    taken = {f"--{one.name.replace('_', '-')}" for one in dataclasses.fields(FitVerb)}
+    if clashes := sorted(taken & {flag for setting in settings for flag in _flags(setting.place)}):
+        raise BadInput(
+            f"Detector {name!r} has settings that `fit` has itself: {', '.join(clashes)}. Rename its fields."
+        )
     declared = [
         (_attribute(setting.place), _declared(setting), dataclasses.field(default=setting.value))
-        for setting in settings_of(recipe)
-        if setting.place not in FROM_ELSEWHERE
+        for setting in settings
     ]
-    made = dataclasses.make_dataclass("FitVerb", declared, bases=(FitVerb,), frozen=True)
+    said = frozenset(setting.place for setting in settings if _flags(setting.place) & set(given))
+    made = dataclasses.make_dataclass("FitVerb", declared, bases=(FitVerb,), frozen=True, namespace={"said": said})
     made.__doc__ = FitVerb.__doc__
     return made
 
 
+def _flags(place: str) -> set[str]:
+    """The flags under which a setting can be said."""
+    return {setting_flag(place), long_flag(place)}
+
+
 def _named(argv: Sequence[str]) -> str:
-    """What --detector says, or the usual one."""
+    """What --detector says, the last time that it is said, or the usual one."""
+    found = FitVerb.detector
     for number, word in enumerate(argv):
         name, equals, value = word.partition("=")
         if name == "--detector":
-            return value if equals else next(iter(argv[number + 1 :]), "")
-    return FitVerb.detector
+            found = value if equals else next(iter(argv[number + 1 :]), "")
+    return found
 
 
 def _declared(setting: Setting) -> Any:
@@ -101,7 +116,7 @@ def _declared(setting: Setting) -> Any:
 
 
 def _attribute(place: str) -> str:
-    return place.replace(".", "__")
+    return "setting__" + place.replace(".", "__")
 
 
 def _pretrain(arguments: PretrainVerb) -> int:
@@ -153,7 +168,8 @@ def detector_of(arguments: FitVerb) -> tuple[Detector, Run | None]:
         return with_settings(detector, given), None
     detector = with_settings(detector, {**given, "encoder.in_channels": len(arguments.preprocessing.contrasts)})
     if can(detector, KeepsPatches) and not arguments.allow_idle:
-        _refuse_idle([place.removeprefix("bank.") for place in given if place.startswith("bank.")], detector.bank)
+        named = {*given, *arguments.said}
+        _refuse_idle(sorted(place.removeprefix("bank.") for place in named if place.startswith("bank.")), detector.bank)
     if arguments.encoder == "random":
         return detector, None
     saved = Path(arguments.encoder)
@@ -173,7 +189,8 @@ def _refuse_strange(name: str, recipe: Detector, flags: Sequence[str]) -> None:
     """BadInput for flags that are settings of other detectors and not of this one."""
     own = {setting.place for setting in settings_of(recipe)}
     others = {setting.place for row in CATALOGUE.values() for setting in settings_of(row.recipe)} - own
-    called = {flag: place for place in sorted(others) for flag in (setting_flag(place), long_flag(place))}
+    mine = {flag for place in own for flag in _flags(place)}
+    called = {flag: place for place in sorted(others) for flag in _flags(place) - mine}
     strange = list(dict.fromkeys(flag for flag in flags if flag in called))
     if not strange:
         return

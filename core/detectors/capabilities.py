@@ -93,6 +93,9 @@ class LayerSets(OwnFilters, Protocol):
 class ScanScores(LayerSets, Protocol):
     """Gives one number for a whole scan beside its map."""
 
+    scan_rule: ClassVar[str]
+    """How that number comes about, in words."""
+
     def distances_and_subject_scores(
         self, volumes: Sequence[Volume]
     ) -> tuple[Float32[np.ndarray, "layer_sets volumes positions"], list[dict[LayerSet, float]]]:
@@ -154,6 +157,7 @@ class SearchIndex(Detector, Protocol):
 class TwoParts(Detector, Protocol):
     """Made of a gate and a second detector, at a threshold of the gate."""
 
+    gate: Mapping[str, Any]
     gate_: Any
     second_: Any
     threshold_from: Literal["validation", "healthy"]
@@ -162,7 +166,10 @@ class TwoParts(Detector, Protocol):
 
 
 class OnlyRanks(Detector, Protocol):
-    """Learns nothing from its training scans: the intensity's rank is the score. What every method has to beat."""
+    """Learns nothing from its training scans: the intensity's rank is the score. What every method has to beat.
+
+    That the attribute is there says it, whatever its value.
+    """
 
     only_ranks: ClassVar[bool]
 
@@ -189,9 +196,8 @@ def members(capability: type) -> frozenset[str]:
     found: set[str] = set()
     for base in capability.__mro__:
         if getattr(base, "_is_protocol", False) and base is not Protocol:
-            found |= {
-                name for name in (*vars(base).get("__annotations__", {}), *vars(base)) if not name.startswith("_")
-            }
+            named = (*inspect.get_annotations(base), *vars(base))
+            found |= {name for name in named if not name.startswith("_")}
     return frozenset(found)
 
 

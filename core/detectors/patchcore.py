@@ -38,6 +38,9 @@ class PatchCore:
 
     score_unit: ClassVar[str] = "distance to the nearest healthy patch"
     plain_name: ClassVar[str] = "a memory bank"
+    scan_rule: ClassVar[str] = (
+        "largest patch distance, re-weighted by the neighbours of its nearest entry (PatchCore, eq. 7)"
+    )
 
     encoder: EncoderSettings = field(default_factory=EncoderSettings)
     """Architecture and initialisation; ignored when `weights` is a saved encoder, which brings its own."""

@@ -90,7 +90,7 @@ def ladder(
 ) -> dict[str, Any]:
     """Rungs of one layer set, mean and per subject, ready for JSON.
 
-    `metrics` is what core.study.evaluation.read_metrics gives, `protocol` the deployed one (healthy or validation),
+    `metrics` is what core.runs.evaluated.read_metrics gives, `protocol` the deployed one (healthy or validation),
     `ceilings` and `reachable` the figures of core.diagnosis.ceiling by subject. `lifted` counts the subjects whose
     value is that of the rung below. The cost of a rung is the drop of the mean from the rung above, with a paired
     interval over subjects; it is hollow when that interval holds 0, or the rung's mean is that of the rung below.

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from core.detectors import kinds_that_can
+from core.detectors import kinds_that_can, plain_name
 from core.detectors.capabilities import KeepsPatches
 from core.metrics.lesions import components
 from core.runs.run_record import Run
@@ -30,7 +30,7 @@ def refuse_no_bank(run: Run) -> None:
     kind = run.record["recipe"]["kind"]
     if kind not in kinds_that_can(KeepsPatches):
         raise BadInput(
-            f"Run {run.run_id} is a {kind}: its scores are not distances to single patches, so there are no "
+            f"Run {run.run_id} is {plain_name(kind)}: its scores are not distances to single patches, so there are no "
             "neighbours to show. Fit a memory bank: python cli.py fit COHORT --detector patchcore"
         )
 

@@ -34,6 +34,7 @@ from core.disk_plan import post_processing_bytes
 from core.metrics.protocols import best_common_threshold, healthy_rule
 from core.metrics.subject_scores import SubjectScores
 from core.progress import Progress
+from core.recipes import has_setting
 from core.runs.evaluated import read_metrics
 from core.runs.run_record import Run
 from core.runs.stages import record_duration, stage, stage_directory, stage_name, stored_json, undamaged
@@ -132,7 +133,8 @@ def recipe_changes(run: Run, settings: PostProcessing) -> dict[str, Any]:
     before = shipped_settings(scores)
     own = filters_of(scores)
     names = ("smoothing_mm", "median_voxels")
-    sayable = can(scores.detector, LayerSets) or not any(own.values())
+    has = has_setting(scores.detector, names[0])
+    sayable = has and (can(scores.detector, LayerSets) or not any(own.values()))
     fields = {n: getattr(settings, n) for n in names if sayable and getattr(settings, n) != own[n]}
     missing = {n: v for n, v in asdict(settings).items() if n not in (names if sayable else ()) and v}
     flags = [word for n, v in fields.items() for word in (f"--{n.replace('_', '-')}", f"{v:g}")]

@@ -1,4 +1,4 @@
-"""Which features of an encoder are modelled, and every combination of its layers. Needs no torch, as features do."""
+"""Which features of an encoder are modelled, and every combination of its layers. Needs no torch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

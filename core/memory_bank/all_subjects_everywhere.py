@@ -71,7 +71,7 @@ def search_registered(
     *,
     monitor: Monitor = silent,
 ) -> Found:
-    """As `restricted.search_within`, for the bank that `registered` describes. `monitor` hears the positions done."""
+    """As `search_within`, for the bank that `registered` describes. `monitor` hears the positions done."""
     layers, volumes, device = tuple(queries.lookup), len(queries.rows), queries.device
     tree = tree_of(layer_sets, queries.order(), False)
     groups = {

@@ -1,6 +1,7 @@
 """Scans that may not be what they are filed as are set aside before anything is learnt, unless a user keeps them."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from core.progress import Progress
 from data.cohort import ROLES, Cohort, Split
@@ -32,12 +33,12 @@ def set_doubted_aside(cohort: Cohort, split: Split, prepared: PreparedCohort, pr
     for name, impressions in zip(contrasts, seen, strict=True):
         others = [one for one in impressions if one.subject_id not in wrong]
         unlike, twins = doubts_of_cohort(others, learnt, registered)
-        strange |= {doubt.subject_id: doubt for doubt in unlike if doubt.subject_id not in strange}
+        strange |= {one.subject_id: replace(one, contrast=name) for one in unlike if one.subject_id not in strange}
         _refuse_twins_across(twins, name, split, prepared, kept, progress)
     if unjudged := [name for name in contrasts if name not in FLUID]:
         progress.say(
             f"note: how {', '.join(unjudged)} should look is not known here (known are {', '.join(FLUID)}): size, "
-            "place and copies of its scans were looked at, and not whether they are of this contrast."
+            "place, outliers and copies were looked at, and not whether its scans are of this contrast."
         )
     return prepared.without(_aside((*single, *strange.values()), cohort, contrasts[0], progress))
 
@@ -76,10 +77,11 @@ def _aside(doubts: Sequence[Doubt], cohort: Cohort, contrast: str, progress: Pro
         if subject.kept:
             progress.say(f"note: {doubt.subject_id} is kept, as was asked, although it {doubt.cause}")
             continue
-        path = str(subject.scans[contrast])
+        name = doubt.contrast or contrast
+        path = str(subject.scans[name])
         remedy = f"Look at it; --keep {doubt.subject_id} uses it all the same."
         aside[doubt.subject_id] = SetAside(
-            doubt.subject_id, path, doubt.code, f"{doubt.code}: {path}: {doubt.cause} {remedy}"
+            doubt.subject_id, path, doubt.code, f"{doubt.code}: {path}: {name} {doubt.cause} {remedy}"
         )
-        progress.say(f"set aside: {doubt.subject_id} [{doubt.code}] {doubt.cause} {remedy}")
+        progress.say(f"set aside: {doubt.subject_id} [{doubt.code}] {name} {doubt.cause} {remedy}")
     return aside

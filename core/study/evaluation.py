@@ -30,6 +30,7 @@ from core.study.subject_level import subject_level
 from core.types import LayerSet, ScoreMap
 from data.errors import BadInput, EnvironmentProblem
 from data.hashed import hashed_files, tell_hashed
+from data.json_files import write_json
 from data.ranges import check_range
 from data.room import require_room
 from data.volume import Mask
@@ -93,9 +94,9 @@ def evaluate_run(
         }
         with stage(run, "evaluation") as scratch:
             save_levels(scratch / "levels.json", {name: result["levels"] for name, result in working.items()})
-            _write(scratch / "metrics.json", metrics)
-            _write(scratch / HEADLINE, headline_of(metrics))
-        _forget_packed(run.directory)
+            write_json(scratch / "metrics.json", metrics)
+            write_json(scratch / HEADLINE, headline_of(metrics))
+        _forget_browser_volumes(run.directory)
         record_duration(run, "evaluation", began)
         note_look(run)  # last: whoever is killed before this has shown nothing, and its repetition is the same look
     return metrics
@@ -318,13 +319,7 @@ def _has_lesion(scores: RunScores, role: str) -> bool:
     return any(lesion is not None and lesion.voxels.any() for lesion in found)
 
 
-def _write(path: Path, metrics: Mapping[str, Any]) -> None:
-    from data.json_files import write_json
-
-    write_json(path, metrics)
-
-
-def _forget_packed(directory: Path) -> None:
+def _forget_browser_volumes(directory: Path) -> None:
     """Byte levels may have moved: packed maps of an older evaluation are made anew when asked for."""
     clear_litter(directory / ".browser")
     for path in (directory / ".browser").glob("*.gz"):

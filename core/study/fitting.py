@@ -95,8 +95,8 @@ def _learn(
             nonlocal seen
             if "disk_bytes" in values:
                 require_room(run.directory, int(values["disk_bytes"]), "What is fitted")
-            if "planned_bytes" in values:
-                progress.say(detector.plan_text_ if can(detector, LayerSets) else "")
+            if "planned_bytes" in values and can(detector, LayerSets):
+                progress.say(detector.plan_text_)
             advance(max(number - seen, 0), f"{values['chosen']:.0f} patches chosen" if "chosen" in values else "")
             seen = max(number, seen)
 

@@ -93,8 +93,8 @@ def score_left_out(run: Run, progress: Progress) -> None:
     detector = load_detector(run)
     if not can(detector, LeavesOut):
         raise BadInput(
-            f"Run {run.run_id} is {detector.plain_name}: scores of the training scans without themselves are "
-            "known for Gaussians only. Hold healthy subjects out: give them the role calibration."
+            f"Run {run.run_id} is {detector.plain_name}, which does not know the scores of its training scans without "
+            "themselves (a Gaussian does). Hold healthy subjects out: give them the role calibration."
         )
     with progress.task("Scoring each training scan by the others", 1) as advance:
         distances = detector.left_out()

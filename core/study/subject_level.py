@@ -6,14 +6,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
-from core.detectors.capabilities import TwoParts, can
+from core.detectors import from_recipe
+from core.detectors.capabilities import ScanScores, TwoParts, can
 from core.randomness import stream
 from core.study.stored_scores import RunScores, set_id
-from core.types import LayerSet
+from core.types import Detector, LayerSet
 from data.health import is_unknown
 
 MAXIMUM = "largest score in the brain, on the working grid"
-REWEIGHTED = "largest patch distance, re-weighted by the neighbours of its nearest entry (PatchCore, eq. 7)"
 OF_THE_GATE = "of the gate, which decides for the pipeline whether a scan is ill: "
 _RESAMPLES = 10_000
 
@@ -40,8 +40,16 @@ def subject_level(scores: RunScores, layers: LayerSet) -> dict[str, Any]:
     complete = bool(test) and len(reweighted) == len(test)
     return {
         "maximum": {"rule": of + MAXIMUM, **told_apart(largest, healthy)},
-        "reweighted": {"rule": of + REWEIGHTED, **told_apart(reweighted, healthy)} if complete else None,
+        "reweighted": {"rule": of + _scan_rule(scores.detector), **told_apart(reweighted, healthy)}
+        if complete
+        else None,
     }
+
+
+def _scan_rule(detector: Detector) -> str:
+    """How the detector's own number per scan comes about; of two parts it is the gate's."""
+    gives = from_recipe(detector.gate) if can(detector, TwoParts) else detector
+    return gives.scan_rule if can(gives, ScanScores) else "the detector's own number per scan"
 
 
 def told_apart(values: Mapping[str, float], healthy: Mapping[str, bool], *, seed: int = 0) -> dict[str, Any]:

@@ -32,6 +32,15 @@ def test_a_search_beside_another_one_has_all_threads_and_so_has_the_next() -> No
     assert threads(CPU) == torch.get_num_threads() == 3
 
 
+def test_the_end_of_an_inner_pool_leaves_the_outer_ones_workers_alone() -> None:
+    with each_on_one_thread(2) as outer:
+        list(outer.map(lambda n: n, range(4)))
+        with each_on_one_thread(1) as inner:
+            list(inner.map(lambda n: n, range(2)))
+        assert set(outer.map(lambda _: torch.get_num_threads(), range(8))) == {1}
+    assert torch.get_num_threads() == 3
+
+
 def test_an_error_gives_up_the_rest_and_the_threads_are_given_back() -> None:
     def work(number: int) -> int:
         if number == 2:

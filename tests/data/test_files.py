@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from data import files, whole_files
+from data import hashed, whole_files
 from data.errors import BadInput, EnvironmentProblem, IntegrityError
 from data.files import committed_directory, committed_file, is_committed, read_committed_json, verify_directory
 from data.json_files import read_json, read_sealed_json, sealed, write_json, write_sealed_json
@@ -246,13 +246,13 @@ def test_results_that_were_exchanged_for_each_other_are_noticed(tmp_path):
 
 def test_a_file_is_hashed_once_and_again_when_it_was_touched(tmp_path, monkeypatch):
     commit(tmp_path / "d", b"x" * 1000)
-    file, hashed = tmp_path / "d" / "weights.bin", []
+    file, seen = tmp_path / "d" / "weights.bin", []
     time.sleep(0.2)  # longer than a step of a file system's clock
     real = hashed.sha256_file
-    monkeypatch.setattr(files, "sha256_file", lambda path: hashed.append(path.name) or real(path))
+    monkeypatch.setattr(hashed, "sha256_file", lambda path: seen.append(path.name) or real(path))
     for _ in range(3):
         committed_file(tmp_path / "d", "weights.bin")
-    assert hashed == ["weights.bin"]
+    assert seen == ["weights.bin"]
     state = file.stat()
     file.write_bytes(b"y" * 1000)
     os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))  # same size, same time of writing

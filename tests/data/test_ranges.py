@@ -56,7 +56,11 @@ def numbers(kind: Any, prefix: str = "") -> Iterator[tuple[str, bool, int]]:
         if int in flat or float in flat:
             sizes = [len(typing.get_args(h)) for h in (hint, *inner) if typing.get_origin(h) is tuple]
             many = [h for h in (hint, *inner) if typing.get_origin(h) is tuple and Ellipsis in typing.get_args(h)]
-            yield prefix + field.name.replace("__", "."), float not in flat, 1 if many or not sizes else sizes[0]
+            yield (
+                prefix + field.name.removeprefix("setting__").replace("__", "."),
+                float not in flat,
+                1 if many or not sizes else sizes[0],
+            )
 
 
 def asked(verb: str) -> list[str]:
@@ -74,7 +78,7 @@ FIELDS = [(verb, *found) for verb in VERBS for found in numbers(cli.kind_of(verb
 def replaced(settings: Any, path: str, value: Any) -> Any:
     """The dataclass with one field, of it or of one inside it, set to a value that its own check does not see."""
     changed = copy.copy(settings)
-    if hasattr(changed, flat := path.replace(".", "__")):
+    if hasattr(changed, flat := "setting__" + path.replace(".", "__")):
         object.__setattr__(changed, flat, value)
         return changed
     first, _, rest = path.partition(".")

@@ -12,6 +12,7 @@ from core.detectors import CATALOGUE, make, recipe_json
 from core.detectors.capabilities import LayerSets, can
 from core.fields import settings_of
 from pages._fit import ELSEWHERE
+from pages._text import plain
 from tests.study import TinyStudy
 from verbs.fit import detector_of
 
@@ -54,7 +55,7 @@ def test_every_setting_of_a_recipe_is_asked_with_its_text_and_its_value(
     elsewhere = ELSEWHERE if can(recipe, LayerSets) else ()
     for setting in settings_of(recipe):
         if not setting.place.startswith(tuple(elsewhere)):
-            assert found[f"fit-{name}-{setting.place}"].help == setting.text
+            assert found[f"fit-{name}-{setting.place}"].help == plain(setting.text)
     found["fit-start"].click()
     app.run()
     [argv] = started

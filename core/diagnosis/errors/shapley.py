@@ -1,4 +1,4 @@
-"""How much Dice each category of errors costs: exact Shapley values from integer counts.
+"""How much Dice each category of errors costs: Shapley values from counts, exact up to 14 kinds of errors in a subject.
 
 Fixing a set S of categories removes its false positives and turns its missed voxels into hits, so with n lesion voxels
 v(S) = 2 TP' / (TP' + FP' + n). A category's cost is its Shapley value, the mean of v(S ∪ k) − v(S) over all orders in

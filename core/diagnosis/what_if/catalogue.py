@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from core.detectors import kind_of
 from core.detectors.capabilities import Covariance, KeepsPatches, OnlyRanks, can
 from core.diagnosis.what_if.bench import Bench, Outcome
 from core.diagnosis.what_if.of_fits import ages_of, covariance, fewer_scans, nearest_age
@@ -192,13 +191,13 @@ def _missing_for_covariance(scores: RunScores) -> str | None:
     if can(scores.detector, KeepsPatches):
         return "a Gaussian over features: a memory bank keeps the healthy patches themselves and has no covariance"
     if not can(scores.detector, Covariance):
-        return f"a Gaussian over features: this detector is {kind_of(scores.detector)} and has no covariance"
+        return f"a Gaussian over features: this detector is {scores.detector.plain_name} and has no covariance"
     return None
 
 
 def _missing_for_fewer(scores: RunScores) -> str | None:
     if can(scores.detector, OnlyRanks):
-        return f"a detector that learns: {kind_of(scores.detector)} takes nothing from its training scans"
+        return f"a detector that learns: {scores.detector.plain_name} takes nothing from its training scans"
     count = len(scores.subjects("train"))
     return None if count >= 4 else f"training scans: there are {count}, halving needs at least 4"
 

@@ -49,7 +49,7 @@ def union_ceiling(cells: np.ndarray, lesion: np.ndarray, scorable: np.ndarray) -
     n = np.bincount(cells[scorable])
     g = np.bincount(cells[lesion & scorable], minlength=len(n))
     touched = np.flatnonzero(g)
-    best = engine._best_unions(np.zeros_like(touched), g[touched], n[touched], np.array([lesion.sum()]))
+    best = engine.best_unions(np.zeros_like(touched), g[touched], n[touched], np.array([lesion.sum()]))
     return float(best[0])
 
 

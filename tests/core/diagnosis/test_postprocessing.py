@@ -239,7 +239,7 @@ def test_shuffled_test_labels_change_no_choice(explored, study, tmp_path, monkey
             return lesion
         return random(3).permutation(lesion.reshape(-1)).reshape(lesion.shape)
 
-    monkeypatch.setattr(postprocessing, "_marked", shuffled)
+    monkeypatch.setattr(map_filters, "_marked", shuffled)
     after = run_post_processing(open_run(study.copy(tmp_path / "s").runs, "tiny"), QUIET, workers=1)
     assert before["best_on_test"] != after["best_on_test"]
     for old, new in zip(before["rows"], after["rows"], strict=True):
@@ -363,7 +363,9 @@ def test_the_recipe_says_what_has_a_field_and_what_has_none(explored) -> None:
     found = recipe_changes(run, PostProcessing(2.0, 3, 1, 100.0))
     assert found["fields"] == {"smoothing_mm": 2.0, "median_voxels": 3}
     assert found["without_field"] == {"erosion_voxels": 1, "min_component_mm3": 100.0}
-    assert {f.name for f in dataclasses.fields(fit_verb())} >= {w[2:].replace("-", "_") for w in found["argv"][::2]}
+    assert {f.name for f in dataclasses.fields(fit_verb())} >= {
+        "setting__" + w[2:].replace("-", "_") for w in found["argv"][::2]
+    }
     assert found["argv"] == ["--smoothing-mm", "2", "--median-voxels", "3"]
     assert "No recipe field yet for erosion_voxels = 1, min_component_mm3 = 100" in found["text"]
     assert recipe_changes(run, PostProcessing())["text"] == "Nothing to change in the recipe."

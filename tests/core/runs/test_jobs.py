@@ -132,7 +132,7 @@ def test_the_kernel_counts_of_kills_for_memory_are_read(tmp_path, monkeypatch):
     count = supervisor._out_of_memory_kills()
     assert count is None or count >= 0
     (tmp_path / "memory.events").write_text("low 0\noom 2\noom_kill 3\n")
-    monkeypatch.setattr(jobs, "_group_files", lambda *names: [tmp_path / "memory.events", tmp_path / "missing"])
+    monkeypatch.setattr(supervisor, "group_files", lambda *names: [tmp_path / "memory.events", tmp_path / "missing"])
     assert supervisor._out_of_memory_kills() == (count or 0) + 3
 
 

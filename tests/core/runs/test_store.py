@@ -118,7 +118,8 @@ def test_updating_merges_stages_and_leaves_the_rest(run):
 
 
 def test_a_kill_while_updating_keeps_the_old_record(run):
-    code = "import sys; from core.runs import store; from pathlib import Path; p = Path(sys.argv[1]);" + (
+    code = (
+        "import sys; from core.runs import listing, store; from pathlib import Path; p = Path(sys.argv[1]);"
         "store.update_run(listing.open_run(p.parent, p.name), status='finished')"
     )
     process = python(code, str(run.directory), env={"DICESCOPE_FAULT": "file.before_rename:1:kill"})
@@ -464,7 +465,7 @@ def test_a_writer_that_was_taken_over_commits_nothing_more(run):
         (scratch / "w").write_text("early")
     code = HOLD.replace("time.sleep(60)", "sys.stdin.readline()").replace(
         "with hold_lock(Path(sys.argv[1]), heartbeat_seconds=0.1):",
-        "from core.runs import store; p = Path(sys.argv[1])\n"
+        "from core.runs import listing, stages, store; p = Path(sys.argv[1])\n"
         "with store.lock(listing.open_run(p.parent, p.name), heartbeat_seconds=0.1) as r, stages.stage(r, 'detector'):",
     )
     zombie = python(code, str(run.directory), stdin=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -491,7 +492,7 @@ def test_taking_the_lock_repairs_what_a_kill_left_between_renames(run):
     with stages.stage(run, "scores/sub-01") as scratch:
         (scratch / "w").write_text("old")
     code = (
-        "import sys; from core.runs import store; from pathlib import Path; p = Path(sys.argv[1])\n"
+        "import sys; from core.runs import listing, stages, store; from pathlib import Path; p = Path(sys.argv[1])\n"
         "with stages.stage(listing.open_run(p.parent, p.name), 'scores/sub-01') as s: (s / 'w').write_text('new')"
     )
     process = python(code, str(run.directory), env={"DICESCOPE_FAULT": "commit.between_renames:1:kill"})

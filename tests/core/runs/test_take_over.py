@@ -76,7 +76,7 @@ def test_a_run_whose_machine_is_gone_is_refused_and_then_taken_over(
     assert cli.main([*argv, *runs]) == 2
     assert "--take-over" in capsys.readouterr().err
     assert cli.main([*argv, *runs, "--take-over"]) == 0
-    assert store.lock_holder(run.directory) is None
+    assert locks.lock_holder(run.directory) is None
 
 
 def test_who_gives_signs_of_life_is_not_taken_over(own: TinyStudy, capsys: pytest.CaptureFixture[str]) -> None:
@@ -90,12 +90,12 @@ def test_who_gives_signs_of_life_is_not_taken_over(own: TinyStudy, capsys: pytes
 HOLD = """
 import sys
 from pathlib import Path
-from core.runs import store
+from core.runs import listing, store
 p = Path(sys.argv[1])
 with store.lock(listing.open_run(p.parent, p.name), heartbeat_seconds=0.1) as run:
     print("held", flush=True)
     sys.stdin.readline()
-    from data.files import committed_directory, write_json
+    from data.files import committed_directory; from data.json_files import write_json
     if sys.argv[2] == "commit":
         with committed_directory(run.directory / "scores" / "sub-01") as scratch:
             (scratch / "w").write_text("late")

@@ -19,6 +19,7 @@ from core.detectors.intensity import Intensity
 from core.features.settings import FeatureSettings
 from core.pretraining.simclr import NegativesSettings, SimclrSettings
 from core.progress import Progress
+from core.runs.evaluated import read_metrics
 from core.runs.listing import open_run
 from core.runs.run_record import Run
 from core.runs.store import update_run
@@ -331,8 +332,8 @@ def relabelled(study: TinyStudy, tmp_path_factory: pytest.TempPathFactory) -> Ti
 
 def both(study: TinyStudy, relabelled: TinyStudy) -> tuple[dict[str, Any], dict[str, Any]]:
     return (
-        evaluation.read_metrics(open_run(study.runs, "tiny")),
-        evaluation.read_metrics(open_run(relabelled.runs, "relabelled")),
+        read_metrics(open_run(study.runs, "tiny")),
+        read_metrics(open_run(relabelled.runs, "relabelled")),
     )
 
 
@@ -409,7 +410,7 @@ def test_a_healthy_scan_with_an_empty_mask_is_a_healthy_scan(own_study: TinyStud
 
 
 def test_a_healthy_test_scan_never_gets_a_dice(study: TinyStudy) -> None:
-    metrics = evaluation.read_metrics(open_run(study.runs, "tiny"))
+    metrics = read_metrics(open_run(study.runs, "tiny"))
     for spaces in metrics["sets"].values():
         for figures in filter(None, spaces.values()):
             assert figures["n_healthy_subjects"] == 1
@@ -443,7 +444,7 @@ def test_without_calibration_subjects_there_is_no_label_free_threshold_and_it_sa
 
 def test_native_figures_are_counted_on_the_voxels_of_the_scan_itself(study: TinyStudy) -> None:
     run = open_run(study.runs, "tiny")
-    metrics, scores = evaluation.read_metrics(run), tiny(study)
+    metrics, scores = read_metrics(run), tiny(study)
     layers = scores.layer_set(metrics["headline"])
     cohort = read_table(study.table)
     for protocol in ("healthy", "validation"):
@@ -459,7 +460,7 @@ def test_native_figures_are_counted_on_the_voxels_of_the_scan_itself(study: Tiny
 
 def test_working_figures_are_counted_on_the_working_grid_and_differ(study: TinyStudy) -> None:
     run = open_run(study.runs, "tiny")
-    metrics, scores = evaluation.read_metrics(run), tiny(study)
+    metrics, scores = read_metrics(run), tiny(study)
     name = metrics["headline"]
     for subject_id, row in rows_of(metrics["sets"][name]["working"], "healthy").items():
         found = scores.score_map(subject_id, scores.layer_set(name)).scores
@@ -509,7 +510,7 @@ def test_the_operating_point_of_the_label_free_threshold_can_be_asked_for(own_st
 
 @pytest.mark.slow
 def test_processes_give_the_figures_that_one_process_gives(own_study: TinyStudy) -> None:
-    alone = evaluation.read_metrics(open_run(own_study.runs, "tiny"))
+    alone = read_metrics(open_run(own_study.runs, "tiny"))
     together = evaluation.evaluate_run(open_run(own_study.runs, "tiny"), quiet(), workers=2)
     assert json.dumps(together, sort_keys=True) == json.dumps(alone, sort_keys=True)
 
@@ -523,7 +524,7 @@ def test_exported_maps_lie_on_the_grid_of_the_scan(own_study: TinyStudy, tmp_pat
     subjects = [*tiny(own_study).subjects("validation"), *tiny(own_study).subjects("test")]
     wanted = {f"{i}_{what}.nii.gz" for i in subjects for what in ("score", "segmentation")}
     assert {p.name for p in paths} == {p.name for p in tmp_path.glob("*.gz")} == wanted
-    metrics = evaluation.read_metrics(run)
+    metrics = read_metrics(run)
     rows = rows_of(metrics["sets"][metrics["headline"]]["native"], "healthy")
     for subject_id, row in rows.items():
         scan = nib.load(read_table(own_study.table)[subject_id].scans["FLAIR"])
@@ -539,7 +540,7 @@ def test_export_of_one_layer_uses_its_own_threshold_and_an_unquoted_set_is_refus
     own_study: TinyStudy, tmp_path: Path
 ) -> None:
     run = open_run(own_study.runs, "tiny")
-    metrics = evaluation.read_metrics(run)
+    metrics = read_metrics(run)
     export_maps(run, tmp_path, "stage1", quiet())
     row = rows_of(metrics["sets"]["stage1"]["native"], "healthy")["test01"]
     cut = np.asarray(nib.load(tmp_path / "test01_segmentation.nii.gz").dataobj)
@@ -553,7 +554,7 @@ def test_before_an_evaluation_only_score_maps_of_all_layers_are_exported(own_stu
     shutil.rmtree(own_study.runs / "tiny" / "evaluation")
     run = open_run(own_study.runs, "tiny")
     with pytest.raises(BadInput, match=r"cli\.py evaluate tiny"):
-        evaluation.read_metrics(run)
+        read_metrics(run)
     paths = export_maps(run, tmp_path, "", quiet())
     assert {p.name.rsplit("_", 1)[1] for p in paths} == {"score.nii.gz"}
     scores = tiny(own_study)
@@ -566,7 +567,7 @@ def test_before_an_evaluation_only_score_maps_of_all_layers_are_exported(own_stu
 
 def test_a_summary_quotes_the_headline_in_native_space(study: TinyStudy) -> None:
     run = open_run(study.runs, "tiny")
-    metrics, summary = evaluation.read_metrics(run), run_summary(run)
+    metrics, summary = read_metrics(run), run_summary(run)
     native = metrics["sets"][metrics["headline"]]["native"]
     assert (summary["space"], summary["headline"]) == ("native", metrics["headline"])
     assert summary["dice"]["healthy"]["mean"] == native["protocols"]["healthy"]["mean_dice"]
@@ -580,7 +581,7 @@ def test_a_summary_quotes_the_headline_in_native_space(study: TinyStudy) -> None
 
 
 def test_the_layer_table_has_each_set_once_and_contributions_add_and_take_away(study: TinyStudy) -> None:
-    metrics = evaluation.read_metrics(open_run(study.runs, "tiny"))
+    metrics = read_metrics(open_run(study.runs, "tiny"))
     rows = layer_table(metrics)
     assert sorted(row["layers"] for row in rows) == sorted(set_id(s) for s in tiny(study).layer_sets)
     assert sum(row["headline"] for row in rows) == 1

@@ -215,4 +215,4 @@ def test_leave_one_out_is_refused_where_it_says_nothing(
     assert "Leave --leave-one-out away" in capsys.readouterr().err
     run = run_on(own_study, "no-gaussian", without_calibration)
     assert cli.main(["evaluate", run.run_id, "--runs", str(own_study.runs), "--leave-one-out"]) == 2
-    assert "known for Gaussians only" in capsys.readouterr().err
+    assert "does not know the scores of its training scans" in capsys.readouterr().err

@@ -240,7 +240,7 @@ def test_the_loss_of_ccd_is_its_contrastive_part_against_its_own_chance(
         for e in read_events(run.directory / "events.jsonl")
         if "loss" in e
     ]
-    monkeypatch.setattr("core.study.pretraining_table.read_events", lambda path: honest)
+    monkeypatch.setattr("core.study.pretraining_statistics.read_events", lambda path: honest)
     end = contrastive_end(run)
     assert (end["loss"], end["chance"]) == pytest.approx((1.5, np.log(8)))
     assert end["loss_share"] == pytest.approx(1.5 / np.log(8))

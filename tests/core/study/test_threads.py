@@ -65,7 +65,8 @@ def test_scores_finished_with_other_threads_no_longer_claim_equal_bits(
     own_study: TinyStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.rmtree(own_study.runs / "tiny" / "scores" / "test01")
-    monkeypatch.setattr("core.study.scoring.computed_by", lambda: "64 threads, AVX512")
+    for module in ("core.study.scoring", "core.study.opening"):
+        monkeypatch.setattr(f"{module}.computed_by", lambda: "64 threads, AVX512")
     run = scoring.score(open_run(own_study.runs, "tiny"), open_progress())
     assert "scored partly with" in unequal_bits(open_run(run.directory.parent, "tiny"))
 
