@@ -21,6 +21,7 @@ from pages._text import plain
 
 ELSEWHERE = ("weights", "encoder.")
 """Settings that the encoder's run decides."""
+UNITS = {"mm": "mm", "gb": "GB", "voxels": "voxels"}
 
 
 def fit_form(encoder: Run) -> None:
@@ -70,7 +71,7 @@ def _ask(name: str, recipe: Detector) -> dict[str, Any]:
 
 
 def _widget(setting: Setting, key: str) -> Any:
-    label = plain(setting.place.replace("_", " ").replace(".", ": "))
+    label = plain(_label(setting.place))
     shown: Mapping[str, Any] = {"key": key, "help": plain(setting.text)}
     if get_origin(setting.kind) is Literal:
         options = get_args(setting.kind)
@@ -83,6 +84,13 @@ def _widget(setting: Setting, key: str) -> Any:
     if isinstance(setting.value, int | float):
         return _numbered(setting, str(st.text_input(label, f"{setting.value:g}", **shown)))
     return str(st.text_input(label, str(setting.value), **shown)).strip()
+
+
+def _label(place: str) -> str:
+    """A place in words: gaussian: ridge; smoothing, mm."""
+    stem, _, unit = place.rpartition("_")
+    named = f"{stem}, {UNITS[unit]}" if unit in UNITS else place
+    return named.replace("_", " ").replace(".", ": ")
 
 
 def _listed(setting: Setting, words: list[str]) -> tuple[Any, ...]:
