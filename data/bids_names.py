@@ -20,30 +20,23 @@ ELSEWHERE = ("func", "fmap", "perf", "meg", "eeg", "ieeg", "beh", "pet", "mrs", 
 _MASK_SUFFIXES = ("mask", "roi", "msk", "seg", "segm", "segmentation", "label", "labels", "dseg", "probseg", "voi")
 LESION = re.compile(
     r"lesion|lasion|laesion|lesao|\b[br]?m?p?les\b|\bles\d*\b|msk|stroke|infar[ck]t|ictus|isch(?:a?e|a)m|penumbra|"
-    r"tumou?r|"
-    r"tumeur|gliom|glioblast|\bgbm\b|metast|mets\b|mening(?:i|e)o|\bwmhs?\b|\bwmls?\b|wmh(?!free|fill)|hyperint|"
-    r"hypoint|"
-    r"\broi\b|o?edema|odem|ha?emorr?h?ag|hamorrhag|ha?ematom|hamatom|blutung|bleed|microbleed|\bcmbs?\b|lacun|plaque|"
-    r"anomal|abnormal|patholog|\bfcd\b|dysplas|\btubers?\b|cavit|resect|annotation|delineation|\bavms?\b|aneurysm|"
-    r"cavernom|"
-    r"angiom|contus|\bcysts?\b|zyste|\bkyste|abscess|demyelin|blackhole|\bgtv\d*\b|\bctv\d*\b|necro|whitematterchange|"
-    r"encephalomalac|heterotop|\bich\b|\bsah\b|\bsdh\b|\bivh\b|epileptogenic|\bsoz\b|enhancing"
+    r"tumou?r|tumeur|gliom|glioblast|\bgbm\b|metast|mets\b|mening(?:i|e)o|\bwmhs?\b|\bwmls?\b|wmh(?!free|fill)|"
+    r"hyperint|hypoint|\broi\b|o?edema|odem|ha?emorr?h?ag|hamorrhag|ha?ematom|hamatom|blutung|bleed|microbleed|"
+    r"\bcmbs?\b|lacun|plaque|anomal|abnormal|patholog|\bfcd\b|dysplas|\btubers?\b|cavit|resect|annotation|delineation|"
+    r"\bavms?\b|aneurysm|cavernom|angiom|contus|\bcysts?\b|zyste|\bkyste|abscess|demyelin|blackhole|\bgtv\d*\b|"
+    r"\bctv\d*\b|necro|whitematterchange|encephalomalac|heterotop|\bich\b|\bsah\b|\bsdh\b|\bivh\b|epileptogenic|"
+    r"\bsoz\b|enhancing"
 )
 """In the name of a file: it is the mask of a lesion."""
 _BRAIN = re.compile(r"\bbrain\b|\bbrainmask\b|dlmuse|skullstrip|\bbet\b|synthstrip|\bhdbet\b|\brobex\b")
 _TISSUE = re.compile(
     r"\b(?:left|right|lh|rh)?(?:c?gm|d?gm|s?gm|wm|na[wg]m|csf|cord|sc|seg-manual|discs?|eyes?|skull|scalp|head|face|"
-    r"bold|fast|nonzero|"
-    r"deface\w*|ribbon|cortex|cortical|subcortical|gr[ae]y|white|gr[ae]ymatter|whitematter|brainstem|hippo?\w*|"
-    r"thalam\w*|"
-    r"hypothalam\w*|amygdal\w*|putamen|caudate|pallid\w*|accumbens|striatum|insula|claustrum|fornix|callosum|cc|"
-    r"midbrain|"
-    r"pons|medulla|nigra|nuclei|nucleus|basalganglia|bg|lobes?|frontal|temporal|parietal|occipital|cingulate|"
-    r"hemi(?:sphere)?s?|"
-    r"ventric\w*|cerebell\w*|cerebr\w*|choroid\w*|vessels?|arter\w*|veins?|sinus|pituitary|tissues?|spinalcord|"
-    r"vertebrae?|"
-    r"nodif\w*|b0|dwi|pve\w*|fov|foreground|background|ss|mgdm|air|coverage|valid|slab|qc|icv|tiv|crop\w*)\b|"
-    r"aseg|aparc|synthseg|atlas|parc(?:ellation)?\b"
+    r"bold|fast|nonzero|deface\w*|ribbon|cortex|cortical|subcortical|gr[ae]y|white|gr[ae]ymatter|whitematter|brainstem|"
+    r"hippo?\w*|thalam\w*|hypothalam\w*|amygdal\w*|putamen|caudate|pallid\w*|accumbens|striatum|insula|claustrum|"
+    r"fornix|callosum|cc|midbrain|pons|medulla|nigra|nuclei|nucleus|basalganglia|bg|lobes?|frontal|temporal|parietal|"
+    r"occipital|cingulate|hemi(?:sphere)?s?|ventric\w*|cerebell\w*|cerebr\w*|choroid\w*|vessels?|arter\w*|veins?|sinus|"
+    r"pituitary|tissues?|spinalcord|vertebrae?|nodif\w*|b0|dwi|pve\w*|fov|foreground|background|ss|mgdm|air|coverage|"
+    r"valid|slab|qc|icv|tiv|crop\w*)\b|aseg|aparc|synthseg|atlas|parc(?:ellation)?\b"
 )
 _REMOVED = re.compile(
     r"free|fill|inpaint|remov|mask(?:ed|out)|corrected|repaired|less\b|healthy|preproc|without|no(?:les|wmh)"
@@ -53,10 +46,8 @@ _FILLED = re.compile(r"fill|inpaint|removed|repaired")
 """Beside a lesion's name: a scan from which it was taken out."""
 _OTHER_THINGS = re.compile(
     r"^(?:xfm|warp|regressors|bold|boldref|sbref|dwi|adc|fa|md|rd|ad|t[12]map|t2starmap|r[12]map|mtr\w*|mtsat|megre|"
-    r"mese|"
-    r"mp2rage|unit1|mprage|inplane\w*|angio|swi|asl|cbf|m0scan|pet|defacemask|thickness|curv|sulc|area|volume|"
-    r"jacobian\w*|"
-    r"bias\w*|field\w*|phase\w*|magnitude\w*|epi|ct|t[12]w|flair|pdw|t2starw|events|channels|scans)$"
+    r"mese|mp2rage|unit1|mprage|inplane\w*|angio|swi|asl|cbf|m0scan|pet|defacemask|thickness|curv|sulc|area|volume|"
+    r"jacobian\w*|bias\w*|field\w*|phase\w*|magnitude\w*|epi|ct|t[12]w|flair|pdw|t2starw|events|channels|scans)$"
 )
 """The last word of a name: a scan or a map, plainly no mask."""
 _TISSUE_PIPELINES = re.compile(
